@@ -1,0 +1,168 @@
+"""What the tables `[model]` and `[train]` of a recipe may say, and the full description of a GPT."""
+
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+PRESETS: dict[str, dict[str, int]] = {
+    "openai-gpt": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 117 M
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 124 M
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 350 M
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774 M
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},  # 1,558 M
+    "gopher-44m": {"n_layer": 8, "n_head": 16, "n_embd": 512},
+    "gpt-mini": {"n_layer": 6, "n_head": 6, "n_embd": 192},
+    "gpt-micro": {"n_layer": 4, "n_head": 4, "n_embd": 128},
+    "gpt-nano": {"n_layer": 3, "n_head": 3, "n_embd": 48},
+}
+"""Sizes by name, as in minGPT; the names come from the papers and from minGPT's tiny models."""
+
+
+class Options(BaseModel):
+    """Frozen, strict about unknown keys; the sentence below a field is its help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class ModelOptions(Options):
+    """The table `[model]`: the shape of a GPT. The data set adds vocab_size and block_size.
+
+    The defaults are GPT-2's architecture (Radford et al. 2019).
+    """
+
+    preset: (
+        Literal[
+            "openai-gpt", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+            "gopher-44m", "gpt-mini", "gpt-micro", "gpt-nano",
+        ]
+        | None
+    ) = None  # fmt: skip
+    """Fills in n_layer, n_head and n_embd by name; sizes written beside it win."""
+    n_layer: PositiveInt = 6
+    """Number of blocks."""
+    n_head: PositiveInt = 6
+    """Query heads per attention layer; must divide n_embd."""
+    n_kv_head: PositiveInt | None = None
+    """Key and value heads, shared by groups of queries (Ainslie et al. 2023); n_head if unset."""
+    n_embd: PositiveInt = 384
+    """Width of the residual stream."""
+    n_inner: PositiveInt | None = None
+    """Width inside the MLP; if unset 4 * n_embd, for swiglu 8/3 * n_embd rounded up to 64s."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before attention, before the MLP and before the head."""
+    position: Literal["learned", "rotary"] = "learned"
+    """How the model knows where a token stands: a table, or rotated queries and keys."""
+    mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
+    """The MLP's non-linearity: GPT-2's tanh GELU, squared ReLU, or SiLU-gated."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head (RMS, without a learned scale)."""
+    bias: bool = True
+    """Give linear layers and layer norms a bias."""
+    tie_embeddings: bool = True
+    """Let the head share the token embedding's weights."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout of the embedding, the attention weights and both residual branches."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(preset := values.get("preset"), str):
+            return PRESETS.get(preset, {}) | values
+        return values
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} should be divisible by n_head {self.n_head}")
+        if self.n_head % (self.n_kv_head or self.n_head):
+            raise ValueError(
+                f"n_head {self.n_head} should be divisible by n_kv_head {self.n_kv_head}"
+            )
+        if self.position == "rotary" and (self.n_embd // self.n_head) % 2:
+            raise ValueError(
+                f"rotary positions need an even head size, got n_embd {self.n_embd} / "
+                f"n_head {self.n_head} = {self.n_embd // self.n_head}"
+            )
+        return self
+
+
+class GPTConfig(ModelOptions):
+    """Everything that determines a GPT's parameters: its shape and the data's sizes."""
+
+    vocab_size: PositiveInt
+    """Number of different token ids."""
+    block_size: PositiveInt
+    """Longest context in tokens."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def inner_size(self) -> int:
+        """Width inside the MLP."""
+        if self.n_inner:
+            return self.n_inner
+        return -(-8 * self.n_embd // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
+
+
+class TrainOptions(Options):
+    """The table `[train]`: how long, how fast, on what, and what is kept."""
+
+    steps: PositiveInt = 1000
+    """Updates of the weights."""
+    batch_size: PositiveInt = 32
+    """Sequences per update, over all micro-batches."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences per forward pass; gradients accumulate up to batch_size. Unset: batch_size."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
+    learning_rate: PositiveFloat = 1e-3
+    """Base rate of AdamW."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Base rate of Muon."""
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
+    """AdamW's two averaging factors, each below 1."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of matrices and embeddings; never of biases and norms."""
+    eval_every: PositiveInt = 100
+    """Steps between evaluations; the last step is always evaluated."""
+    eval_batches: PositiveInt | None = None
+    """Batches per evaluation; unset: the whole validation split."""
+    save_every: PositiveInt | None = None
+    """Steps between checkpoints; unset: after each evaluation. The last step is always saved."""
+    keep: PositiveInt = 2
+    """How many of the newest checkpoints stay on disk, besides the best by validation loss."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """"auto", "cpu", "mps", "cuda" or "cuda:N"; auto takes a GPU if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile the model; auto: on GPUs only, since it takes half a minute on a CPU."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} should be a multiple of "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+        if max(self.betas) >= 1:
+            raise ValueError(f"betas should be below 1, got {list(self.betas)}")
+        return self

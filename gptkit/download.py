@@ -1,0 +1,118 @@
+"""Downloads and caches on disk: complete and checked, or absent. The plugin contract's `fetch`."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from gptkit.errors import DownloadError
+
+
+def cache_folder(name: str) -> Path:
+    """Where a plugin may keep derived files: `$GPTKIT_CACHE/name`, else the user's cache folder."""
+    root = os.environ.get("GPTKIT_CACHE")
+    return (Path(root) if root else user_cache_path("gptkit", appauthor=False)) / name
+
+
+def cached(folder: Path, build: Callable[[Path], None]) -> Path:
+    """`folder`, built by `build(temporary folder)` where it does not exist: complete or absent.
+
+    Two processes may build at the same time; the first to finish wins.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(temporary)
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
+    """Download a file once; later calls find it in the cache.
+
+    An interrupted download goes on where it stopped. A file enters the cache only when its checksum
+    holds.
+
+    Args:
+        url: an http or https address.
+        sha256: the file's digest in hex.
+        size: its length in bytes.
+        hint: what else the user can do when there is no network.
+
+    Raises:
+        DownloadError: no network, an HTTP error, or contents that are not what was expected.
+    """
+    import pooch  # here and below: only a command that downloads pays for these imports
+    import requests
+
+    folder = cache_folder("downloads")
+    name = f"{sha256[:12]}-{url.rsplit('/', 1)[-1]}"
+    target = folder / name
+
+    def download(address: str, output_file: str, _: object) -> None:
+        partial = target.with_name(name + ".part")
+        _download(address, partial, size)
+        partial.replace(output_file)
+
+    advice = f"or put the file at {target}" + (f"; {hint}" if hint else "")
+    try:
+        pooch.retrieve(
+            url, known_hash=f"sha256:{sha256}", fname=name, path=folder, downloader=download
+        )
+    except requests.RequestException as error:
+        raise DownloadError(
+            f"{url}: cannot be downloaded: {_reason(error)}",
+            hint=f"check the network and try again, {advice}",
+        ) from error
+    except ValueError as error:
+        raise DownloadError(
+            f"{url}: what came is not the expected file: its sha256 differs",
+            hint=f"try again later, {advice}",
+        ) from error
+    return target
+
+
+def _download(url: str, partial: Path, size: int) -> None:
+    """Fetch `url` into `partial`, which may already hold its beginning."""
+    import requests
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    have = partial.stat().st_size if partial.exists() else 0
+    have = have if have < size else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            have = 0
+        with (
+            partial.open("ab" if have else "wb") as file,
+            Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True)) as progress,
+        ):
+            task = progress.add_task(url.rsplit("/", 1)[-1], total=size, completed=have)
+            for chunk in response.iter_content(chunk_size=1 << 18):
+                file.write(chunk)
+                progress.advance(task, len(chunk))
+    if (got := partial.stat().st_size) < size:
+        raise requests.RequestException(f"the connection ended after {got} of {size} bytes")
+
+
+def _reason(error: Exception) -> str:
+    import requests
+
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.ConnectionError | requests.Timeout):
+        return "no answer (offline?)"
+    return str(error)

@@ -1,0 +1,107 @@
+"""What can go wrong, by whose hand, and with which exit code the command line ends.
+
+Every error says the place and the fault in its message and the next move in its hint. The command
+line prints a `GptkitError` as two lines; any other exception is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class GptkitError(Exception):
+    """A failure that the user can understand and act on.
+
+    Args:
+        message: the place and the fault, without a final full stop.
+        hint: the next move; printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(GptkitError):
+    """Bad usage: an option, a path or a name on the command line is wrong."""
+
+    exit_code = 2
+
+
+class PluginError(UsageError):
+    """A plugin is missing, ambiguous, fails to import or breaks the contract."""
+
+
+class DataError(UsageError):
+    """The data that a recipe points to cannot be used."""
+
+
+class PromptError(UsageError):
+    """A prompt cannot be turned into tokens by the model's codec."""
+
+
+class DownloadError(GptkitError):
+    """A download failed: no network, a wrong size or a wrong checksum."""
+
+
+class CheckpointError(GptkitError):
+    """A checkpoint is damaged, incomplete or of a newer format, or cannot be written."""
+
+
+class RunError(GptkitError):
+    """A run folder cannot be used: missing, taken by another process or already there."""
+
+
+class DivergedError(GptkitError):
+    """The loss or a gradient became infinite or NaN; the weights were not touched by it."""
+
+    exit_code = 3
+
+
+class StoppedError(GptkitError):
+    """Training was stopped by a signal, after a checkpoint was saved.
+
+    Args:
+        message: what was saved.
+        hint: how to resume.
+        signum: the signal; the exit code is 128 + signum, as shells have it.
+    """
+
+    def __init__(self, message: str, *, hint: str, signum: int) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a recipe and its place, e.g. `callbacks[1] (grad-clip).max_norm`."""
+
+    place: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.fault}" if self.place else self.fault
+
+
+class RecipeError(UsageError):
+    """Everything that is wrong with a recipe, all at once.
+
+    Args:
+        source: the recipe's path.
+        problems: the faults, each with its place; at least one.
+        hint: the next move.
+    """
+
+    def __init__(
+        self, source: str, problems: Iterable[Problem], *, hint: str | None = None
+    ) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems), hint=hint)
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` is most likely a misspelling of, if any comes close."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None

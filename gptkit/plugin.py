@@ -1,0 +1,222 @@
+"""The extension contract: everything that a plugin imports from gptkit, besides `gptkit.codec`.
+
+A plugin is a frozen pydantic model. Its fields are the recipe's options, the docstring below a field
+is that option's help, its methods are its behaviour; run-time state is a private attribute.
+A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.callbacks`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from gptkit.codec import Codec
+from gptkit.download import cache_folder, cached, fetch
+from gptkit.errors import DataError, DownloadError, closest
+
+__all__ = [
+    "EVENTS",
+    "IGNORE",
+    "Callback",
+    "Data",
+    "DataError",
+    "Dataset",
+    "DownloadError",
+    "Plugin",
+    "Split",
+    "TokenFile",
+    "TrainState",
+    "cache_folder",
+    "cached",
+    "fetch",
+]
+
+EVENTS = (
+    "on_fit_start",
+    "on_step_start",
+    "on_backward_end",
+    "on_step_end",
+    "on_eval_end",
+    "on_fit_end",
+)
+"""The moments of training at which callbacks run, in the order of their first occurrence."""
+
+IGNORE = -100
+"""A target that carries no loss."""
+
+
+class Plugin(BaseModel):
+    """Base of every plugin: frozen options, unknown ones refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        arbitrary_types_allowed=True,
+    )
+
+
+class Split(ABC):
+    """One part of a data set: windows or items that can be gathered by number."""
+
+    stride: int = 1
+    """Distance between the numbers that one walk over the whole split visits: 1 for separate items,
+    block_size where neighbouring numbers are overlapping windows of one stream."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of start positions or items."""
+
+    @abstractmethod
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets by number, in one vectorised gather.
+
+        Args:
+            indices: int64 (B,), each in 0 .. len(self) - 1.
+
+        Returns:
+            x and y, both int64 (B, block_size) on the CPU; a target of `IGNORE` carries no loss.
+        """
+
+
+class TokenFile(Split):
+    """A split that is a stretch of one long token stream in a file, of which only windows are read.
+
+    Args:
+        path: raw tokens without a header.
+        dtype: how they are stored, "uint8" or "uint16".
+        start: first token of the split.
+        stop: token after the last one of the split.
+        block_size: tokens per window; every target is the token after its input.
+    """
+
+    def __init__(
+        self, path: Path, dtype: str, *, start: int = 0, stop: int, block_size: int
+    ) -> None:
+        self.path, self.dtype, self.start, self.stop = path, np.dtype(dtype), start, stop
+        self.stride = block_size
+        self._window = np.arange(block_size + 1)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start - self.stride)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        # Mapped anew for every batch: the pages touched leave this process's memory with the map.
+        tokens = np.memmap(self.path, self.dtype, mode="r", shape=(self.stop,))
+        starts = indices.numpy() + self.start
+        rows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded data set: what training and sampling need to know of it."""
+
+    train: Split
+    val: Split
+    codec: Codec
+    vocab_size: int
+    block_size: int
+    sha256: str | None = None
+    """Digest of the source, recorded with the run."""
+
+    def __post_init__(self) -> None:
+        for name, split in (("training", self.train), ("validation", self.val)):
+            if len(split) < 1:
+                raise DataError(
+                    f"the {name} split holds not one window of {self.block_size} tokens",
+                    hint="use more data or a smaller block_size",
+                )
+
+
+class Dataset(Plugin, ABC):
+    """A source of training data; an entry point in `gptkit.datasets`."""
+
+    @abstractmethod
+    def load(self) -> Data:
+        """Open the data, downloading or encoding it first where that was not done before.
+
+        Raises:
+            DataError: the data cannot be used; says which file and where in it.
+            DownloadError: it cannot be fetched.
+        """
+
+
+@dataclass
+class TrainState:
+    """What callbacks see of a training run, and the few things they may change."""
+
+    model: nn.Module
+    """The plain model, neither compiled nor sharded."""
+    optimizer: torch.optim.Optimizer
+    """Its groups carry `initial_lr`; a schedule sets `group["lr"]`."""
+    codec: Codec
+    """How tokens become text or pictures."""
+    steps: int
+    """Updates that the recipe asks for."""
+    tokens_per_step: int
+    """Target tokens per update, masked ones included."""
+    run_dir: Path | None = None
+    """The run folder; None where nothing is written."""
+    step: int = 0
+    """Updates done."""
+    loss: Tensor = field(default_factory=lambda: torch.tensor(float("nan")))
+    """Training loss of the latest batch, on the device: reading its value waits for the device."""
+    val_loss: float | None = None
+    """Loss of the latest evaluation, in nats per token."""
+    metrics: dict[str, float | Tensor] = field(default_factory=dict)
+    """What callbacks recorded at this step, by name, for loggers to pick up."""
+    stop: bool = False
+    """Set by a callback to end training after this step."""
+    sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
+    """`sample(tokens, seed)` draws from the current weights, in the codec's format."""
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens seen so far."""
+        return self.step * self.tokens_per_step
+
+
+class Callback(Plugin):
+    """A training habit; an entry point in `gptkit.callbacks`. Override the events it needs."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a method whose name looks like an event and is none: it would never be called."""
+        for name in vars(cls):
+            if name.startswith("on_") and name not in EVENTS:
+                near = closest(name, EVENTS)
+                advice = f'did you mean "{near}"?' if near else f"events: {', '.join(EVENTS)}"
+                raise TypeError(f'{cls.__name__}.{name} is not an event; {advice}')
+
+    def on_fit_start(self, state: TrainState) -> None:
+        """Once, after a checkpoint was loaded: open files."""
+
+    def on_step_start(self, state: TrainState) -> None:
+        """Before the batch: set rates."""
+
+    def on_backward_end(self, state: TrainState) -> None:
+        """Gradients are complete, the weights not yet updated: clip."""
+
+    def on_step_end(self, state: TrainState) -> None:
+        """After the update: log, or stop early with `state.stop = True`."""
+
+    def on_eval_end(self, state: TrainState) -> None:
+        """After an evaluation; `state.val_loss` is fresh."""
+
+    def on_fit_end(self, state: TrainState) -> None:
+        """Once, always, also after an error or Ctrl-C: close files."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs back: JSON values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
