@@ -76,10 +76,11 @@ class StoppedError(GptkitError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a recipe and its place, e.g. `callbacks[1] (grad-clip).max_norm`."""
+    """One fault in a recipe, its place, e.g. `callbacks[1] (grad-clip).max_norm`, and a way out."""
 
     place: str
     fault: str
+    hint: str | None = None
 
     def __str__(self) -> str:
         return f"{self.place}: {self.fault}" if self.place else self.fault
@@ -91,14 +92,15 @@ class RecipeError(UsageError):
     Args:
         source: the recipe's path.
         problems: the faults, each with its place; at least one.
-        hint: the next move.
     """
 
-    def __init__(
-        self, source: str, problems: Iterable[Problem], *, hint: str | None = None
-    ) -> None:
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems), hint=hint)
+        hints = dict.fromkeys(problem.hint for problem in self.problems if problem.hint)
+        super().__init__(
+            "\n".join(f"{source}: {problem}" for problem in self.problems),
+            hint="\n".join(hints) or None,
+        )
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

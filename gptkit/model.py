@@ -6,13 +6,14 @@ Radford et al. 2019 (GPT-2); Su et al. 2021 (rotary); Zhang & Sennrich 2019 (RMS
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptkit.config import GPTConfig
+from gptkit.errors import CheckpointError
 
 NORM_EPS = 1e-5
 ROPE_THETA = 10_000.0
@@ -255,6 +256,10 @@ class GPT(nn.Module):
         """
         return self.lm_head(self.features(x, context))
 
+    def next_logits(self, x: Tensor, context: Context) -> Tensor:
+        """Logits of the token after the last one alone, (B, T) to (B, vocab_size)."""
+        return self.lm_head(self.features(x, context)[:, -1])
+
     def features(self, x: Tensor, context: Context = NO_PAST) -> Tensor:
         """The residual stream after the last norm, (B, T) to (B, T, C)."""
         h = self.drop(self.position.embed(self.wte(x), context.length))
@@ -266,6 +271,24 @@ class GPT(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name; a tied head appears once, as the embedding."""
         return dict(self.named_parameters())
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `weights` gave.
+
+        Raises:
+            CheckpointError: names or shapes are not this model's.
+        """
+        own = self.weights()
+        wrong = sorted(
+            name
+            for name in own.keys() | tensors.keys()
+            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+        )
+        if wrong:
+            raise CheckpointError(f"weights do not fit the model: {', '.join(wrong[:5])}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
 
     def n_parameters(self) -> int:
         """Number of parameters, a tied head counted once."""

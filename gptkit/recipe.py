@@ -82,7 +82,7 @@ def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None
         for kind, value, place in _named_plugins(table):
             problems += check(kind, value, place)
     if problems or recipe is None:
-        raise RecipeError(str(path), problems, hint="gptkit plugins show NAME lists options")
+        raise RecipeError(str(path), problems)
     return recipe
 
 

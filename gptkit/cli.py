@@ -1,0 +1,205 @@
+"""The command line: each command parses, calls one function and prints. Heavy imports are inside."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from gptkit.errors import GptkitError
+
+
+class Commands(TyperGroup):
+    """Turns a user's mistake into two lines and an exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except GptkitError as error:
+            _say(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            typer.echo("\nstopped", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, sample and ship small and medium GPTs from one recipe file.",
+)
+plugins_app = typer.Typer(no_args_is_help=True, help="What is installed, and what it can do.")
+runs_app = typer.Typer(no_args_is_help=True, help="What was trained here.")
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(runs_app, name="runs")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")]
+RunArgument = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest if left out.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field, as often as needed."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Which checkpoint to take.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Train, sample and ship small and medium GPTs from one recipe file."""
+    if version:
+        from gptkit import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder; a new one under runs/.")
+    ] = None,
+) -> None:
+    """Train a recipe from the start into a new run folder; prints the folder."""
+    from gptkit import run
+
+    typer.echo(run.train(recipe, overrides, out=out, report=_report).path)
+
+
+@app.command()
+def resume(run_folder: RunArgument = None) -> None:
+    """Continue a run from its newest checkpoint, exactly; prints the folder."""
+    from gptkit import run
+
+    typer.echo(run.resume(run_folder, report=_report).path)
+
+
+@app.command()
+def sample(
+    run_folder: RunArgument = None,
+    prompt: Annotated[str, typer.Option(help="What the model continues.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to draw.")] = 500,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead.")] = None,
+    checkpoint: CheckpointOption = "last",
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw text from a trained model, shown as it is drawn."""
+    from gptkit import run, show
+    from gptkit.sampler import Sampling
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    trained = run.open_trained(run_folder, which=checkpoint, device=device)
+    drawing = run.sample(trained, prompt, tokens=tokens, sampling=sampling, samples=samples)
+    if out:
+        show.write_samples(drawing, out)
+    else:
+        show.stream_samples(drawing, sys.stdout.buffer, samples=samples)
+
+
+@app.command("eval")
+def evaluate(
+    run_folder: RunArgument = None,
+    checkpoint: CheckpointOption = "last",
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Measure the loss over the whole validation split."""
+    from gptkit import run, show
+
+    show.evaluation(*run.evaluate_run(run_folder, which=checkpoint, device=device), as_json=json)
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B006
+    """Validate a recipe and its plugins without training; prints the complete recipe."""
+    from gptkit import registry
+
+    plugins = registry.build(registry.read_recipe(recipe, overrides))
+    typer.echo(plugins.recipe.to_toml(), nl=False)
+    typer.echo(f"{recipe}: ok", err=True)
+
+
+@plugins_app.command("list")
+def plugins_list(json: JsonOption = False) -> None:
+    """List the installed plugins; imports none of them."""
+    from gptkit import registry, show
+
+    show.entries(
+        [entry for kind in registry.BASES for entry in registry.installed(kind)], as_json=json
+    )
+
+
+@plugins_app.command("show")
+def plugins_show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
+    """Show a plugin's options, their defaults and their meaning."""
+    from gptkit import registry, show
+
+    for entry in registry.find_any(name):
+        show.plugin(entry, registry.load(entry))
+
+
+@plugins_app.command("check")
+def plugins_check(
+    name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
+) -> None:
+    """Import plugins and say which are broken, with their tracebacks."""
+    from gptkit import registry, show
+
+    results = registry.check_all(name)
+    show.checks(results)
+    if any(error for _, error in results):
+        raise typer.Exit(2)
+
+
+@runs_app.command("list")
+def runs_list(json: JsonOption = False) -> None:
+    """List the runs under runs/, newest last."""
+    from gptkit import folder, show
+
+    show.runs(folder.list_runs(), as_json=json)
+
+
+@runs_app.command("show")
+def runs_show(run_folder: RunArgument = None, json: JsonOption = False) -> None:
+    """Show a run: recipe, environment, checkpoints."""
+    from gptkit import folder, show
+
+    show.run(folder.open_run(run_folder), as_json=json)
+
+
+def _report(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _say(error: GptkitError) -> None:
+    for line in str(error).splitlines():
+        typer.echo(f"error: {line}", err=True)
+    for line in (error.hint or "").splitlines():
+        typer.echo(f"hint:  {line}", err=True)
+
+
+def main() -> None:
+    """The entry point of the command `gptkit`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

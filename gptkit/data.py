@@ -1,0 +1,38 @@
+"""The order of the data: batches as a pure function of (seed, step), evaluation in fixed windows."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptkit.plugin import IGNORE, Split
+
+
+def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
+    """Which windows make up the batch of a step: int64 (batch_size,), each in 0 .. size - 1.
+
+    Drawn with replacement from the counter-based generator Philox (Salmon et al. 2011), so that
+    nothing needs to be stored to continue a run.
+    """
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
+    return torch.from_numpy(generator.integers(size, size=batch_size))
+
+
+def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches that cover a split once, every target counted exactly once.
+
+    Windows start a stride apart. What remains at the end is covered by a window that reaches back
+    into the one before it, where its targets are masked.
+    """
+    starts = list(range(0, len(split), split.stride))
+    overlap = split.stride - (len(split) - 1 - starts[-1])
+    if overlap < split.stride:
+        starts.append(len(split) - 1)
+    for i in range(0, len(starts), batch_size):
+        indices = torch.tensor(starts[i : i + batch_size])
+        x, y = split[indices]
+        if overlap < split.stride and i + batch_size >= len(starts):
+            y = y.clone()
+            y[-1, :overlap] = IGNORE
+        yield x, y

@@ -1,0 +1,90 @@
+"""Where and in which precision a model runs, each choice with its reason."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gptkit.config import TrainOptions
+from gptkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device, precision and compilation of a run; `reasons` says why, by name."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    reasons: dict[str, str]
+
+    def autocast(self) -> torch.autocast:
+        """The context in which forward passes run."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def place(options: TrainOptions) -> Placement:
+    """Resolve every "auto" of the training options on this machine.
+
+    Raises:
+        UsageError: a device was asked for that is not there.
+    """
+    device, why_device = pick_device(options.device)
+    dtype, why_dtype = _pick_dtype(options.dtype, device)
+    compiled, why_compile = _pick_compile(options.compile, device)
+    reasons = {"device": why_device, "dtype": why_dtype, "compile": why_compile}
+    return Placement(device, dtype, compiled, reasons)
+
+
+def pick_device(name: str) -> tuple[torch.device, str]:
+    """The device of that name and why it was taken.
+
+    Args:
+        name: "auto", "cpu", "mps", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: it is not there, or there is no such name.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"{torch.cuda.get_device_name()} found"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple GPU found"
+        return torch.device("cpu"), "no GPU found"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f'no device is called "{name}"', hint="auto, cpu, mps, cuda or cuda:N"
+        ) from None
+    missing = {
+        "cuda": (device.index or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+    }
+    if missing.get(device.type, False):
+        raise UsageError(
+            f'device "{name}" is not available: {_what_is_there()}', hint='use device "auto"'
+        )
+    return device, "asked for"
+
+
+def _what_is_there() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    count = torch.cuda.device_count()
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds {count} GPUs"
+
+
+def _pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if name != "auto":
+        return getattr(torch, name), "asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "the GPU has bfloat16"
+    return torch.float32, f"bfloat16 is not fast on this {device.type}"
+
+
+def _pick_compile(choice: str | bool, device: torch.device) -> tuple[bool, str]:
+    if isinstance(choice, bool):
+        return choice, "asked for"
+    if device.type == "cuda":
+        return True, "pays for itself on a GPU"
+    return False, f"takes longer than it saves on {device.type}"

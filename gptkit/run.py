@@ -1,0 +1,295 @@
+"""The one place where everything meets: train, resume, sample and evaluate a run."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gptkit import __version__, checkpoint, folder, registry
+from gptkit.codec import Codec
+from gptkit.config import GPTConfig
+from gptkit.decoder import TorchDecoder, evaluating
+from gptkit.device import Placement, pick_device, place
+from gptkit.errors import CheckpointError, RunError, StoppedError
+from gptkit.folder import RunFolder
+from gptkit.generate import generate
+from gptkit.model import GPT
+from gptkit.plugin import Data, TrainState
+from gptkit.recipe import Recipe
+from gptkit.registry import Plugins
+from gptkit.sampler import Sampling
+from gptkit.trainer import Evaluation, Trainer, evaluate
+
+_SHOW_CURSOR = "\x1b[?25h"
+
+Report = Callable[[str], None]
+"""Takes a line that tells the user what is going on."""
+
+
+def train(
+    recipe_path: Path, overrides: Sequence[str] = (), *, out: Path | None = None, report: Report
+) -> RunFolder:
+    """Train a recipe from the start into a new run folder.
+
+    Nothing is written before recipe, plugins, data and model are known to be good.
+
+    Raises:
+        GptkitError: what went wrong, in the user's words.
+        StoppedError: a signal ended it, after a checkpoint.
+    """
+    plugins = registry.build(registry.read_recipe(recipe_path, overrides))
+    run = folder.new_run(out or folder.name_for(recipe_path))
+    data, placement = plugins.dataset.load(), place(plugins.recipe.train)
+    trainer = _trainer(run, plugins, data, placement)
+    folder.create(run)
+    with run.lock():
+        folder.write_json(run.environment, _environment(plugins, data, placement))
+        folder.write_text(run.recipe, plugins.recipe.to_toml())
+        report(_summary(trainer, run))
+        _fit(trainer, run)
+    return run
+
+
+def resume(path: Path | None, *, report: Report) -> RunFolder:
+    """Continue a run from its newest intact checkpoint, as if it had never stopped.
+
+    Raises:
+        GptkitError: what went wrong, in the user's words.
+        StoppedError: a signal ended it, after a checkpoint.
+    """
+    run = folder.open_run(path)
+    with run.lock():
+        checkpoint.sweep(run.checkpoints)
+        state, files = _newest_intact(run, report)
+        plugins = registry.build(registry.read_recipe(run.recipe))
+        if state.step >= plugins.recipe.train.steps:
+            report(f"{run.path}: complete at step {state.step}")
+            return run
+        data, placement = plugins.dataset.load(), place(plugins.recipe.train)
+        _check_same_data(run, data)
+        trainer = _trainer(run, plugins, data, placement)
+        trainer.load(state, files)
+        report(f"{_summary(trainer, run)}, from step {state.step}")
+        _fit(trainer, run)
+    return run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as a checkpoint holds it, with what is needed to talk to it."""
+
+    model: GPT
+    codec: Codec
+    state: checkpoint.State
+
+
+def open_trained(path: Path | None, *, which: str = "last", device: str = "auto") -> Trained:
+    """Load a run's checkpoint for sampling or evaluation; the training data stays closed.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        which: "last", "best" or a step's number.
+        device: where the model goes.
+    """
+    target, _ = pick_device(device)
+    step_folder = folder.open_run(path).step_folder(which)
+    state = checkpoint.load_state(step_folder)
+    record = state.codec
+    codec = registry.make_codec(record.name, record.distribution, record.options)
+    model = GPT(state.config)
+    model.load_weights(checkpoint.load_tensors(step_folder, state))
+    return Trained(model.to(target).eval(), codec, state)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Samples being drawn: the prompt's tokens, and what comes after, a token of every row at once.
+
+    Iterating `stream` draws; it can be done once.
+    """
+
+    codec: Codec
+    prompt: list[int]
+    stream: Iterator[list[int]]
+
+    def rows(self) -> list[list[int]]:
+        """Draw to the end; every sample whole, with its prompt."""
+        return [[*self.prompt, *row] for row in zip(*self.stream, strict=True)]
+
+
+def sample(
+    trained: Trained, prompt: str, *, tokens: int, sampling: Sampling, samples: int = 1
+) -> Drawing:
+    """Start drawing samples that continue a prompt; see `generate` for the rule.
+
+    Raises:
+        PromptError: the codec cannot read the prompt.
+    """
+    ids = trained.codec.encode(prompt)
+    decoder = TorchDecoder(trained.model, samples)
+    drawn = generate(decoder, ids, tokens=tokens, sampling=sampling, samples=samples)
+    return Drawing(trained.codec, ids, (chosen.tolist() for chosen in drawn))
+
+
+def evaluate_run(
+    path: Path | None, *, which: str = "last", device: str = "auto"
+) -> tuple[Evaluation, checkpoint.State]:
+    """The loss over a run's whole validation split."""
+    run = folder.open_run(path)
+    trained = open_trained(run.path, which=which, device=device)
+    plugins = registry.build(registry.read_recipe(run.recipe))
+    options = plugins.recipe.train.model_copy(update={"device": device})
+    data = plugins.dataset.load()
+    _check_same_data(run, data)
+    result = evaluate(
+        trained.model,
+        data.val,
+        placement=place(options),
+        batch_size=options.micro_batch_size or options.batch_size,
+    )
+    return result, trained.state
+
+
+def _trainer(run: RunFolder, plugins: Plugins, data: Data, placement: Placement) -> Trainer:
+    entry = registry.codec_entry(data.codec)
+    model = _new_model(plugins.recipe, data)
+    record = checkpoint.Record(
+        folder=run.checkpoints,
+        gptkit=__version__,
+        config=model.config,
+        dataset=plugins.recipe.dataset.use,
+        codec=checkpoint.CodecRecord(
+            name=entry.name,
+            distribution=entry.distribution,
+            options=data.codec.model_dump(mode="json"),
+        ),
+    )
+    trainer = Trainer(
+        model,
+        data,
+        options=plugins.recipe.train,
+        placement=placement,
+        seed=plugins.recipe.seed,
+        callbacks=plugins.callbacks,
+        run_dir=run.path,
+        record=record,
+    )
+    trainer.state.sample = _previewer(model, data.codec)
+    return trainer
+
+
+def _new_model(recipe: Recipe, data: Data) -> GPT:
+    shape = recipe.model.model_dump()
+    torch.manual_seed(recipe.seed)
+    return GPT(GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size))
+
+
+def _previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
+    def preview(tokens: int, seed: int) -> bytes:
+        prompt = codec.encode("")
+        sampling = Sampling(temperature=0.8, seed=seed)
+        with evaluating(model):
+            drawn = generate(TorchDecoder(model, 1), prompt, tokens=tokens, sampling=sampling)
+            return codec.decode([*prompt, *(int(chosen[0]) for chosen in drawn)])
+
+    return preview
+
+
+def _fit(trainer: Trainer, run: RunFolder) -> None:
+    with _stopping_on_signals(trainer.state) as received:
+        trainer.fit()
+    if received:
+        raise StoppedError(
+            f"stopped by {received[0].name} at step {trainer.state.step}, checkpoint saved",
+            hint=f"gptkit resume {run.path}",
+            signum=received[0],
+        )
+
+
+@contextmanager
+def _stopping_on_signals(state: TrainState) -> Iterator[list[signal.Signals]]:
+    """The first SIGINT or SIGTERM ends training after the step; the second ends it at once."""
+    received: list[signal.Signals] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if received:
+            sys.stderr.write(_SHOW_CURSOR if sys.stderr.isatty() else "")
+            os._exit(128 + signum)
+        received.append(signal.Signals(signum))
+        state.stop = True
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _newest_intact(
+    run: RunFolder, report: Report
+) -> tuple[checkpoint.State, dict[str, checkpoint.Tensors]]:
+    run.step_folder("last")  # raises where there is none at all
+    for step_folder in reversed(checkpoint.step_folders(run.checkpoints)):
+        try:
+            return checkpoint.load(step_folder)
+        except CheckpointError as error:
+            report(f"skipping {error}")
+    raise RunError(
+        f"{run.path}: no checkpoint is intact",
+        hint=f"train it from the start: gptkit train {run.recipe}",
+    )
+
+
+def _check_same_data(run: RunFolder, data: Data) -> None:
+    try:
+        before = json.loads(run.environment.read_text())["data_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the record is gone; the checkpoint itself says nothing of the data
+    if before != data.sha256:
+        raise RunError(
+            f"{run.path}: the training data is not what this run began with",
+            hint=f"restore it, or start anew: gptkit train {run.recipe}",
+        )
+
+
+def _summary(trainer: Trainer, run: RunFolder) -> str:
+    millions = trainer.plain.n_parameters() / 1e6
+    dtype = str(trainer.placement.dtype).removeprefix("torch.")
+    return f"{run.path}: {millions:.2f} M parameters on {trainer.placement.device} in {dtype}"
+
+
+def _environment(plugins: Plugins, data: Data, placement: Placement) -> dict[str, Any]:
+    packages = ("gptkit", "torch", "numpy", "pydantic", "safetensors")
+    return {
+        "argv": sys.argv,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": str(placement.device),
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "compile": placement.compile,
+        "reasons": placement.reasons,
+        "plugins": {entry.name: entry.origin for entry in plugins.entries},
+        "git_commit": _git_commit(),
+        "data_sha256": data.sha256,
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,117 @@
+"""Text files as one stream of characters, read in chunks: memory does not grow with the text."""
+
+import codecs
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptkit.plugin import DataError
+
+CHUNK = 1 << 20  # bytes read at a time
+CODE_POINTS = 0x110000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one walk over a text tells."""
+
+    sha256: str
+    """Digest of the text in UTF-8."""
+    vocabulary: str
+    """Its characters, each once, sorted by code point."""
+    characters: int
+    """Its length."""
+
+    @property
+    def dtype(self) -> str:
+        """The smallest type that holds every index into the vocabulary."""
+        return "uint8" if len(self.vocabulary) <= 1 << 8 else "uint16"
+
+
+def find_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's *.txt files at any depth, sorted by relative path.
+
+    Raises:
+        DataError: there is nothing at `path`, no text in it, or it cannot be read.
+    """
+    with _reading(path):
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise DataError(f"{path}: no such file or folder", hint="check path in [dataset]")
+        files = [file for file in path.rglob("*.txt") if file.is_file()]
+    if not files:
+        raise DataError(
+            f"{path}: no file in this folder ends in .txt",
+            hint="rename the text files, or let path name one file",
+        )
+    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+
+
+def survey(files: Sequence[Path]) -> Survey:
+    """Walk over the text once: its digest, its characters and its length.
+
+    Raises:
+        DataError: a file cannot be read or is not UTF-8.
+    """
+    digest, seen, characters = hashlib.sha256(), np.zeros(CODE_POINTS, bool), 0
+    for chunk in chunks(files):
+        digest.update(chunk.encode())
+        seen[code_points(chunk)] = True
+        characters += len(chunk)
+    return Survey(digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen))), characters)
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """Each character's number in Unicode."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+def chunks(files: Sequence[Path]) -> Iterator[str]:
+    """The files' text piece by piece, joined by a newline.
+
+    Raises:
+        DataError: a file cannot be read or is not UTF-8.
+    """
+    for index, file in enumerate(files):
+        if index:
+            yield "\n"
+        yield from _read(file)
+
+
+def _read(path: Path) -> Iterator[str]:
+    """One file's text, without a byte order mark at its beginning."""
+    with _reading(path), path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        yield from _decode(file, path)
+
+
+def _decode(file: BinaryIO, path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := file.read(CHUNK):
+            yield decoder.decode(chunk)
+        decoder.decode(b"", final=True)  # complains of a character cut off at the end
+    except UnicodeDecodeError as error:
+        offset = file.tell() - len(error.object) + error.start  # object ends where reading did
+        raise DataError(
+            f"{path}: not UTF-8: bad byte 0x{error.object[error.start]:02x} at offset {offset}",
+            hint="save the text as UTF-8",
+        ) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}", hint="check path and its permissions"
+        ) from error

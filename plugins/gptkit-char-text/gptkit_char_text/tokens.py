@@ -1,0 +1,69 @@
+"""A text's tokens: encoded once, then kept in the cache under the text's digest."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from gptkit.plugin import DataError, cache_folder, cached
+from gptkit_char_text.text import CODE_POINTS, Survey, chunks, code_points
+
+
+def encoded(files: Sequence[Path], text: Survey) -> Path:
+    """The file of the text's raw tokens, each of `text.dtype`; written where it is not whole.
+
+    Raises:
+        DataError: the cache cannot be written, or the files no longer hold the text surveyed.
+    """
+    folder = cache_folder("char-text") / text.sha256
+    fields = {"vocabulary": text.vocabulary, "characters": text.characters, "dtype": text.dtype}
+    meta = json.dumps(fields).encode()
+
+    def build(target: Path) -> None:
+        _encode(files, text, target / "tokens.bin")
+        (target / "meta.json").write_bytes(meta)
+
+    with cache_errors(folder):
+        if folder.exists() and not _is_whole(folder, meta, text):
+            shutil.rmtree(folder)
+        return cached(folder, build) / "tokens.bin"
+
+
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Tell a cache that cannot be written from text that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the cache cannot be written: {error.strerror or error}",
+            hint="set the environment variable GPTKIT_CACHE to a folder that can be",
+        ) from error
+
+
+def _encode(files: Sequence[Path], text: Survey, target: Path) -> None:
+    digest, ids = hashlib.sha256(), np.zeros(CODE_POINTS, text.dtype)
+    ids[code_points(text.vocabulary)] = np.arange(len(text.vocabulary))
+    with target.open("wb") as file:
+        for chunk in chunks(files):
+            digest.update(chunk.encode())
+            file.write(ids[code_points(chunk)].data)
+    if digest.hexdigest() != text.sha256:
+        place = os.path.commonpath(files)
+        raise DataError(f"{place}: the text changed while it was read", hint="try again")
+
+
+def _is_whole(folder: Path, meta: bytes, text: Survey) -> bool:
+    size = text.characters * np.dtype(text.dtype).itemsize
+    try:
+        return (
+            folder.joinpath("meta.json").read_bytes() == meta
+            and folder.joinpath("tokens.bin").stat().st_size == size
+        )
+    except OSError:
+        return False

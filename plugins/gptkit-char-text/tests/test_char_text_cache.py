@@ -1,0 +1,95 @@
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptkit.plugin import DataError
+from gptkit_char_text import text, tokens
+from gptkit_char_text.dataset import CharText
+
+ALPHABET = "abcdefghij" * 20
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "my.txt").write_text(ALPHABET)
+    return tmp_path / "my.txt"
+
+
+def encoded(cache: Path) -> Path:
+    (found,) = cache.rglob("tokens.bin")
+    return found
+
+
+def test_the_same_text_is_encoded_once_whatever_its_path_and_options(
+    tmp_path: Path, path: Path, cache: Path
+) -> None:
+    CharText(path=path, block_size=4).load()
+    os.utime(encoded(cache), ns=(0, 0))
+    CharText(path=path.rename(tmp_path / "other.txt"), block_size=5, val_fraction=0.5).load()
+    assert encoded(cache).stat().st_mtime_ns == 0
+
+
+def test_another_text_is_encoded_anew(path: Path, cache: Path) -> None:
+    CharText(path=path, block_size=4).load()
+    path.write_text(ALPHABET[::-1])
+    CharText(path=path, block_size=4).load()
+    assert len(list(cache.rglob("tokens.bin"))) == 2
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "meta.json"])
+@pytest.mark.parametrize("harm", ["remove", "cut", "garble"])
+def test_a_damaged_cache_is_rebuilt(path: Path, cache: Path, name: str, harm: str) -> None:
+    CharText(path=path, block_size=4).load()
+    whole = encoded(cache).read_bytes()
+    file = encoded(cache).with_name(name)
+    if harm == "remove":
+        file.unlink()
+    elif harm == "cut":
+        os.truncate(file, 3)
+    else:
+        file.write_bytes(b"\xff{")
+    data = CharText(path=path, block_size=4).load()
+    assert encoded(cache).read_bytes() == whole
+    assert data.train[torch.tensor([0])][0].tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTKIT_CACHE", str(path / "cache"))  # below a file: not even root can
+    for dataset in (CharText(path=path, block_size=4), CharText(source="tinyshakespeare")):
+        with pytest.raises(DataError, match="the cache cannot be written") as caught:
+            dataset.load()
+        assert str(caught.value).startswith(str(path / "cache"))
+        assert "GPTKIT_CACHE" in str(caught.value.hint)
+
+
+def test_a_text_that_changes_between_the_two_walks_leaves_nothing(path: Path, cache: Path) -> None:
+    survey = text.survey([path])
+    path.write_text(ALPHABET.upper())
+    with pytest.raises(DataError, match=r"my\.txt: the text changed while it was read"):
+        tokens.encoded([path], survey)
+    assert not list(cache.rglob("tokens.bin"))
+
+
+def test_memory_does_not_grow_with_the_text(path: Path, cache: Path) -> None:
+    with path.open("w") as file:
+        for _ in range(64):
+            file.write("abcdefg\n" * (1 << 17))
+    tracemalloc.start()
+    try:
+        CharText(path=path).load()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert encoded(cache).stat().st_size == 64 << 20
+    assert peak < 32 << 20

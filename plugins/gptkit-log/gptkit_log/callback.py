@@ -1,0 +1,112 @@
+"""The log callback: at which events it reads which values, and where they go."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, suppress
+
+from pydantic import NonNegativeInt, PositiveInt, PrivateAttr
+from rich.console import Console
+from torch import Tensor, distributed
+
+from gptkit.plugin import Callback, TrainState
+from gptkit_log.display import Display, open_display, quote
+from gptkit_log.files import MetricsFile, write_atomically
+from gptkit_log.speed import Speed
+
+
+class Log(Callback):
+    """Show progress, append metrics to metrics.jsonl, and draw a sample at each evaluation.
+
+    It comes last among the callbacks, so that it sees what the others recorded.
+    """
+
+    every: PositiveInt = 10
+    """Steps between lines; the last step always has one."""
+    sample_tokens: NonNegativeInt = 200
+    """Tokens of the sample drawn at each evaluation; 0 draws none."""
+    sample_seed: int = 1
+    """Seed of the samples; the same at each evaluation, so that they can be compared."""
+
+    _open: ExitStack | None = PrivateAttr(default=None)
+    _display: Display = PrivateAttr()
+    _metrics: MetricsFile | None = PrivateAttr(default=None)
+    _speed: Speed = PrivateAttr()
+    _pending: dict[str, float | Tensor] = PrivateAttr(default_factory=dict)
+
+    def on_fit_start(self, state: TrainState) -> None:
+        """Open metrics.jsonl, without what a resumed run repeats, and the display."""
+        self._open = ExitStack()
+        self._metrics, self._speed = None, Speed()
+        if state.run_dir:
+            metrics = MetricsFile(state.run_dir / "metrics.jsonl", step=state.step)
+            self._metrics = self._open.enter_context(closing(metrics))
+            self._speed = Speed(elapsed=metrics.elapsed)
+        display = open_display(stderr(), step=state.step, steps=state.steps)
+        self._display = self._open.enter_context(closing(display))
+
+    def on_step_start(self, state: TrainState) -> None:
+        """Let the clock run."""
+        self._speed.start(state.tokens)
+
+    def on_step_end(self, state: TrainState) -> None:
+        """Note the step's values; write them down if a line is due."""
+        self._display.advance(state.step)
+        self._pending = {
+            "step": state.step,
+            "loss": state.loss,
+            "lr": state.optimizer.param_groups[0]["lr"],
+            **state.metrics,
+            "tokens": state.tokens,
+        }
+        if state.step % self.every == 0 or state.step >= state.steps or state.stop:
+            self._log(state)
+
+    def on_eval_end(self, state: TrainState) -> None:
+        """Write the validation loss down and draw a sample."""
+        if state.val_loss is not None:
+            self._write({"step": state.step, "val_loss": state.val_loss})
+            self._display.show_evaluation(state.step, state.val_loss)
+        if self.sample_tokens:
+            self._sample(state)
+        self._speed.stop()
+
+    def on_fit_end(self, state: TrainState) -> None:
+        """Write down a last step that had no line yet; close what was opened."""
+        if self._open is None:
+            return
+        with self._open:
+            # After a device failed, values cannot be read; the error under way says why.
+            with suppress(RuntimeError):
+                self._log(state)
+        self._open = None
+
+    def _log(self, state: TrainState) -> None:
+        pending, self._pending = self._pending, {}
+        if not pending:
+            return
+        # The only place here that waits for the device: it has to finish the step to tell its loss.
+        record = {k: v if isinstance(v, int) else float(v) for k, v in pending.items()}
+        eta = {}
+        if rate := self._speed.measure(record["tokens"]):
+            record["tokens_per_second"] = round(rate, 1)
+            eta["eta"] = (state.steps - record["step"]) * state.tokens_per_step / rate
+        record["elapsed"] = round(self._speed.elapsed, 3)
+        self._write(record)
+        self._display.show(record | eta)
+
+    def _write(self, record: Mapping[str, float]) -> None:
+        if self._metrics:
+            self._metrics.write(record)
+
+    def _sample(self, state: TrainState) -> None:
+        # Drawn on every rank, since sharded weights need all of them; only rank 0 has a folder.
+        sample, suffix = state.sample(self.sample_tokens, self.sample_seed), state.codec.suffix
+        if state.run_dir:
+            write_atomically(state.run_dir / "samples" / f"step-{state.step:08}{suffix}", sample)
+        if suffix == ".txt":
+            self._display.say(quote(sample.decode(errors="replace")))
+
+
+def stderr() -> Console:
+    """The console of progress and errors; silent on all ranks but the first."""
+    spawned = distributed.is_available() and distributed.is_initialized()
+    return Console(stderr=True, quiet=spawned and distributed.get_rank() > 0)

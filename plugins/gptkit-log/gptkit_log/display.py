@@ -1,0 +1,159 @@
+"""What a person sees of training: one live line on a terminal, plain lines in a pipe."""
+
+import sys
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.table import Column
+from rich.text import Text
+
+FORMATS: dict[str, Callable[[float], str]] = {
+    "loss": "loss {:.4f}".format,
+    "val_loss": "val {:.4f}".format,
+    "lr": "lr {:.1e}".format,
+    "grad_norm": "grad {:.2f}".format,
+    "tokens_per_second": "{:,.0f} tok/s".format,
+    "eta": lambda seconds: f"eta {duration(seconds)}",
+}
+"""The values that a line shows, in this order, and how they look."""
+
+EXPENDABLE = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
+"""What a narrow terminal does without, least important first."""
+
+BAR = 12
+SMALLEST_BAR = 4
+
+
+class Display(ABC):
+    """Shows the progress of training.
+
+    Args:
+        console: where it appears.
+        step: updates done before.
+        steps: updates that the recipe asks for.
+    """
+
+    def __init__(self, console: Console, *, step: int, steps: int) -> None:
+        self.console, self.steps = console, steps
+
+    @abstractmethod
+    def advance(self, step: int) -> None:
+        """Take note that `step` updates are done."""
+
+    @abstractmethod
+    def show(self, record: Mapping[str, float]) -> None:
+        """Show the values of a logged step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the console as it was found; twice does no harm."""
+
+    def show_evaluation(self, step: int, val_loss: float) -> None:
+        """Print the outcome of an evaluation."""
+        self.say(f"step {step}/{self.steps}  val loss {val_loss:.4f}")
+
+    def say(self, text: str) -> None:
+        """Print text as it is: not wrapped, no markup, no colours."""
+        self.console.out(text, highlight=False)
+
+
+class PlainDisplay(Display):
+    """A line for every logged step and every evaluation."""
+
+    def advance(self, step: int) -> None:
+        """Nothing: only logged steps have a line."""
+
+    def show(self, record: Mapping[str, float]) -> None:
+        """Print the record as a line."""
+        self.say("  ".join([f"step {record['step']}/{self.steps}", *words(record)]))
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+class LiveDisplay(Display):
+    """One line with a bar, redrawn in place; evaluations scroll by above it."""
+
+    def __init__(self, console: Console, *, step: int, steps: int) -> None:
+        super().__init__(console, step=step, steps=steps)
+        self._record: dict[str, float] = {"step": step}
+        self._progress = Progress(
+            BarColumn(bar_width=BAR),
+            _Words(console),
+            console=console,
+            refresh_per_second=4,
+            # What is printed to the same terminal moves above the line; a piped stdout is not ours.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._task = self._progress.add_task(
+            "", total=steps, completed=step, record=dict(self._record)
+        )
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self.show({"step": step})
+
+    def show(self, record: Mapping[str, float]) -> None:
+        """Put the new values into the line; older ones stay."""
+        # Replaced, not changed: the thread that redraws the line may be reading the old one.
+        self._record = {**self._record, **record}
+        self._progress.update(self._task, completed=self._record["step"], record=self._record)
+
+    def show_evaluation(self, step: int, val_loss: float) -> None:
+        """Print the outcome above the line and put it into the line."""
+        super().show_evaluation(step, val_loss)
+        self.show({"val_loss": val_loss})
+
+    def close(self) -> None:
+        """Draw the line a last time and give the cursor back."""
+        self._progress.stop()
+
+
+def open_display(console: Console, *, step: int, steps: int) -> Display:
+    """A live display if the console is a terminal that can redraw a line, else a plain one."""
+    live = console.is_interactive and console.file.isatty() and not console.quiet
+    return (LiveDisplay if live else PlainDisplay)(console, step=step, steps=steps)
+
+
+def words(record: Mapping[str, float]) -> list[str]:
+    """The values in words: `loss 2.1034`, `lr 1.0e-03`."""
+    return [write(record[name]) for name, write in FORMATS.items() if name in record]
+
+
+def fitted(record: Mapping[str, float], steps: int, *, width: int) -> str:
+    """`100/1000 loss 2.1034 lr 1.0e-03` with as many of the values as fit, at least the step."""
+    for count in range(len(EXPENDABLE) + 1):
+        kept = {name: record[name] for name in record if name not in EXPENDABLE[:count]}
+        text = " ".join([f"{record['step']}/{steps}", *words(kept)])
+        if len(text) <= width:
+            break
+    return text
+
+
+def quote(text: str) -> str:
+    """A sample, set off by a bar at its left and without what would steer a terminal."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    return textwrap.indent(shown, "  | ", lambda _: True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0:42` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Words(ProgressColumn):
+    """The values beside the bar, as many as the terminal has room for."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        room = self._console.width - SMALLEST_BAR - 1
+        return Text(fitted(task.fields["record"], round(task.total or 0), width=room))
