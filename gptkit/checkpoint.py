@@ -1,10 +1,10 @@
 """A step folder: safetensors and JSON, complete or absent, never half. Nothing is ever unpickled.
 
-    checkpoints/step-00001000/
-      model.safetensors       weights of the plain model
-      optimizer.safetensors   optimizer moments and generator states
-      callbacks.safetensors   tensors of callbacks, where there are any
-      state.json              everything else, with the sha256 of the files above
+checkpoints/step-00001000/
+  model.safetensors       weights of the plain model
+  optimizer.safetensors   optimizer moments and generator states
+  callbacks.safetensors   tensors of callbacks, where there are any
+  state.json              everything else, with the sha256 of the files above
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from torch import Tensor
 from gptkit.config import GPTConfig
 from gptkit.errors import CheckpointError
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Raised whenever an older gptkit could not read what a newer one writes."""
 
 
@@ -230,5 +230,5 @@ def _digest(path: Path) -> str:
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: damaged or incomplete: {reason}",
-        hint="--checkpoint STEP takes another one; gptkit resume goes back to the newest intact one",
+        hint="--checkpoint STEP takes another; gptkit resume goes back to the newest intact one",
     )

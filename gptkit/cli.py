@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function and prints. Heavy imports are inside."""
+"""The command line: a command parses, calls one function and prints. Heavy imports are inside."""
 
 import sys
 from pathlib import Path

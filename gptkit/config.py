@@ -1,4 +1,4 @@
-"""What the tables `[model]` and `[train]` of a recipe may say, and the full description of a GPT."""
+"""What a recipe's tables `[model]` and `[train]` may say, and the full description of a GPT."""
 
 from typing import Any, Literal, Self
 

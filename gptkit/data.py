@@ -1,4 +1,4 @@
-"""The order of the data: batches as a pure function of (seed, step), evaluation in fixed windows."""
+"""The order of the data: batches as a pure function of (seed, step), fixed evaluation windows."""
 
 from collections.abc import Iterator
 

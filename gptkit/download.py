@@ -111,7 +111,7 @@ def _download(url: str, partial: Path, size: int) -> None:
 def _reason(error: Exception) -> str:
     import requests
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return "no answer (offline?)"

@@ -109,10 +109,13 @@ class RotaryPosition(nn.Module):
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+Position = LearnedPosition | RotaryPosition
+
+
 class Attention(nn.Module):
     """Causal self-attention, with grouped queries where n_kv_head < n_head."""
 
-    def __init__(self, config: GPTConfig, layer: int, position: nn.Module) -> None:
+    def __init__(self, config: GPTConfig, layer: int, position: Position) -> None:
         super().__init__()
         self.layer, self.head_size, self.dropout = layer, config.head_size, config.dropout
         self.sizes = [config.n_embd, *[config.kv_heads * config.head_size] * 2]
@@ -120,7 +123,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm = HeadNorm(config) if config.qk_norm else nn.Identity()
-        self.rotate: Callable[[Tensor, int], Tensor] = position.rotate  # the tables stay shared
+        self.rotate = position.rotate  # the tables stay shared
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -205,7 +208,7 @@ def rms_norm(config: GPTConfig) -> nn.Module:
 
 
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {"layernorm": layer_norm, "rmsnorm": rms_norm}
-POSITIONS: dict[str, type[LearnedPosition | RotaryPosition]] = {
+POSITIONS: dict[str, type[Position]] = {
     "learned": LearnedPosition,
     "rotary": RotaryPosition,
 }
@@ -215,7 +218,7 @@ MLPS: dict[str, type[MLP]] = {"gelu": MLP, "relu2": ReLU2, "swiglu": SwiGLU}
 class Block(nn.Module):
     """Norm, attention, norm, MLP; each of the two branches is added to the residual stream."""
 
-    def __init__(self, config: GPTConfig, layer: int, position: nn.Module) -> None:
+    def __init__(self, config: GPTConfig, layer: int, position: Position) -> None:
         super().__init__()
         self.ln_1 = NORMS[config.norm](config)
         self.attn = Attention(config, layer, position)

@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     """The recipe's optimizer for a model; every group carries `name` and `initial_lr`."""
     matrices = {n: p for n, p in model.named_parameters() if p.dim() >= 2}
     vectors = {n: p for n, p in model.named_parameters() if p.dim() < 2}
-    hidden: dict[str, Tensor] = {}
+    hidden: dict[str, nn.Parameter] = {}
     if options.optimizer == "muon":
         hidden = {n: p for n, p in matrices.items() if n.startswith("h.")}
     decayed = [p for n, p in matrices.items() if n not in hidden]
@@ -43,14 +43,10 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    optimizer: Optimizer = AdamW(
-        groups, lr=options.learning_rate, betas=options.betas, fused=fused
-    )
+    optimizer: Optimizer = AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
     if hidden:
         muon_group = {"name": "hidden", "params": list(hidden.values())}
-        muon = Muon(
-            [muon_group], lr=options.muon_learning_rate, weight_decay=options.weight_decay
-        )
+        muon = Muon([muon_group], lr=options.muon_learning_rate, weight_decay=options.weight_decay)
         optimizer = Optimizers((optimizer, muon))
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -59,7 +55,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
 
 def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's tensors as `<parameter name>:<kind>`, e.g. `wte.weight:exp_avg`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[parameter]}:{kind}": value
         for part in _parts(optimizer)

@@ -1,7 +1,7 @@
 """The extension contract: everything that a plugin imports from gptkit, besides `gptkit.codec`.
 
-A plugin is a frozen pydantic model. Its fields are the recipe's options, the docstring below a field
-is that option's help, its methods are its behaviour; run-time state is a private attribute.
+A plugin is a frozen pydantic model. Its fields are the recipe's options, the docstring below a
+field is that option's help, its methods are its behaviour; run-time state is a private attribute.
 A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.callbacks`.
 """
 
@@ -194,7 +194,7 @@ class Callback(Plugin):
             if name.startswith("on_") and name not in EVENTS:
                 near = closest(name, EVENTS)
                 advice = f'did you mean "{near}"?' if near else f"events: {', '.join(EVENTS)}"
-                raise TypeError(f'{cls.__name__}.{name} is not an event; {advice}')
+                raise TypeError(f"{cls.__name__}.{name} is not an event; {advice}")
 
     def on_fit_start(self, state: TrainState) -> None:
         """Once, after a checkpoint was loaded: open files."""

@@ -1,4 +1,4 @@
-"""Recipe: one experiment in one TOML file. Reading it reports every problem at once, with its place.
+"""Recipe: one experiment in one TOML file. Reading it reports every problem at once, with place.
 
 Plugins' options are checked by the registry, which hands its checks to `read`; this module knows
 only the tables that the core owns.

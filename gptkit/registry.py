@@ -20,7 +20,7 @@ BASES: dict[Kind, EntryPoint] = {
     "callback": EntryPoint("Callback", "gptkit.plugin:Callback", "gptkit.callbacks"),
     "codec": EntryPoint("Codec", "gptkit.codec:Codec", "gptkit.codecs"),
 }
-"""Each kind's base class, named rather than imported (the contract imports torch), and its group."""
+"""Each kind's base class, named rather than imported (the contract needs torch), and its group."""
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def _check_same_data(run: RunFolder, data: Data) -> None:
 
 
 def _summary(trainer: Trainer, run: RunFolder) -> str:
-    millions = trainer.plain.n_parameters() / 1e6
+    millions = trainer.model.n_parameters() / 1e6
     dtype = str(trainer.placement.dtype).removeprefix("torch.")
     return f"{run.path}: {millions:.2f} M parameters on {trainer.placement.device} in {dtype}"
 

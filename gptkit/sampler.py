@@ -64,7 +64,7 @@ def choose(logits: Floats, u: Floats, sampling: Sampling) -> Ints:
         Token ids, int64 (B,).
     """
     if sampling.temperature <= 0:
-        return logits.argmax(axis=-1)
+        return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
     scaled = logits / np.float32(sampling.temperature)
     k = min(sampling.top_k or scaled.shape[-1], scaled.shape[-1])
     if k == scaled.shape[-1] and sampling.top_p >= 1:
@@ -76,16 +76,19 @@ def choose(logits: Floats, u: Floats, sampling: Sampling) -> Ints:
     keep[:, 0] = True
     chosen = _invert(np.where(keep, p, np.float32(0)), u)
     chosen = np.minimum(chosen, keep.sum(axis=-1) - 1)
-    return np.take_along_axis(order, chosen[:, None], axis=-1)[:, 0]
+    tokens: Ints = np.take_along_axis(order, chosen[:, None], axis=-1)[:, 0]
+    return tokens
 
 
 def _softmax(x: Floats) -> Floats:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    p: Floats = e / e.sum(axis=-1, keepdims=True)
+    return p
 
 
 def _invert(p: Floats, u: Floats) -> Ints:
     """Per row the number of cumulative sums <= u * total, at most the last index."""
     cumulative = np.cumsum(p, axis=-1, dtype=np.float32)
     target = u[:, None] * cumulative[:, -1:]
-    return np.minimum((cumulative <= target).sum(axis=-1), p.shape[-1] - 1)
+    chosen: Ints = np.minimum((cumulative <= target).sum(axis=-1), p.shape[-1] - 1)
+    return chosen

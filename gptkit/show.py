@@ -89,7 +89,9 @@ def plugin(entry: Entry, model: type[BaseModel]) -> None:
         {
             "option": name,
             "type": _type_name(field.annotation),
-            "default": "required" if field.is_required() else json.dumps(field.default, default=str),
+            "default": "required"
+            if field.is_required()
+            else json.dumps(field.default, default=str),
             "meaning": field.description or "",
         }
         for name, field in model.model_fields.items()
@@ -155,7 +157,11 @@ def _checkpoint_row(path: Path) -> dict[str, Any]:
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return (
+        annotation.__name__
+        if isinstance(annotation, type)
+        else str(annotation).replace("typing.", "")
+    )
 
 
 def _print_rows(

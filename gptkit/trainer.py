@@ -64,11 +64,11 @@ class Trainer:
         run_dir: Path | None = None,
         record: checkpoint.Record | None = None,
     ) -> None:
-        self.model: nn.Module = model.to(placement.device)
-        self.plain, self.data, self.options, self.placement = model, data, options, placement
+        self.model, self.data = model.to(placement.device), data
+        self.options, self.placement = options, placement
         self.seed, self.callbacks, self.record = seed, dict(callbacks or {}), record
         if placement.compile:
-            self.model = torch.compile(model)
+            model.compile()  # the call model(x, y) alone; everything else stays as it is
         self.state = TrainState(
             model=model,
             optimizer=optimizer.make_optimizer(model, options),
@@ -122,7 +122,8 @@ class Trainer:
         x, y = self.data.train[indices]
         counted = int((y != IGNORE).sum())
         rows = options.micro_batch_size or options.batch_size
-        for x_part, y_part in zip(x.split(rows), y.split(rows), strict=True):
+        for i in range(0, options.batch_size, rows):
+            x_part, y_part = x[i : i + rows], y[i : i + rows]
             share = int((y_part != IGNORE).sum()) / max(counted, 1)
             yield x_part.to(self.placement.device), y_part.to(self.placement.device), share
 
@@ -143,7 +144,7 @@ class Trainer:
         Raises:
             DivergedError: names the step and the first bad tensor.
         """
-        named = {n: p.grad for n, p in self.plain.named_parameters() if p.grad is not None}
+        named = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm(named.values())
         if math.isfinite((self.state.loss + norm).item()):  # waits for the device, once a step
             return
@@ -192,9 +193,9 @@ class Trainer:
             optimizer_groups=optimizer.group_numbers(self.state.optimizer),
             callbacks=values,
         )
-        moments = optimizer.state_tensors(self.state.optimizer, self.plain)
+        moments = optimizer.state_tensors(self.state.optimizer, self.model)
         files = {
-            "model": self.plain.weights(),
+            "model": self.model.weights(),
             "optimizer": moments | _generator_states(self.placement.device),
             "callbacks": tensors,
         }
@@ -204,10 +205,10 @@ class Trainer:
 
     def load(self, state: checkpoint.State, files: Mapping[str, checkpoint.Tensors]) -> None:
         """Continue from a checkpoint, exactly."""
-        self.plain.load_weights(files["model"])
+        self.model.load_weights(files["model"])
         moments = dict(files["optimizer"])
         _set_generator_states(moments, self.placement.device)
-        optimizer.load_state(self.state.optimizer, self.plain, moments, state.optimizer_groups)
+        optimizer.load_state(self.state.optimizer, self.model, moments, state.optimizer_groups)
         tensors = files.get("callbacks", {})
         for i, (callback, values) in enumerate(
             zip(self.callbacks.values(), state.callbacks, strict=True)
@@ -225,7 +226,10 @@ class Trainer:
         states = [callback.state_dict() for callback in self.callbacks.values()]
         values = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in states]
         tensors = {
-            f"{i}:{k}": v for i, s in enumerate(states) for k, v in s.items() if isinstance(v, Tensor)
+            f"{i}:{k}": v
+            for i, s in enumerate(states)
+            for k, v in s.items()
+            if isinstance(v, Tensor)
         }
         return values, tensors
 

@@ -1,0 +1,168 @@
+"""The plugin contract as assertions, for the tests of plugin authors: core's own plugins use these.
+
+def test_contract(tmp_path):
+    check_callback(MyCallback(patience=3), tmp_path)
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from gptkit.codec import Codec
+from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Plugin, Split, TrainState
+
+
+class LetterCodec(Codec):
+    """The letters a to z as tokens 0 to 25: a codec for tests."""
+
+    suffix = ".txt"
+
+    def encode(self, prompt: str) -> list[int]:
+        """One id per letter; "" starts with "a"."""
+        return [ord(letter) - ord("a") for letter in prompt or "a"]
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """One letter per id."""
+        return bytes(ord("a") + token for token in tokens)
+
+
+def make_state(run_dir: Path | None = None, *, steps: int = 4) -> TrainState:
+    """A small real training state with a model and an optimizer, for callbacks' tests."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    state = TrainState(
+        model=model,
+        optimizer=optimizer,
+        codec=LetterCodec(),
+        steps=steps,
+        tokens_per_step=64,
+        run_dir=run_dir,
+    )
+    state.sample = lambda tokens, seed: b"abc"
+    return state
+
+
+def drive(callback: Callback, state: TrainState) -> None:
+    """Take a callback through the remaining steps of `state`, with an evaluation after each."""
+    callback.on_fit_start(state)
+    try:
+        while state.step < state.steps and not state.stop:
+            callback.on_step_start(state)
+            state.optimizer.zero_grad()
+            loss = state.model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            state.loss = loss.detach()
+            callback.on_backward_end(state)
+            state.optimizer.step()
+            state.step += 1
+            callback.on_step_end(state)
+            state.val_loss = float(state.loss)
+            callback.on_eval_end(state)
+    finally:
+        callback.on_fit_end(state)
+
+
+def check_options(plugin: Plugin) -> None:
+    """Assert that a plugin explains itself, and that its options are frozen and strict."""
+    kind = type(plugin)
+    assert (kind.__doc__ or "").strip(), f"{kind.__name__} needs a docstring"
+    for name, field in kind.model_fields.items():
+        assert field.description, f"{kind.__name__}.{name} needs a sentence below it"
+        value = getattr(plugin, name)
+        assert _refused(setattr, plugin, name, value), "options must be frozen"
+    assert _refused(kind.model_validate, {"no_such_option": 1}), "unknown options must be refused"
+    options = plugin.model_dump(mode="json", exclude_none=True)
+    assert kind.model_validate(json.loads(json.dumps(options))) == plugin
+
+
+def check_callback(callback: Callback, run_dir: Path) -> None:
+    """Assert the contract of callbacks.
+
+    Args:
+        callback: with the options to test.
+        run_dir: an empty folder; stands for the run folder.
+    """
+    check_options(callback)
+    assert any(vars(type(callback)).get(event) for event in EVENTS), "it overrides no event"
+    fresh = callback.model_copy(deep=True)
+    fresh.on_fit_end(make_state())  # comes even when on_fit_start failed
+    state = make_state(run_dir)
+    drive(callback, state)
+    assert all(parameter.isfinite().all() for parameter in state.model.parameters())
+    values = callback.state_dict()
+    plain = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    assert json.loads(json.dumps(plain)) == plain, "state_dict must hold JSON values and tensors"
+    restored = type(callback).model_validate(callback.model_dump())
+    restored.load_state_dict(values)
+    assert _equal(restored.state_dict(), values), "load_state_dict must restore state_dict"
+
+
+def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
+    """Assert the contract of data sets; returns what it loaded.
+
+    Args:
+        dataset: with the options to test.
+        prompts: prompts that the data's codec must be able to read.
+    """
+    check_options(dataset)
+    data, again = dataset.load(), dataset.load()
+    assert (data.sha256, data.codec) == (again.sha256, again.codec), "load() must be repeatable"
+    for split, other in ((data.train, again.train), (data.val, again.val)):
+        check_split(split, vocab_size=data.vocab_size, block_size=data.block_size)
+        last = torch.tensor([len(split) - 1])
+        assert torch.equal(split[last][0], other[last][0]), "load() must be repeatable"
+    check_codec(data.codec, prompts=prompts, vocab_size=data.vocab_size)
+    return data
+
+
+def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:
+    """Assert that windows come as int64 (B, block_size) with ids below vocab_size."""
+    assert 1 <= split.stride <= block_size
+    indices = torch.tensor([0, len(split) - 1, 0])
+    x, y = split[indices]
+    for part, least in ((x, 0), (y, IGNORE)):
+        assert part.shape == (3, block_size)
+        assert part.dtype == torch.int64
+        assert part.device.type == "cpu"
+        assert int(part.min()) >= least
+        assert int(part.max()) < vocab_size
+    assert torch.equal(x[0], x[2]), "the same number must give the same window"
+    assert torch.equal(split[indices[1:2]][0][0], x[1]), "a window must not depend on its batch"
+
+
+def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -> None:
+    """Assert that a codec is plain data, imports no torch and reads the prompts."""
+    assert type(codec).model_validate_json(codec.model_dump_json()) == codec
+    assert codec.suffix.startswith(".")
+    for prompt in ("", *prompts):
+        tokens = codec.encode(prompt)
+        assert tokens, "a prompt has at least one token"
+        assert all(0 <= token < vocab_size for token in tokens)
+        assert isinstance(codec.decode(tokens), bytes)
+    program = f"import sys, {type(codec).__module__}; sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], check=False)
+    assert result.returncode == 0, f"{type(codec).__module__} must not import torch"
+
+
+def _refused(action: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        action(*arguments)
+    except ValidationError:
+        return True
+    return False
+
+
+def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) if isinstance(a[key], Tensor) else a[key] == b[key] for key in a
+    )
