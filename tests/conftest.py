@@ -1,14 +1,20 @@
-"""Fixtures for all tests: a private cache, a tiny recipe, the real command line."""
+"""Fixtures for all tests: a private cache, a tiny recipe, the command line, made-up plugins."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 import tomli_w
+from typer.testing import CliRunner, Result
+
+from gptkit.cli import app
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: two threads per tiny matrix only wait
 
 TINY: dict[str, Any] = {
     "seed": 1,
@@ -31,12 +37,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """Writes `tiny.toml`; keywords update the tables of `TINY` and replace everything else."""
+    """Writes `tiny.toml`; a keyword updates a table of `TINY`, or replaces what it names anew."""
 
     def write(**changes: Any) -> Path:
         recipe = dict(TINY)
         for key, value in changes.items():
-            recipe[key] = TINY[key] | value if isinstance(TINY.get(key), dict) else value
+            updates = isinstance(TINY.get(key), dict) and "use" not in value
+            recipe[key] = TINY[key] | value if updates else value
         path = tmp_path / "tiny.toml"
         path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
         return path
@@ -57,3 +64,42 @@ def gptkit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, env=os.environ | dict(env or {}), **settings)
 
     return call
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `gptkit ARGS` inside this process, in tmp_path; an exception is a bug and comes out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args: object) -> Result:
+        return CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
+
+    return call
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Makes up an installed distribution of one module; gives the folder that a path needs."""
+    before = set(sys.modules)
+
+    def install(name: str, source: str, **entries: str) -> Path:
+        """`entries` are `KIND="NAME = Class"`, with KIND datasets, callbacks or codecs."""
+        module = name.replace("-", "_")
+        folder = tmp_path / "site" / name
+        info = folder / f"{module}-1.2.dist-info"
+        info.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(dedent(source))
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        lines = [
+            f"[gptkit.{kind}]\n{entry.replace('= ', f'= {module}:')}\n"
+            for kind, entry in entries.items()
+        ]
+        (info / "entry_points.txt").write_text("".join(lines))
+        monkeypatch.syspath_prepend(folder)
+        return folder
+
+    yield install
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

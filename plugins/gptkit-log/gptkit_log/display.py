@@ -88,9 +88,7 @@ class LiveDisplay(Display):
             # What is printed to the same terminal moves above the line; a piped stdout is not ours.
             redirect_stdout=sys.stdout.isatty(),
         )
-        self._task = self._progress.add_task(
-            "", total=steps, completed=step, record=dict(self._record)
-        )
+        self._task = self._progress.add_task("", total=steps, completed=step, record=self._record)
         self._progress.start()
 
     def advance(self, step: int) -> None:

@@ -1,0 +1,158 @@
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gptkit.config import PRESETS, GPTConfig, ModelOptions, TrainOptions
+
+MINGPT = {  # n_layer, n_head, n_embd
+    "openai-gpt": (12, 12, 768),
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+    "gopher-44m": (8, 16, 512),
+    "gpt-mini": (6, 6, 192),
+    "gpt-micro": (4, 4, 128),
+    "gpt-nano": (3, 3, 48),
+}
+
+
+def config(**options: Any) -> GPTConfig:
+    return GPTConfig(vocab_size=65, block_size=32, **options)
+
+
+def test_every_preset_is_one_of_mingpts() -> None:
+    assert PRESETS.keys() == MINGPT.keys()
+
+
+@pytest.mark.parametrize("preset", MINGPT)
+def test_a_preset_fills_in_the_sizes(preset: Any) -> None:
+    options = ModelOptions(preset=preset)
+    assert (options.n_layer, options.n_head, options.n_embd) == MINGPT[preset]
+
+
+def test_sizes_beside_a_preset_win() -> None:
+    options = ModelOptions(preset="gpt-nano", n_layer=7)
+    assert (options.n_layer, options.n_head, options.n_embd) == (7, 3, 48)
+
+
+def test_a_dumped_preset_keeps_the_sizes_that_won() -> None:
+    options = ModelOptions(preset="gpt-nano", n_layer=7, n_embd=96)
+    assert ModelOptions(**options.model_dump()) == options
+    assert config(**options.model_dump()).n_embd == 96
+
+
+def test_a_preset_is_checked_with_the_sizes_beside_it() -> None:
+    with pytest.raises(ValidationError, match="n_embd 48 should be divisible by n_head 5"):
+        ModelOptions(preset="gpt-nano", n_head=5)
+
+
+def test_head_size_and_kv_heads() -> None:
+    assert config(n_embd=96, n_head=6).head_size == 16
+    assert config(n_embd=96, n_head=6).kv_heads == 6
+    assert config(n_embd=96, n_head=6, n_kv_head=2).kv_heads == 2
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "relu2"])
+def test_the_inner_layer_is_four_times_as_wide(mlp: str) -> None:
+    assert config(mlp=mlp, n_embd=96).inner_size == 384
+
+
+@pytest.mark.parametrize("n_embd", [2, 24, 48, 72, 96, 120, 384, 768, 2048, 4096, 5120])
+def test_swiglu_rounds_eight_thirds_up_to_64s(n_embd: int) -> None:
+    inner = config(mlp="swiglu", n_embd=n_embd, n_head=1).inner_size
+    assert inner == 64 * math.ceil(8 * n_embd / (3 * 64))
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "relu2", "swiglu"])
+def test_n_inner_wins(mlp: str) -> None:
+    assert config(mlp=mlp, n_inner=100).inner_size == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"n_embd": 100, "n_head": 6}, "n_embd 100 should be divisible by n_head 6"),
+        ({"n_head": 6, "n_kv_head": 4}, "n_head 6 should be divisible by n_kv_head 4"),
+        ({"n_head": 6, "n_kv_head": 12}, "n_head 6 should be divisible by n_kv_head 12"),
+        ({"n_embd": 30, "n_head": 6, "position": "rotary"}, "even head size.* 30 / n_head 6 = 5"),
+        ({"n_layer": 0}, "n_layer"),
+        ({"n_head": -1}, "n_head"),
+        ({"n_kv_head": 0}, "n_kv_head"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"dropout": math.nan}, "dropout"),
+        ({"norm": "batchnorm"}, "norm"),
+        ({"position": "alibi"}, "position"),
+        ({"mlp": "relu"}, "mlp"),
+        ({"preset": "gpt3"}, "preset"),
+        ({"n_layers": 6}, "n_layers"),
+    ],
+)
+def test_wrong_model_options_are_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        ModelOptions(**options)
+
+
+def test_an_odd_head_size_is_fine_without_rotation() -> None:
+    assert config(n_embd=30, n_head=6).head_size == 5
+
+
+@pytest.mark.parametrize("size", ["vocab_size", "block_size"])
+@pytest.mark.parametrize("value", [0, -1, None, "many"])
+def test_the_datas_sizes_must_be_positive(size: str, value: object) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 65, "block_size": 32, size: value}
+    with pytest.raises(ValidationError, match=size):
+        GPTConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"batch_size": 32, "micro_batch_size": 5},
+            "batch_size 32 should be a multiple of micro_batch_size 5",
+        ),
+        (
+            {"batch_size": 4, "micro_batch_size": 8},
+            "batch_size 4 should be a multiple of micro_batch_size 8",
+        ),
+        ({"betas": (0.9, 1.0)}, "betas should be below 1"),
+        ({"betas": (-0.1, 0.95)}, "betas"),
+        ({"betas": (0.9,)}, "betas"),
+        ({"steps": 0}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"keep": 0}, "keep"),
+        ({"eval_every": 0}, "eval_every"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"muon_learning_rate": math.inf}, "muon_learning_rate"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"weight_decay": math.inf}, "weight_decay"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"device": "gpu"}, "device"),
+        ({"device": "cuda:"}, "device"),
+        ({"compile": "sometimes"}, "compile"),
+        ({"step": 10}, "step"),
+    ],
+)
+def test_wrong_train_options_are_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        TrainOptions(**options)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:11"])
+def test_every_device_name_is_taken(device: str) -> None:
+    assert TrainOptions(device=device).device == device
+
+
+@pytest.mark.parametrize("options", [ModelOptions(), TrainOptions()])
+def test_options_are_frozen_and_explained(options: ModelOptions | TrainOptions) -> None:
+    for name, field in type(options).model_fields.items():
+        assert field.description, name
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(options, name, getattr(options, name))

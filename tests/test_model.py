@@ -1,0 +1,380 @@
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptkit.config import GPTConfig
+from gptkit.errors import CheckpointError
+from gptkit.model import GPT, KVCache
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "norm": ("layernorm", "rmsnorm"),
+    "position": ("learned", "rotary"),
+    "mlp": ("gelu", "relu2", "swiglu"),
+    "qk_norm": (False, True),
+    "n_kv_head": (None, 2, 1),
+    "bias": (True, False),
+    "tie_embeddings": (True, False),
+}
+SIZES = {"vocab_size": 13, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 32}
+
+
+SHAPES = [
+    pytest.param(dict(zip(CHOICES, values, strict=True)), id="-".join(map(str, values)))
+    for values in itertools.product(*CHOICES.values())
+]
+
+
+def make(**options: Any) -> GPT:
+    """A model in evaluation mode whose weights are large enough for every part to matter."""
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(**SIZES | options)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = "ln_" in name and name.endswith("weight")
+            parameter.normal_(mean=float(is_scale), std=0.25)
+    return model
+
+
+def tokens(*shape: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) -> Tensor:
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def from_the_papers(model: GPT, x: Tensor) -> Tensor:
+    """Logits by plain formulas in float64: rotation by complex numbers, softmax over a full mask."""
+    config = model.config
+    w = {name: value.double() for name, value in model.named_parameters()}
+    w.setdefault("lm_head.weight", w["wte.weight"])
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        if config.norm == "layernorm":
+            x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+
+    def turned(x: Tensor) -> Tensor:  # (B, T, heads, hs)
+        if config.qk_norm:
+            x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        if config.position == "learned":
+            return x
+        half = config.head_size // 2
+        speed = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle = torch.arange(x.size(1))[:, None, None] * speed  # (T, 1, hs/2)
+        pairs = torch.complex(x[..., :half], x[..., half:]) * (1j * angle).exp()
+        return torch.cat((pairs.real, pairs.imag), -1)
+
+    def attention(name: str, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        kv, hs = config.kv_heads, config.head_size
+        q, k, v = linear(f"{name}.qkv", x).split([C, kv * hs, kv * hs], -1)
+        q = turned(q.view(B, T, -1, hs))
+        k = turned(k.view(B, T, kv, hs)).repeat_interleave(config.n_head // kv, dim=2)
+        v = v.view(B, T, kv, hs).repeat_interleave(config.n_head // kv, dim=2)
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(hs)
+        seen = torch.arange(T)[:, None] >= torch.arange(T)
+        p = scores.masked_fill(~seen, -math.inf).softmax(-1)
+        return linear(f"{name}.proj", torch.einsum("bhij,bjhd->bihd", p, v).reshape(B, T, C))
+
+    def mlp(name: str, x: Tensor) -> Tensor:
+        x = linear(f"{name}.up", x)
+        if config.mlp == "gelu":
+            x = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        elif config.mlp == "relu2":
+            x = x.clamp(min=0) ** 2
+        else:
+            gate, value = x.split(config.inner_size, -1)
+            x = gate / (1 + torch.exp(-gate)) * value
+        return linear(f"{name}.proj", x)
+
+    h = w["wte.weight"][x]
+    if config.position == "learned":
+        h = h + w["position.wpe.weight"][: x.size(1)]
+    for i in range(config.n_layer):
+        h = h + attention(f"h.{i}.attn", norm(f"h.{i}.ln_1", h))
+        h = h + mlp(f"h.{i}.mlp", norm(f"h.{i}.ln_2", h))
+    return norm("ln_f", h) @ w["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_every_shape_computes_what_the_papers_say(shape: dict[str, Any]) -> None:
+    model, x = make(**shape), tokens(2, 12)
+    torch.testing.assert_close(
+        model.logits(x).double(), from_the_papers(model, x), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones(shape: dict[str, Any]) -> None:
+    model, x = make(**shape), tokens(2, 12)
+    cache = KVCache(model.config, 2, like=model.wte.weight)
+    parts = [model.logits(part, cache) for part in x.split([4, 3, 1, 1, 2, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(x), atol=1e-5, rtol=0)
+    assert cache.length == 12
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_a_token_changes_no_earlier_logits_and_no_other_row(shape: dict[str, Any]) -> None:
+    model, x = make(**shape), tokens(2, 12)
+    changed = x.clone()
+    changed[0, 7] = (x[0, 7] + 1) % SIZES["vocab_size"]
+    before, after = model.logits(x), model.logits(changed)
+    torch.testing.assert_close(after[0, :7], before[0, :7], atol=1e-6, rtol=0)
+    torch.testing.assert_close(after[1], before[1], atol=1e-6, rtol=0)
+    difference = (after[0, 7:] - before[0, 7:]).abs().amax(dim=-1)
+    assert (difference > 1e-4).all()  # it is seen at its own and at every later position
+
+
+@torch.no_grad()
+def test_a_reset_cache_has_forgotten_everything() -> None:
+    model = make(position="rotary")
+    cache = KVCache(model.config, 1, like=model.wte.weight)
+    model.logits(tokens(1, 12, seed=1), cache)
+    cache.reset()
+    x = tokens(1, 5, seed=2)
+    torch.testing.assert_close(model.logits(x, cache), model.logits(x), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_next_logits_are_those_of_the_last_position() -> None:
+    model, x = make(), tokens(3, 7)
+    cache = KVCache(model.config, 3, like=model.wte.weight)
+    torch.testing.assert_close(model.next_logits(x, cache), model.logits(x)[:, -1])
+
+
+@torch.no_grad()
+def test_positions_matter() -> None:
+    x = tokens(1, 6)
+    for position in CHOICES["position"]:
+        model = make(position=position)
+        first, second = model.logits(x), model.logits(x[:, [1, 0, 2, 3, 4, 5]])
+        assert (first[0, -1] - second[0, -1]).abs().max() > 1e-3, position
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"preset": "gpt2"}, 124_439_808),
+        ({"preset": "gpt2-medium"}, 354_823_168),
+        ({"preset": "gpt2-large"}, 774_030_080),
+        ({"preset": "gpt2-xl"}, 1_557_611_200),
+        # GPT-1 has 116,534,784, but no last norm of 2 * 768.
+        ({"preset": "openai-gpt", "vocab_size": 40478, "block_size": 512}, 116_536_320),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(options: dict[str, Any], expected: int) -> None:
+    sizes = {"vocab_size": 50257, "block_size": 1024}
+    with torch.device("meta"):
+        assert GPT(GPTConfig(**sizes | options)).n_parameters() == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"n_layer": 32, "n_head": 32, "n_embd": 4096, "n_inner": 11008}, 6_738_415_616),
+        (  # TinyLlama
+            {"n_layer": 22, "n_head": 32, "n_embd": 2048, "n_inner": 5632, "n_kv_head": 4},
+            1_100_048_384,
+        ),
+    ],
+)
+def test_llamas_parameter_counts(sizes: dict[str, Any], expected: int) -> None:
+    config = GPTConfig(
+        vocab_size=32000, block_size=2048, norm="rmsnorm", position="rotary", mlp="swiglu",
+        bias=False, tie_embeddings=False, **sizes,
+    )  # fmt: skip
+    with torch.device("meta"):
+        assert GPT(config).n_parameters() == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_initial_weights_are_gpt2s(tied: bool) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=500, block_size=128, n_layer=8, n_head=4, n_embd=128, tie_embeddings=tied
+    )
+    for name, weight in GPT(config).named_parameters():
+        if weight.dim() < 2:
+            is_scale = name.endswith("weight")
+            assert torch.equal(weight, torch.ones_like(weight) * is_scale), name
+        else:
+            feeds_residual = name.endswith("proj.weight")
+            std = 0.02 / math.sqrt(2 * 8) if feeds_residual else 0.02
+            assert weight.std().item() == pytest.approx(std, rel=0.04), name
+            assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel()), name
+
+
+@pytest.mark.parametrize("shape", [{}, {"mlp": "swiglu", "norm": "rmsnorm", "position": "rotary"}])
+@torch.no_grad()
+def test_a_fresh_model_knows_nothing(shape: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64, **shape))
+    x = tokens(8, 33, vocab_size=65)
+    assert model(x[:, :-1], x[:, 1:]).item() == pytest.approx(math.log(65), abs=0.1)
+
+
+@torch.no_grad()
+def test_the_loss_is_the_mean_negative_log_probability() -> None:
+    model, x, y = make(), tokens(2, 12), tokens(2, 12, seed=1)
+    log_p = from_the_papers(model, x).log_softmax(-1)
+    picked = [log_p[b, t, y[b, t]] for b in range(2) for t in range(12)]
+    assert model(x, y).item() == pytest.approx(-sum(map(float, picked)) / 24, abs=1e-4)
+
+
+def test_masked_targets_carry_no_loss() -> None:
+    model, x, y = make(), tokens(2, 12), tokens(2, 12, seed=1)
+    masked = y.clone()
+    masked[0, 3:] = -100
+    masked[1, :10] = -100
+    kept = masked != -100
+    with torch.no_grad():
+        expected = F.cross_entropy(model.logits(x)[kept], y[kept])
+        torch.testing.assert_close(model(x, masked), expected)
+    model(x, masked).backward()
+    unseen = model.position.wpe.weight.grad
+    row_1_only = x.clone()
+    row_1_only[0, 3:] = 0  # inputs whose targets are all masked and that no counted one sees
+    other = make()
+    other(row_1_only, masked).backward()
+    torch.testing.assert_close(other.position.wpe.weight.grad, unseen)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    plain, model, x = make(), make(dropout=0.4), tokens(1, 12)
+    with torch.no_grad():
+        assert torch.equal(model.logits(x), plain.logits(x))
+        model.train()
+        first, second = model.logits(x), model.logits(x)
+        assert not torch.allclose(first, second)
+        model.eval()
+        assert torch.equal(model.logits(x), plain.logits(x))
+
+
+@torch.no_grad()
+def test_dropout_reaches_embedding_attention_and_residual() -> None:
+    model, x = make(dropout=0.5, n_layer=1), tokens(1, 12)
+    model.train()
+    embedded = model.drop(torch.ones(1000))
+    assert 0.4 < (embedded == 0).float().mean() < 0.6
+    model.drop.eval()
+    model.h[0].drop.eval()
+    assert not torch.equal(model.logits(x), model.logits(x))  # the attention weights alone
+    model.h[0].attn.eval()
+    assert torch.equal(model.logits(x), model.logits(x))
+    model.h[0].drop.train()
+    assert not torch.equal(model.logits(x), model.logits(x))
+
+
+def test_weights_hold_a_tied_head_once() -> None:
+    tied, free = make(tie_embeddings=True), make(tie_embeddings=False)
+    assert free.weights().keys() - tied.weights().keys() == {"lm_head.weight"}
+    assert tied.n_parameters() == sum(w.numel() for w in tied.weights().values())
+    assert free.n_parameters() - tied.n_parameters() == 13 * 32
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_weights_make_the_same_model(tied: bool) -> None:
+    model, x = make(tie_embeddings=tied), tokens(1, 12)
+    fresh = GPT(model.config).eval()
+    fresh.load_weights({name: weight.clone() for name, weight in model.weights().items()})
+    assert torch.equal(fresh.logits(x), model.logits(x))
+    assert (fresh.lm_head.weight is fresh.wte.weight) == tied
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ln_f.weight": None}, "ln_f.weight"),
+        ({"h.9.ln_1.weight": torch.ones(32)}, "h.9.ln_1.weight"),
+        ({"wte.weight": torch.ones(14, 32)}, "wte.weight"),
+        ({"lm_head.weight": torch.ones(13, 32)}, "lm_head.weight"),
+        ({"ln_f.weight": None, "ln_f.scale": torch.ones(32)}, "ln_f.scale, ln_f.weight"),
+    ],
+)
+def test_weights_of_another_model_are_refused_whole(
+    changes: dict[str, Tensor | None], named: str
+) -> None:
+    model = make()
+    before = {name: weight.clone() for name, weight in model.weights().items()}
+    changed = {name: torch.zeros_like(weight) for name, weight in before.items()} | changes
+    with pytest.raises(CheckpointError, match=f"do not fit the model: {named}$"):
+        model.load_weights({name: w for name, w in changed.items() if w is not None})
+    for name, weight in model.weights().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def copied(name: str, module: nn.Module, theirs: str, *, transposed: bool = False) -> Any:
+    """Tensors of one of our modules under the names that transformers gives them."""
+    return {
+        f"{theirs}.{kind}": value.detach().T if transposed and value.dim() == 2 else value.detach()
+        for kind, value in module.get_submodule(name).named_parameters()
+    }
+
+
+@torch.no_grad()
+def test_the_default_model_equals_transformers_gpt2() -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, x = make(), tokens(3, 12)
+    config = transformers.GPT2Config(
+        vocab_size=13, n_positions=12, n_embd=32, n_layer=2, n_head=4,
+        attn_implementation="eager", bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    weights = copied("wte", ours, "transformer.wte") | copied("wte", ours, "lm_head")
+    weights |= copied("position.wpe", ours, "transformer.wpe")
+    weights |= copied("ln_f", ours, "transformer.ln_f")
+    for i in range(2):
+        for name in ("ln_1", "ln_2"):
+            weights |= copied(f"h.{i}.{name}", ours, f"transformer.h.{i}.{name}")
+        for name, other in [
+            ("attn.qkv", "attn.c_attn"),
+            ("attn.proj", "attn.c_proj"),
+            ("mlp.up", "mlp.c_fc"),
+            ("mlp.proj", "mlp.c_proj"),
+        ]:
+            their_name = f"transformer.h.{i}.{other}"
+            weights |= copied(f"h.{i}.{name}", ours, their_name, transposed=True)
+    theirs.load_state_dict(weights)
+    torch.testing.assert_close(ours.logits(x), theirs(x).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_modern_model_equals_transformers_llama() -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = make(
+        norm="rmsnorm", position="rotary", mlp="swiglu", n_kv_head=2, bias=False,
+        tie_embeddings=False,
+    )  # fmt: skip
+    inner = ours.config.inner_size
+    config = transformers.LlamaConfig(
+        vocab_size=13, max_position_embeddings=12, hidden_size=32, intermediate_size=inner,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
+        tie_word_embeddings=False, attn_implementation="eager", bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip  # the rope theta is 10,000 unless told
+    theirs, x = transformers.LlamaForCausalLM(config).eval(), tokens(3, 12)
+    weights = copied("wte", ours, "model.embed_tokens") | copied("lm_head", ours, "lm_head")
+    weights |= copied("ln_f", ours, "model.norm")
+    for i, block in enumerate(ours.h):
+        layer = f"model.layers.{i}"
+        q, k, v = block.attn.qkv.weight.split([32, 16, 16])
+        gate, up = block.mlp.up.weight.split(inner)
+        weights |= {f"{layer}.self_attn.{n}_proj.weight": w for n, w in zip("qkv", (q, k, v))}
+        weights |= {f"{layer}.mlp.gate_proj.weight": gate, f"{layer}.mlp.up_proj.weight": up}
+        weights |= copied(f"h.{i}.attn.proj", ours, f"{layer}.self_attn.o_proj")
+        weights |= copied(f"h.{i}.mlp.proj", ours, f"{layer}.mlp.down_proj")
+        weights |= copied(f"h.{i}.ln_1", ours, f"{layer}.input_layernorm")
+        weights |= copied(f"h.{i}.ln_2", ours, f"{layer}.post_attention_layernorm")
+    theirs.load_state_dict(weights)
+    torch.testing.assert_close(ours.logits(x), theirs(x).logits, atol=1e-5, rtol=0)

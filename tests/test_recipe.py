@@ -1,0 +1,357 @@
+import math
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import tomli_w
+
+from gptkit import recipe
+from gptkit.config import PRESETS, ModelOptions
+from gptkit.errors import GptkitError, Problem, RecipeError, UsageError
+from gptkit.recipe import Recipe
+
+SMALLEST = '[dataset]\nuse = "char-text"\n'
+TWO_DECAYS = """
+seed = 3
+[dataset]
+use = "char-text"
+[[callbacks]]
+use = "lr-decay"
+[[callbacks]]
+use = "grad-clip"
+[[callbacks]]
+use = "lr-decay"
+"""
+
+Read = Callable[..., Recipe]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Reads a text, as if it stood in r.toml."""
+
+    def call(text: str, overrides: Sequence[str] = (), **options: Any) -> Recipe:
+        path = tmp_path / "r.toml"
+        path.write_text(text, encoding="utf-8")
+        return recipe.read(path, overrides, **options)
+
+    return call
+
+
+@pytest.fixture
+def problems(read: Read) -> Callable[..., dict[str, str]]:
+    """What is wrong with a text: the fault by place."""
+
+    def call(text: str, overrides: Sequence[str] = ()) -> dict[str, str]:
+        with pytest.raises(RecipeError) as caught:
+            read(text, overrides)
+        return {problem.place: problem.fault for problem in caught.value.problems}
+
+    return call
+
+
+def test_the_smallest_recipe_gets_every_default(read: Read) -> None:
+    found = read(SMALLEST)
+    assert found.dataset.use == "char-text"
+    assert (found.seed, found.train.steps, found.model.n_layer) == (1337, 1000, 6)
+    assert found.callbacks == ()
+
+
+FULL = {
+    "seed": 2**63 - 1,
+    "dataset": {"use": "own", "title": 'Ω "quoted"\n\\', "sizes": [1, 2],
+                "deep": {"a": [{"b": 1}]}},
+    "model": {"preset": "gpt-nano", "n_head": 4, "n_kv_head": 2, "n_inner": 7, "mlp": "swiglu",
+              "norm": "rmsnorm", "position": "rotary", "qk_norm": True, "bias": False,
+              "tie_embeddings": False, "dropout": 0.25},
+    "train": {"steps": 7, "batch_size": 6, "micro_batch_size": 3, "optimizer": "muon",
+              "learning_rate": 1e-7, "muon_learning_rate": 1 / 3, "betas": [0.0, 0.999],
+              "weight_decay": 0.0, "eval_every": 3, "eval_batches": 2, "save_every": 5, "keep": 9,
+              "device": "cuda:3", "dtype": "bfloat16", "compile": True},
+    "callbacks": [{"use": "a"}, {"use": "b", "x": 0.1}, {"use": "a", "y": False}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [SMALLEST, TWO_DECAYS, tomli_w.dumps(FULL)])
+def test_what_is_written_reads_back_equal(read: Read, text: str) -> None:
+    found = read(text)
+    assert read(found.to_toml()) == found
+    assert read(found.to_toml()).to_toml() == found.to_toml()
+
+
+def test_nothing_that_was_written_gets_lost(read: Read) -> None:
+    again = tomllib.loads(read(tomli_w.dumps(FULL)).to_toml())
+    assert again == FULL | {"model": {"n_layer": 3, "n_embd": 48} | FULL["model"]}
+
+
+def test_every_problem_comes_at_once_with_its_place(problems: Callable[..., Any]) -> None:
+    text = """
+sed = 3
+seed = -1
+[dataset]
+path = "x"
+[model]
+n_layers = 3
+norm = "batchnorm"
+[train]
+stpes = 4
+qqqqqqqq = 4
+steps = "many"
+learning_rate = 0
+betas = [0.9]
+[[callbacks]]
+use = "grad-clip"
+[[callbacks]]
+max = 1
+[[callbacks]]
+use = ""
+"""
+    found = problems(text)
+    unknown = found.pop("train.qqqqqqqq")
+    assert unknown.startswith("unknown key; known: batch_size, betas, ")
+    assert unknown.endswith("steps, weight_decay")
+    wrong_type = found.pop("train.steps")
+    assert wrong_type.startswith("should be a valid integer")
+    assert wrong_type.endswith(", got 'many'")
+    assert found == {
+        "sed": 'unknown key; did you mean "seed"?',
+        "seed": "should be greater than or equal to 0, got -1",
+        "dataset.use": "is required",
+        "model.n_layers": 'unknown key; did you mean "n_layer"?',
+        "model.norm": "should be 'layernorm' or 'rmsnorm', got 'batchnorm'",
+        "train.stpes": 'unknown key; did you mean "steps"?',
+        "train.learning_rate": "should be greater than 0, got 0",
+        "train.betas[1]": "is required",
+        "callbacks[1].use": "is required",
+        "callbacks[2].use": "string should have at least 1 character, got ''",
+    }
+
+
+def test_the_plugins_problems_stand_beside_the_cores(read: Read) -> None:
+    def check(kind: str, spec: recipe.PluginSpec, place: str) -> list[Problem]:
+        return [Problem(place, f"{kind} {spec.use} {spec.options}", f"hint for {kind}s")]
+
+    text = 'callbacks = [{use = "a"}, 3, {use = ""}, {use = "b", x = 1}]\n' + SMALLEST
+    with pytest.raises(RecipeError) as caught:
+        read(text, ["train.steps=0"], check=check)
+    assert [problem.place for problem in caught.value.problems] == [
+        "train.steps", "callbacks[1]", "callbacks[2].use", "dataset", "callbacks[0]", "callbacks[3]"
+    ]  # fmt: skip
+    assert caught.value.problems[-1].fault == "callback b {'x': 1}"
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    assert all("r.toml: " in line for line in lines)
+    assert caught.value.hint == "hint for datasets\nhint for callbacks"
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", "dataset"),
+        ("dataset = 3", "dataset"),
+        ("[dataset]\nuse = 3", "dataset.use"),
+        (f"model = 3\n{SMALLEST}", "model"),
+        (f"callbacks = 3\n{SMALLEST}", "callbacks"),
+        (f"callbacks = [3]\n{SMALLEST}", "callbacks[0]"),
+        (f"seed = 1.5\n{SMALLEST}", "seed"),
+        (f"seed = 9223372036854775808\n{SMALLEST}", "seed"),
+    ],
+)
+def test_the_wrong_shape_is_named(problems: Callable[..., Any], text: str, place: str) -> None:
+    assert list(problems(text)) == [place]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("train.steps", True), ("train.steps", "100"), ("train.steps", 1.5), ("train.steps", []),
+        ("train.learning_rate", "1e-3"), ("train.learning_rate", True), ("train.device", 0),
+        ("train.dtype", 32), ("train.compile", "yes"), ("train.compile", 1), ("train.betas", 0.9),
+        ("model.bias", "yes"), ("model.bias", 1), ("model.n_head", {"a": 1}), ("seed", True),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_refused(
+    problems: Callable[..., Any], option: str, value: object
+) -> None:
+    table, _, key = option.rpartition(".")
+    text = tomli_w.dumps({table: {key: value}} if table else {key: value})
+    assert list(problems(text + SMALLEST)) == [option]
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("train.steps=7", "train.steps", 7),
+        (" train.steps = 7 ", "train.steps", 7),
+        ("seed=4", "seed", 4),
+        ("train.learning_rate=1e-2", "train.learning_rate", 0.01),
+        ("train.betas=[0.8, 0.9]", "train.betas", (0.8, 0.9)),
+        ("train.compile=false", "train.compile", False),
+        ("train.compile=auto", "train.compile", "auto"),
+        ('train.device="cuda:1"', "train.device", "cuda:1"),
+        ("dataset.use=other", "dataset.use", "other"),
+        ("dataset.source=two words", "dataset.source", "two words"),
+        ("dataset.path=a=b.txt", "dataset.path", "a=b.txt"),
+        ("dataset.path=", "dataset.path", ""),
+        ("dataset.path='007'", "dataset.path", "007"),
+        ("dataset.deep.er=1", "dataset.deep", {"er": 1}),
+        ("callbacks.grad-clip.max_norm=0.5", "callbacks.1.max_norm", 0.5),
+        ("callbacks.1.max_norm=0.5", "callbacks.1.max_norm", 0.5),
+        ("callbacks[2].decay=linear", "callbacks.2.decay", "linear"),
+        ("callbacks[0].use=log", "callbacks.0.use", "log"),
+        ("callbacks=[]", "callbacks", ()),
+    ],
+)
+def test_set_reaches_every_field(read: Read, override: str, place: str, value: object) -> None:
+    found: Any = read(TWO_DECAYS, [override])
+    for part in place.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_later_set_wins_over_an_earlier_one(read: Read) -> None:
+    found = read(SMALLEST, ["train.steps=1", "train={keep=3}", "train.steps=2"])
+    assert (found.train.steps, found.train.keep) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("train.steps", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("train..steps=3", "not of the form key=value"),
+        ("train steps=3", "not of the form key=value"),
+        ("seed.x=1", "seed.x is not an option"),
+        ("seed.x.y=1", "no table named x"),
+        ("callbacks[1]=1", "callbacks[1] is not an option"),
+        ("callbacks.log.every=1", '"log" is not in the recipe'),
+        ("callbacks[3].x=1", '"3" is not in the recipe'),
+        ("callbacks.lr-decay.x=1", '"lr-decay" appears twice; address it by position'),
+    ],
+)
+def test_a_set_that_makes_no_sense_is_refused(read: Read, override: str, fault: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(TWO_DECAYS, [override])
+    assert str(caught.value) == f"--set {override}: {fault}"
+    in_recipe = "callbacks here: lr-decay, grad-clip, lr-decay"
+    assert caught.value.hint in (in_recipe, recipe._SET_HINT)
+    assert (caught.value.hint == in_recipe) == override.startswith(("callbacks.", "callbacks[3]"))
+
+
+def test_a_set_of_an_unknown_key_names_the_closest(problems: Callable[..., Any]) -> None:
+    assert problems(SMALLEST, ["train.stpes=3", "trian.steps=3"]) == {
+        "train.stpes": 'unknown key; did you mean "steps"?',
+        "trian": 'unknown key; did you mean "train"?',
+    }
+
+
+MINGPT = {
+    "openai-gpt": (12, 12, 768),
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+    "gopher-44m": (8, 16, 512),
+    "gpt-mini": (6, 6, 192),
+    "gpt-micro": (4, 4, 128),
+    "gpt-nano": (3, 3, 48),
+}
+"""n_layer, n_head, n_embd as in minGPT's mingpt/model.py."""
+
+
+@pytest.mark.parametrize("name", MINGPT)
+def test_a_preset_fills_in_mingpts_sizes(read: Read, name: str) -> None:
+    model = read(SMALLEST, [f"model.preset={name}"]).model
+    assert (model.n_layer, model.n_head, model.n_embd) == MINGPT[name]
+
+
+def test_every_preset_can_be_named() -> None:
+    literal = ModelOptions.model_fields["preset"].annotation
+    names = {name for part in get_args(literal) for name in get_args(part)}
+    assert names == set(PRESETS) == set(MINGPT)
+
+
+def test_a_size_beside_a_preset_wins(read: Read) -> None:
+    model = read(SMALLEST, ["model.n_layer=2", "model.preset=gpt2"]).model
+    assert (model.n_layer, model.n_head, model.n_embd) == (2, 12, 768)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[..., Any]) -> None:
+    assert "'gpt2-xl'" in problems(SMALLEST, ["model.preset=gpt3"])["model.preset"]
+    assert "'gpt2-xl'" in problems(SMALLEST, ["model.preset=3"])["model.preset"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place", "said"),
+    [
+        (["model.n_embd=10", "model.n_head=3"], "model",
+         "n_embd 10 should be divisible by n_head 3"),
+        (["model.n_head=6", "model.n_kv_head=4"], "model",
+         "n_head 6 should be divisible by n_kv_head 4"),
+        (["model.n_embd=6", "model.n_head=2", "model.position=rotary"], "model",
+         "rotary positions need an even head size, got n_embd 6 / n_head 2 = 3"),
+        (["model.n_layer=0"], "model.n_layer", "should be greater than 0"),
+        (["model.n_kv_head=0"], "model.n_kv_head", "should be greater than 0"),
+        (["model.dropout=1.0"], "model.dropout", "should be less than 1"),
+        (["model.dropout=-0.1"], "model.dropout", "should be greater than or equal to 0"),
+        (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'relu2' or 'swiglu'"),
+        (["train.steps=0"], "train.steps", "should be greater than 0"),
+        (["train.batch_size=4", "train.micro_batch_size=3"], "train",
+         "batch_size 4 should be a multiple of micro_batch_size 3"),
+        (["train.micro_batch_size=8", "train.batch_size=4"], "train", "should be a multiple"),
+        (["train.betas=[0.9, 1.0]"], "train", "betas should be below 1, got [0.9, 1.0]"),
+        (["train.betas=[-0.1, 0.9]"], "train.betas[0]", "should be greater than or equal to 0"),
+        (["train.weight_decay=-1.0"], "train.weight_decay", "should be greater than or equal to 0"),
+        (["train.learning_rate=inf"], "train.learning_rate", "should be a finite number"),
+        (["train.learning_rate=nan"], "train.learning_rate", ""),
+        (["train.weight_decay=inf"], "train.weight_decay", "should be a finite number"),
+        (["train.device=gpu"], "train.device", "got 'gpu'"),
+        (["train.device=cuda:x"], "train.device", "got 'cuda:x'"),
+        (["train.dtype=float16"], "train.dtype", "'bfloat16', got 'float16'"),
+        (["train.keep=0"], "train.keep", "should be greater than 0"),
+        (["train.eval_every=0"], "train.eval_every", "should be greater than 0"),
+        (["train.save_every=0"], "train.save_every", "should be greater than 0"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused(
+    problems: Callable[..., Any], overrides: list[str], place: str, said: str
+) -> None:
+    found = problems(SMALLEST, overrides)
+    assert list(found) == [place]
+    assert said in found[place]
+
+
+def test_a_syntax_error_names_its_line(problems: Callable[..., Any]) -> None:
+    assert "line 3" in problems("seed = 1\n[dataset]\nuse = char-text\n")[""]
+
+
+def test_a_missing_file_names_the_closest(tmp_path: Path) -> None:
+    (tmp_path / "shakespeare.toml").write_text(SMALLEST)
+    with pytest.raises(UsageError) as caught:
+        recipe.read(tmp_path / "shakespear.toml")
+    assert str(caught.value) == f"{tmp_path / 'shakespear.toml'}: no such recipe"
+    assert caught.value.hint == f'did you mean "{tmp_path / "shakespeare.toml"}"?'
+    with pytest.raises(UsageError, match="no such recipe"):
+        recipe.read(tmp_path / "no folder" / "x.toml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"a = '\xe9'")
+    for path in (tmp_path, tmp_path / "latin.toml", tmp_path / "latin.toml" / "below"):
+        with pytest.raises(GptkitError, match=r"cannot be read|no such") as caught:
+            recipe.read(path)
+        assert caught.value.exit_code == 2
+
+
+def test_a_recipe_cannot_be_changed(read: Read) -> None:
+    found = read(SMALLEST)
+    with pytest.raises(ValueError, match="frozen"):
+        found.seed = 2  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        found.train.learning_rate = math.pi  # type: ignore[misc]
+    found.dataset.options["path"] = "elsewhere"
+    assert "path" not in found.dataset.options

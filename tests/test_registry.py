@@ -1,0 +1,310 @@
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from gptkit import folder, registry, run
+from gptkit.codec import Codec
+from gptkit.errors import GptkitError, PluginError, RecipeError
+
+Install = Callable[..., Path]
+TinyRecipe = Callable[..., Path]
+BROKEN = "import module_that_nobody_has"
+CALLBACK = """
+    from gptkit.plugin import Callback
+
+    class Mine(Callback):
+        \"\"\"Does nothing.\"\"\"
+"""
+
+
+class Unannounced(Codec):
+    suffix: ClassVar[str] = ".txt"
+
+    def encode(self, prompt: str) -> list[int]:
+        return [0]
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        return b""
+
+
+def refusal(path: Path) -> RecipeError:
+    """The error that a recipe's plugins give."""
+    with pytest.raises(RecipeError) as caught:
+        registry.build(registry.read_recipe(path))
+    return caught.value
+
+
+def test_the_first_party_plugins_are_installed() -> None:
+    found = {kind: [entry.name for entry in registry.installed(kind)] for kind in registry.BASES}
+    assert "char-text" in found["dataset"]
+    assert {"grad-clip", "log", "lr-decay"} <= set(found["callback"])
+    assert "char" in found["codec"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [("dataset", "char-txt", "char-text"), ("callback", "gradclip", "grad-clip")],
+)
+def test_an_unknown_name_comes_with_the_closest_and_the_installed(
+    kind: registry.Kind, name: str, meant: str
+) -> None:
+    with pytest.raises(PluginError) as caught:
+        registry.find(kind, name)
+    assert str(caught.value) == f'no {kind} named "{name}"'
+    hint = caught.value.hint or ""
+    assert hint.startswith("installed: ")
+    assert f"{meant} (gptkit-{meant} 0.1.0)" in hint
+    assert hint.endswith(f'; did you mean "{meant}"?')
+
+
+def test_a_name_like_no_other_comes_with_the_installed_alone() -> None:
+    with pytest.raises(PluginError) as caught:
+        registry.find("callback", "qqqqqq")
+    assert "did you mean" not in (caught.value.hint or "")
+    assert "log (gptkit-log 0.1.0)" in (caught.value.hint or "")
+
+
+def test_a_name_claimed_twice_is_refused_with_both_claims(
+    distribution: Install, tiny_recipe: TinyRecipe
+) -> None:
+    distribution("acme-log", CALLBACK, callbacks="log = Mine")
+    (problem,) = refusal(tiny_recipe()).problems
+    assert problem.place == "callbacks[2].use"
+    claims = "acme-log 1.2 and gptkit-log 0.1.0"
+    assert problem.fault == f'the callback name "log" is claimed by {claims}'
+    assert problem.hint == "pip uninstall all but one of acme-log, gptkit-log"
+    assert "acme_log" not in sys.modules
+
+
+def test_one_name_may_stand_for_things_of_different_kinds(
+    distribution: Install, tiny_recipe: TinyRecipe
+) -> None:
+    distribution("acme-log", CALLBACK, callbacks="char-text = Mine")
+    callbacks = [{"use": "char-text"}]
+    built = registry.build(registry.read_recipe(tiny_recipe(callbacks=callbacks)))
+    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.1.0", "acme-log 1.2"]
+    assert [entry.kind for entry in registry.find_any("char-text")] == ["dataset", "callback"]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (BROKEN, "ModuleNotFoundError: No module named 'module_that_nobody_has'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("class Mine(", "SyntaxError: "),
+        ("Yours = 3", "AttributeError: module 'acme_broken' has no attribute 'Mine'"),
+        ("raise SystemExit(7)", "SystemExit: 7"),
+    ],
+)
+def test_a_plugin_that_fails_to_import_is_named(
+    distribution: Install, tiny_recipe: TinyRecipe, source: str, reason: str
+) -> None:
+    distribution("acme-broken", source, callbacks="broken = Mine")
+    (problem,) = refusal(tiny_recipe(callbacks=[{"use": "log"}, {"use": "broken"}])).problems
+    assert problem.place == "callbacks[1].use"
+    where = "callback broken (acme-broken 1.2) cannot be imported: "
+    assert problem.fault.startswith(where + reason)
+    assert "gptkit plugins check broken" in (problem.hint or "")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def Mine(): ...",
+        "Mine = 3",
+        "class Mine: ...",
+        "from gptkit.plugin import Callback as Mine",
+        "from gptkit_char_text.codec import CharCodec as Mine",
+    ],
+)
+def test_a_class_of_another_kind_is_refused(
+    distribution: Install, tiny_recipe: TinyRecipe, source: str
+) -> None:
+    distribution("acme-other", source, datasets="other = Mine")
+    (problem,) = refusal(tiny_recipe(dataset={"use": "other"})).problems
+    assert problem.place == "dataset.use"
+    said = "dataset other (acme-other 1.2): acme_other:Mine is not a subclass of Dataset"
+    assert problem.fault == said
+
+
+def test_a_class_without_the_contracts_methods_is_refused(
+    distribution: Install, tiny_recipe: TinyRecipe
+) -> None:
+    source = """
+        from gptkit.codec import Codec
+        from gptkit.plugin import Dataset
+
+        class Half(Dataset):
+            \"\"\"Lacks load.\"\"\"
+
+        class HalfCodec(Codec):
+            suffix = ".txt"
+    """
+    distribution("acme-half", source, datasets="half = Half", codecs="half = HalfCodec")
+    (problem,) = refusal(tiny_recipe(dataset={"use": "half"})).problems
+    assert "half (acme-half 1.2)" in problem.fault
+    assert "load" in problem.fault
+    with pytest.raises(PluginError, match=r"half.*decode"):
+        registry.make_codec("half", "acme-half", {})
+
+
+def test_an_event_that_is_none_is_refused_at_class_creation(
+    distribution: Install, tiny_recipe: TinyRecipe
+) -> None:
+    source = """
+        from gptkit.plugin import Callback
+
+        class Typo(Callback):
+            def on_step_ends(self, state): ...
+    """
+    distribution("acme-typo", source, callbacks="typo = Typo")
+    (problem,) = refusal(tiny_recipe(callbacks=[{"use": "typo"}])).problems
+    said = 'Typo.on_step_ends is not an event; did you mean "on_step_end"?'
+    assert problem.fault.endswith(f"(acme-typo 1.2) cannot be imported: TypeError: {said}")
+
+
+def test_wrong_options_come_all_at_once_with_place_and_hint(tiny_recipe: TinyRecipe) -> None:
+    callbacks = [{"use": "log", "evry": 3}, {"use": "grad-clip", "max_norm": -1, "zz": 2}]
+    error = refusal(tiny_recipe(callbacks=callbacks, dataset={"val_fraction": 2.0}))
+    found = {problem.place: problem.fault for problem in error.problems}
+    assert found == {
+        "dataset (char-text).val_fraction": "should be less than 1, got 2.0",
+        "callbacks[0] (log).evry": 'unknown key; did you mean "every"?',
+        "callbacks[1] (grad-clip).max_norm": "should be greater than 0, got -1",
+        "callbacks[1] (grad-clip).zz": "unknown key; known: max_norm",
+    }
+    assert (error.hint or "").splitlines() == [
+        f"gptkit plugins show {name} lists its options"
+        for name in ("char-text", "log", "grad-clip")
+    ]
+
+
+def test_only_the_named_plugins_are_imported(
+    distribution: Install, tiny_recipe: TinyRecipe
+) -> None:
+    distribution("acme-idle", CALLBACK, callbacks="idle = Mine", datasets="idle = Mine")
+    registry.build(registry.read_recipe(tiny_recipe()))
+    assert "acme_idle" not in sys.modules
+    registry.build(registry.read_recipe(tiny_recipe(callbacks=[{"use": "idle"}])))
+    assert "acme_idle" in sys.modules
+
+
+def test_a_broken_plugin_that_is_not_named_is_invisible(
+    distribution: Install, tiny_recipe: TinyRecipe, cli: Callable[..., Any]
+) -> None:
+    entries = dict.fromkeys(("callbacks", "datasets", "codecs"), "broken = Mine")
+    distribution("acme-broken", BROKEN, **entries)
+    recipe = tiny_recipe(train={"steps": 2})
+    for command in (
+        ["--help"],
+        ["check", recipe],
+        ["train", recipe, "--out", "r"],
+        ["resume", "r"],
+        ["sample", "r", "--tokens", "3"],
+        ["eval", "r"],
+        ["runs", "list"],
+        ["runs", "show", "r"],
+        ["plugins", "list"],
+        ["plugins", "show", "log"],
+        ["plugins", "check", "log"],
+    ):
+        result = cli(*command)
+        assert result.exit_code == 0, (command, result.output)
+        assert "module_that_nobody_has" not in result.output
+    result = cli("plugins", "check")
+    assert result.exit_code == 2
+    assert result.stdout.count("broken (acme-broken 1.2) cannot be imported") == 3
+    assert "acme_broken.py" in result.stdout  # the traceback says where
+    assert "lr-decay (gptkit-lr-decay 0.1.0): ok" in result.stdout
+
+
+def test_a_plugin_that_exits_does_not_end_the_check(
+    distribution: Install, cli: Callable[..., Any]
+) -> None:
+    distribution("acme-exit", "raise SystemExit(7)", callbacks="an-exit = Mine")
+    result = cli("plugins", "check")
+    assert result.exit_code == 2
+    assert "lr-decay (gptkit-lr-decay 0.1.0): ok" in result.stdout
+
+
+def test_the_complete_recipe_builds_the_same_again(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
+    built = registry.build(registry.read_recipe(tiny_recipe(train={"optimizer": "muon"})))
+    (tmp_path / "written.toml").write_text(built.recipe.to_toml(), encoding="utf-8")
+    again = registry.build(registry.read_recipe(tmp_path / "written.toml"))
+    assert again.recipe == built.recipe
+    assert again.dataset == built.dataset
+    assert list(again.callbacks.items()) == list(built.callbacks.items())
+    assert built.recipe.callbacks[1].options == {"max_norm": 1.0}
+    assert built.recipe.dataset.options["source"] == "sonnets"
+
+
+def test_the_recipe_of_a_run_trains_to_the_same_weights(
+    tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    first = run.train(tiny_recipe(), ["seed=5"], out=tmp_path / "a", report=print)
+    second = run.train(first.recipe, out=tmp_path / "b", report=print)
+    weights = [r.step_folder() / "model.safetensors" for r in (first, second)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert first.recipe.read_text() == second.recipe.read_text()
+
+
+def test_a_relative_path_is_the_same_from_anywhere(
+    tiny_recipe: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe(dataset={"path": "my.txt"})
+    built = registry.build(registry.read_recipe(recipe))
+    assert built.recipe.dataset.options["path"] == str(tmp_path / "my.txt")
+
+
+def test_callbacks_go_by_position_and_origin(tiny_recipe: TinyRecipe) -> None:
+    callbacks = [{"use": "log"}, {"use": "grad-clip"}, {"use": "log", "every": 3}]
+    built = registry.build(registry.read_recipe(tiny_recipe(callbacks=callbacks)))
+    assert list(built.callbacks) == [
+        "callbacks[0] (log, gptkit-log 0.1.0)",
+        "callbacks[1] (grad-clip, gptkit-grad-clip 0.1.0)",
+        "callbacks[2] (log, gptkit-log 0.1.0)",
+    ]
+
+
+def test_a_codec_is_found_by_its_class_and_made_by_its_name() -> None:
+    codec = registry.make_codec("char", "gptkit-char-text", {"vocabulary": "abc"})
+    assert codec.encode("cab") == [2, 0, 1]
+    entry = registry.codec_entry(codec)
+    assert (entry.name, entry.distribution) == ("char", "gptkit-char-text")
+
+
+def test_a_codec_that_nobody_announces_is_refused() -> None:
+    with pytest.raises(PluginError) as caught:
+        registry.codec_entry(Unannounced())
+    assert "Unannounced is not announced by any distribution" in str(caught.value)
+    assert '[project.entry-points."gptkit.codecs"]' in (caught.value.hint or "")
+
+
+def test_a_codec_that_is_not_installed_names_its_distribution() -> None:
+    with pytest.raises(PluginError, match='"runes" that this model needs') as caught:
+        registry.make_codec("runes", "acme-runes", {})
+    assert caught.value.hint == "pip install acme-runes"
+
+
+@pytest.mark.parametrize("options", [{}, {"vocabulary": "aa"}, {"vocabulary": "ab", "extra": 1}])
+def test_a_codec_that_does_not_take_its_options_names_its_distribution(options: Any) -> None:
+    with pytest.raises(PluginError, match='"char" does not accept') as caught:
+        registry.make_codec("char", "gptkit-char-text", options)
+    assert "gptkit-char-text" in (caught.value.hint or "")
+
+
+def test_a_recipe_can_lose_its_plugin(
+    distribution: Install, tiny_recipe: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = distribution("acme-gone", CALLBACK, callbacks="gone = Mine")
+    recipe = tiny_recipe(callbacks=[{"use": "gone"}])
+    trained = run.train(recipe, out=tmp_path / "r", report=print)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(site)])
+    with pytest.raises(GptkitError, match='no callback named "gone"'):
+        run.resume(trained.path, report=print)
+    assert run.open_trained(trained.path).state.step == 4  # sampling needs the codec alone
+    assert folder.open_run(trained.path).step_folder().name == "step-00000004"
