@@ -185,6 +185,17 @@ def runs_show(run_folder: RunArgument = None, json: JsonOption = False) -> None:
     show.run(folder.open_run(run_folder), as_json=json)
 
 
+@runs_app.command("compare")
+def runs_compare(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    json: JsonOption = False,
+) -> None:
+    """Compare runs: their losses, and the recipe fields in which they differ."""
+    from gptkit import folder, show
+
+    show.comparison([folder.open_run(path) for path in run_folders], as_json=json)
+
+
 def _report(line: str) -> None:
     typer.echo(line, err=True)
 

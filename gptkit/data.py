@@ -25,14 +25,13 @@ def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     Windows start a stride apart. What remains at the end is covered by a window that reaches back
     into the one before it, where its targets are masked.
     """
-    starts = list(range(0, len(split), split.stride))
-    overlap = split.stride - (len(split) - 1 - starts[-1])
-    if overlap < split.stride:
-        starts.append(len(split) - 1)
-    for i in range(0, len(starts), batch_size):
-        indices = torch.tensor(starts[i : i + batch_size])
-        x, y = split[indices]
-        if overlap < split.stride and i + batch_size >= len(starts):
+    last = len(split) - 1
+    windows = -(-last // split.stride) + 1
+    overlap = (windows - 1) * split.stride - last
+    for first in range(0, windows, batch_size):
+        numbers = torch.arange(first, min(first + batch_size, windows))
+        x, y = split[(numbers * split.stride).clamp(max=last)]
+        if overlap and first + batch_size >= windows:
             y = y.clone()
             y[-1, :overlap] = IGNORE
         yield x, y

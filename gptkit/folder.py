@@ -74,16 +74,22 @@ class RunFolder:
         """Hold the folder for one process; the system lets go when the process dies.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or it cannot be written.
         """
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except Timeout:
             raise RunError(
                 f"{self.path}: another process is training in this folder",
                 hint="wait for it, stop it, or choose another folder with --out",
             ) from None
+        except OSError as error:
+            raise _not_writable(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def new_run(path: Path) -> RunFolder:
@@ -109,10 +115,7 @@ def create(run: RunFolder) -> None:
         with tempfile.TemporaryFile(dir=run.path):
             pass
     except OSError as error:
-        raise RunError(
-            f"{run.path}: cannot be written: {error.strerror}",
-            hint="--out DIR takes another place",
-        ) from error
+        raise _not_writable(run.path, error) from error
 
 
 def name_for(recipe: Path) -> Path:
@@ -148,15 +151,30 @@ def list_runs(root: Path = RUNS) -> list[RunFolder]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was before."""
+    """Write a file so that it is complete or as it was before.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _not_writable(path, error) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, complete or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _not_writable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: cannot be written: {error.strerror or error}",
+        hint="--out DIR takes another place",
+    )
 
 
 def _step(folder: Path) -> int:

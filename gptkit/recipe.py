@@ -50,6 +50,16 @@ class Recipe(Options):
         """The recipe as TOML that `read` turns into an equal recipe."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
+    def flat(self) -> dict[str, Any]:
+        """Every field under the key by which `--set` reaches it, e.g. `train.steps`."""
+        table = self.model_dump(mode="json", exclude_none=True)
+        callbacks = {f"callbacks.{c.pop('use')}": c for c in table.pop("callbacks")}
+        fields = {}
+        for key, value in (table | callbacks).items():
+            inner = value if isinstance(value, dict) else {"": value}
+            fields |= {f"{key}.{name}".rstrip("."): v for name, v in inner.items()}
+        return fields
+
 
 _SET_HINT = "for example --set train.steps=100 --set callbacks.grad-clip.max_norm=0.5"
 

@@ -209,7 +209,7 @@ def _previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
 def _fit(trainer: Trainer, run: RunFolder) -> None:
     with _stopping_on_signals(trainer.state) as received:
         trainer.fit()
-    if received:
+    if received and trainer.state.step < trainer.state.steps:
         raise StoppedError(
             f"stopped by {received[0].name} at step {trainer.state.step}, checkpoint saved",
             hint=f"gptkit resume {run.path}",

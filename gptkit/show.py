@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptkit import checkpoint
+from gptkit import recipe as recipe_file
 from gptkit.errors import CheckpointError, GptkitError, PluginError, UsageError
 from gptkit.folder import RunFolder
 from gptkit.registry import Entry
@@ -128,6 +129,24 @@ def run(found: RunFolder, *, as_json: bool) -> None:
     print()
     _print_rows(steps, ("checkpoint", "val_loss"), as_json=False)
     print(f"\n{recipe}", end="")
+
+
+def comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
+    """Print runs side by side: losses, and the recipe fields in which they differ."""
+    recipes = [recipe_file.read(run.recipe).flat() for run in found]
+    keys = dict.fromkeys(key for fields in recipes for key in fields)
+    differing = [k for k in keys if any(r.get(k) != recipes[0].get(k) for r in recipes[1:])]
+    rows = [
+        _run_row(run) | {key: fields.get(key) for key in differing}
+        for run, fields in zip(found, recipes, strict=True)
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("", *[str(run.path) for run in found], box=None, pad_edge=False)
+    for key in ("step", "val_loss", "best_val_loss", *differing):
+        table.add_row(key, *[escape(_cell(row[key])) for row in rows])
+    Console().print(table)
 
 
 def _run_row(found: RunFolder) -> dict[str, Any]:

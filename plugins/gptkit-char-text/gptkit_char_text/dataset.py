@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, field_validator
 from gptkit.plugin import Data, DataError, Dataset, TokenFile, cache_folder, fetch
 from gptkit_char_text.codec import CharCodec
 from gptkit_char_text.text import Survey, find_files, survey
-from gptkit_char_text.tokens import cache_errors, encoded
+from gptkit_char_text.tokens import cache_errors, encoded, surveyed
 
 TINYSHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -46,7 +46,7 @@ class CharText(Dataset):
             DownloadError: Tiny Shakespeare cannot be fetched.
         """
         files = self._files()
-        text = survey(files)
+        text = surveyed(files) or survey(files)
         self._check_variety(text)
         train = train_length(text.characters, self.val_fraction)
         self._check_lengths(train, text.characters - train)

@@ -54,18 +54,33 @@ def find_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
+def digest(files: Sequence[Path]) -> str:
+    """The sha256 of the files' text, as `survey` gives it, at the speed of hashing alone.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    hasher = hashlib.sha256()
+    for index, path in enumerate(files):
+        hasher.update(b"\n" if index else b"")
+        with _reading(path), _opened(path) as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+    return hasher.hexdigest()
+
+
 def survey(files: Sequence[Path]) -> Survey:
     """Walk over the text once: its digest, its characters and its length.
 
     Raises:
         DataError: a file cannot be read or is not UTF-8.
     """
-    digest, seen, characters = hashlib.sha256(), np.zeros(CODE_POINTS, bool), 0
+    hasher, seen, characters = hashlib.sha256(), np.zeros(CODE_POINTS, bool), 0
     for chunk in chunks(files):
-        digest.update(chunk.encode())
+        hasher.update(chunk.encode())
         seen[code_points(chunk)] = True
         characters += len(chunk)
-    return Survey(digest.hexdigest(), "".join(map(chr, np.flatnonzero(seen))), characters)
+    return Survey(hasher.hexdigest(), "".join(map(chr, np.flatnonzero(seen))), characters)
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
@@ -86,11 +101,17 @@ def chunks(files: Sequence[Path]) -> Iterator[str]:
 
 
 def _read(path: Path) -> Iterator[str]:
-    """One file's text, without a byte order mark at its beginning."""
-    with _reading(path), path.open("rb") as file:
+    with _reading(path), _opened(path) as file:
+        yield from _decode(file, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """One file, after a byte order mark at its beginning."""
+    with path.open("rb") as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
-        yield from _decode(file, path)
+        yield file
 
 
 def _decode(file: BinaryIO, path: Path) -> Iterator[str]:

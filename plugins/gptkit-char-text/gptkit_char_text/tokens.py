@@ -11,7 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from gptkit.plugin import DataError, cache_folder, cached
-from gptkit_char_text.text import CODE_POINTS, Survey, chunks, code_points
+from gptkit_char_text.text import CODE_POINTS, Survey, chunks, code_points, digest
+
+
+def surveyed(files: Sequence[Path]) -> Survey | None:
+    """What the cache knows of the files' text; None where it was never encoded whole.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    sha256 = digest(files)
+    try:
+        meta = json.loads((_folder(sha256) / "meta.json").read_bytes())
+        text = Survey(sha256, meta["vocabulary"], meta["characters"])
+        return text if _is_whole(text) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def encoded(files: Sequence[Path], text: Survey) -> Path:
@@ -20,16 +35,14 @@ def encoded(files: Sequence[Path], text: Survey) -> Path:
     Raises:
         DataError: the cache cannot be written, or the files no longer hold the text surveyed.
     """
-    folder = cache_folder("char-text") / text.sha256
-    fields = {"vocabulary": text.vocabulary, "characters": text.characters, "dtype": text.dtype}
-    meta = json.dumps(fields).encode()
+    folder = _folder(text.sha256)
 
     def build(target: Path) -> None:
         _encode(files, text, target / "tokens.bin")
-        (target / "meta.json").write_bytes(meta)
+        (target / "meta.json").write_bytes(_meta(text))
 
     with cache_errors(folder):
-        if folder.exists() and not _is_whole(folder, meta, text):
+        if folder.exists() and not _is_whole(text):
             shutil.rmtree(folder)
         return cached(folder, build) / "tokens.bin"
 
@@ -47,22 +60,32 @@ def cache_errors(folder: Path) -> Iterator[None]:
 
 
 def _encode(files: Sequence[Path], text: Survey, target: Path) -> None:
-    digest, ids = hashlib.sha256(), np.zeros(CODE_POINTS, text.dtype)
+    hasher, ids = hashlib.sha256(), np.zeros(CODE_POINTS, text.dtype)
     ids[code_points(text.vocabulary)] = np.arange(len(text.vocabulary))
     with target.open("wb") as file:
         for chunk in chunks(files):
-            digest.update(chunk.encode())
+            hasher.update(chunk.encode())
             file.write(ids[code_points(chunk)].data)
-    if digest.hexdigest() != text.sha256:
+    if hasher.hexdigest() != text.sha256:
         place = os.path.commonpath(files)
         raise DataError(f"{place}: the text changed while it was read", hint="try again")
 
 
-def _is_whole(folder: Path, meta: bytes, text: Survey) -> bool:
+def _folder(sha256: str) -> Path:
+    return cache_folder("char-text") / sha256
+
+
+def _meta(text: Survey) -> bytes:
+    fields = {"vocabulary": text.vocabulary, "characters": text.characters, "dtype": text.dtype}
+    return json.dumps(fields).encode()
+
+
+def _is_whole(text: Survey) -> bool:
+    folder = _folder(text.sha256)
     size = text.characters * np.dtype(text.dtype).itemsize
     try:
         return (
-            folder.joinpath("meta.json").read_bytes() == meta
+            folder.joinpath("meta.json").read_bytes() == _meta(text)
             and folder.joinpath("tokens.bin").stat().st_size == size
         )
     except OSError:
