@@ -23,6 +23,17 @@ class Codec(BaseModel, ABC):
     suffix: ClassVar[str]
     """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of a whole sample, its start included; None where a sample can go on for ever."""
+        return None
+
+    @property
+    def lossless(self) -> bool | None:
+        """Whether tokens stand for data exactly, one dimension each, so that bits per token are
+        bits per dimension; False where information was dropped; None where it is no such data."""
+        return None
+
     @abstractmethod
     def encode(self, prompt: str) -> list[int]:
         """Token ids that start a sample.
@@ -37,10 +48,41 @@ class Codec(BaseModel, ABC):
             PromptError: the prompt has parts that the model never saw.
         """
 
+    def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
+        """Token ids that start a sample, as `gptkit sample` asks for them.
+
+        Args:
+            prompt: what the user asks to continue; "" asks for a sample from nothing.
+            keep: how much of the prompt's beginning to keep, 0 to 1.
+            label: the class to draw from, where the model knows classes.
+
+        Raises:
+            PromptError: the prompt, `keep` or `label` makes no sense to this model.
+        """
+        if label is not None:
+            raise PromptError("this model knows no classes", hint="leave --class out")
+        if not 0 <= keep <= 1:
+            raise PromptError(f"keep should be between 0 and 1, got {keep}")
+        tokens = self.encode(prompt)
+        return tokens[: max(1, round(keep * len(tokens)))]
+
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The file contents that `tokens` stand for, in the format that `suffix` names."""
 
-    def sheet(self, samples: Sequence[Sequence[int]]) -> bytes:
-        """Several samples in one file of the same format; text is separated by a ruled line."""
+    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
+        """Several samples in one file of the same format; text is separated by a ruled line.
+
+        Args:
+            samples: token ids, each with the prompt's at its beginning.
+            prompt: what they continue, for formats that show it beside them.
+            kept: how many tokens of every sample are the prompt's.
+        """
         return b"\n----------\n".join(self.decode(sample) for sample in samples)
+
+    def preview(self, contents: bytes, *, width: int) -> str | None:
+        """What `decode` or `sheet` gave, as text for a terminal of `width` columns.
+
+        None where there is no good way to show it.
+        """
+        return None

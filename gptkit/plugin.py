@@ -70,6 +70,9 @@ class Split(ABC):
     """Distance between the numbers that one walk over the whole split visits: 1 for separate items,
     block_size where neighbouring numbers are overlapping windows of one stream."""
 
+    labels: Tensor | None = None
+    """The class of every item, int64 (len(self),); None where items have no classes."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of start positions or items."""
@@ -126,6 +129,8 @@ class Data:
     block_size: int
     sha256: str | None = None
     """Digest of the source, recorded with the run."""
+    classes: tuple[str, ...] = ()
+    """What the splits' labels mean, by number."""
 
     def __post_init__(self) -> None:
         for name, split in (("training", self.train), ("validation", self.val)):

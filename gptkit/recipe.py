@@ -54,7 +54,7 @@ class Recipe(Options):
         """Every field under the key by which `--set` reaches it, e.g. `train.steps`."""
         table = self.model_dump(mode="json", exclude_none=True)
         callbacks = {f"callbacks.{c.pop('use')}": c for c in table.pop("callbacks")}
-        fields = {}
+        fields: dict[str, Any] = {}
         for key, value in (table | callbacks).items():
             inner = value if isinstance(value, dict) else {"": value}
             fields |= {f"{key}.{name}".rstrip("."): v for name, v in inner.items()}

@@ -1,4 +1,4 @@
-"""The pages' files are real files: what docs/plugins.md shows is installed, used and tested here."""
+"""The pages show real files: what docs/plugins.md prints is installed, used and tested here."""
 
 import re
 import subprocess

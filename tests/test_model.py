@@ -46,7 +46,7 @@ def tokens(*shape: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) ->
 
 @torch.no_grad()
 def from_the_papers(model: GPT, x: Tensor) -> Tensor:
-    """Logits by plain formulas in float64: rotation by complex numbers, softmax over a full mask."""
+    """Logits by plain formulas in float64: rotation by complex numbers, a full mask."""
     config = model.config
     w = {name: value.double() for name, value in model.named_parameters()}
     w.setdefault("lm_head.weight", w["wte.weight"])
@@ -72,16 +72,14 @@ def from_the_papers(model: GPT, x: Tensor) -> Tensor:
         return torch.cat((pairs.real, pairs.imag), -1)
 
     def attention(name: str, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        kv, hs = config.kv_heads, config.head_size
-        q, k, v = linear(f"{name}.qkv", x).split([C, kv * hs, kv * hs], -1)
-        q = turned(q.view(B, T, -1, hs))
-        k = turned(k.view(B, T, kv, hs)).repeat_interleave(config.n_head // kv, dim=2)
-        v = v.view(B, T, kv, hs).repeat_interleave(config.n_head // kv, dim=2)
-        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(hs)
-        seen = torch.arange(T)[:, None] >= torch.arange(T)
+        kv, hs, length = config.kv_heads, config.head_size, x.size(1)
+        parts = linear(f"{name}.qkv", x).split([config.n_embd, kv * hs, kv * hs], -1)
+        q, k, v = (part.unflatten(-1, (-1, hs)) for part in parts)  # each (B, T, heads, hs)
+        k, v = (part.repeat_interleave(config.n_head // kv, dim=2) for part in (k, v))
+        scores = torch.einsum("bihd,bjhd->bhij", turned(q), turned(k)) / math.sqrt(hs)
+        seen = torch.arange(length)[:, None] >= torch.arange(length)
         p = scores.masked_fill(~seen, -math.inf).softmax(-1)
-        return linear(f"{name}.proj", torch.einsum("bhij,bjhd->bihd", p, v).reshape(B, T, C))
+        return linear(f"{name}.proj", torch.einsum("bhij,bjhd->bihd", p, v).flatten(2))
 
     def mlp(name: str, x: Tensor) -> Tensor:
         x = linear(f"{name}.up", x)
@@ -370,7 +368,10 @@ def test_the_modern_model_equals_transformers_llama() -> None:
         layer = f"model.layers.{i}"
         q, k, v = block.attn.qkv.weight.split([32, 16, 16])
         gate, up = block.mlp.up.weight.split(inner)
-        weights |= {f"{layer}.self_attn.{n}_proj.weight": w for n, w in zip("qkv", (q, k, v))}
+        weights |= {
+            f"{layer}.self_attn.{name}_proj.weight": part
+            for name, part in {"q": q, "k": k, "v": v}.items()
+        }
         weights |= {f"{layer}.mlp.gate_proj.weight": gate, f"{layer}.mlp.up_proj.weight": up}
         weights |= copied(f"h.{i}.attn.proj", ours, f"{layer}.self_attn.o_proj")
         weights |= copied(f"h.{i}.mlp.proj", ours, f"{layer}.mlp.down_proj")

@@ -249,6 +249,22 @@ def test_a_set_of_an_unknown_key_names_the_closest(problems: Callable[..., Any])
     }
 
 
+def test_the_flat_fields_are_the_keys_of_set(read: Read) -> None:
+    text = TWO_DECAYS.replace('use = "grad-clip"', 'use = "grad-clip"\nmax_norm = 2.0')
+    fields = read(text, ["dataset.path=x", "model.preset=gpt-nano"]).flat()
+    assert fields["callbacks.grad-clip.max_norm"] == 2.0
+    assert (fields["seed"], fields["dataset.path"], fields["model.n_embd"]) == (3, "x", 48)
+    literals = {key: tomli_w.dumps({"value": value}) for key, value in fields.items()}
+    overrides = [f"{k}={text.partition('=')[2].strip()}" for k, text in literals.items()]
+    assert read(text, overrides) == read(text, ["dataset.path=x", "model.preset=gpt-nano"])
+
+
+def test_the_flat_fields_tell_callbacks_of_one_name_apart(read: Read) -> None:
+    found = read(TWO_DECAYS, ["callbacks[0].warmup_steps=5", "callbacks[2].warmup_steps=7"])
+    warmups = [v for k, v in found.flat().items() if k.endswith(".warmup_steps")]
+    assert sorted(warmups) == [5, 7]
+
+
 MINGPT = {
     "openai-gpt": (12, 12, 768),
     "gpt2": (12, 12, 768),

@@ -1,0 +1,1 @@
+"""What the README's figures come from, side by side with peers: `python -m benchmarks`."""

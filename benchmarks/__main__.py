@@ -1,0 +1,67 @@
+"""`python -m benchmarks [NAME ...]`: measure, and note the figures in RESULTS.md."""
+
+import argparse
+import importlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.timing import Bystanders
+
+BENCHMARKS = {
+    "start": "benchmarks.start",
+    "step": "benchmarks.step",
+    "memory": "benchmarks.memory",
+    "sample": "benchmarks.sample",
+}
+"""Module by name; each has `measure(quick) -> report.Result`. They run in this order."""
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the named benchmarks, or all, one after the other."""
+    options = _parse(arguments)
+    out = options.out or (None if options.quick else RESULTS)
+    for name in options.names or BENCHMARKS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        section = _run(name, quick=options.quick)
+        print(section)
+        if out:
+            report.update(out, name, section)
+
+
+def _run(name: str, *, quick: bool) -> str:
+    """Measure one benchmark; its section of the results."""
+    command = ["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])]
+    with Bystanders() as bystanders:
+        result = importlib.import_module(BENCHMARKS[name]).measure(quick)
+    return report.section(name, result, command=shlex.join(command), bystanders=bystanders.share)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure gptkit beside its peers on this machine. Needs requirements-dev.txt.",
+        epilog=f"Benchmarks: {', '.join(BENCHMARKS)}.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run; all if left out")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer and smaller runs, to see that all works; the figures are rough, so they are "
+        "only printed, unless --out says where to write them",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"the Markdown file; else {RESULTS.name} here"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    return options
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,66 @@
+"""What a command costs before it does anything: CPU and wall seconds of whole processes."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks.report import ROOT, Result, Table
+from benchmarks.timing import Spread, take_turns
+
+ROUNDS = 11
+AIM = 0.25
+"""Seconds of CPU that `gptkit --help` may take."""
+
+HELP, TYPER, TORCH = "gptkit --help", 'python -c "import typer"', 'python -c "import torch"'
+PYTHON = Path(sys.executable)
+COMMANDS: dict[str, list[str | Path]] = {
+    "python -c pass": [PYTHON, "-c", "pass"],
+    TYPER: [PYTHON, "-c", "import typer"],
+    HELP: [PYTHON.with_name("gptkit"), "--help"],
+    "gptkit plugins list": [PYTHON.with_name("gptkit"), "plugins", "list"],
+    TORCH: [PYTHON, "-c", "import torch"],
+    "gptkit check recipes/shakespeare.toml": [
+        PYTHON.with_name("gptkit"),
+        "check",
+        "recipes/shakespeare.toml",
+    ],
+}
+
+
+def measure(quick: bool) -> Result:
+    """Run every command in turn."""
+    rounds = 1 if quick else ROUNDS
+    contestants: dict[str, Callable[[], tuple[float, float]]] = {
+        name: partial(_run, command) for name, command in COMMANDS.items()
+    }
+    runs = take_turns(contestants, rounds=rounds, warmup=0 if quick else 1)
+    cpu = {name: Spread([c for c, _ in values]) for name, values in runs.items()}
+    wall = {name: Spread([w for _, w in values]) for name, values in runs.items()}
+    rows = [(f"`{name}`", cpu[name].show(3), wall[name].show(3)) for name in COMMANDS]
+    return Result(
+        title="what a command costs before it does anything",
+        table=Table(("command", "CPU s", "wall s"), rows),
+        meaning=_meaning({name: spread.median for name, spread in cpu.items()}),
+        method=f"Rounds in turns: {rounds}. CPU is user and system time of the whole process.",
+    )
+
+
+def _run(command: list[str | Path]) -> tuple[float, float]:
+    """CPU and wall seconds of a process."""
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    wall, after = perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime), wall
+
+
+def _meaning(cpu: dict[str, float]) -> str:
+    verdict = "within" if cpu[HELP] <= AIM else "over"
+    return (
+        f"`{HELP}` takes {cpu[HELP]:.2f} s of CPU, {verdict} the aim of {AIM} s: "
+        f"{cpu[HELP] - cpu[TYPER]:.2f} s more than importing typer alone, and "
+        f"{cpu[TORCH] / cpu[HELP]:.0f} times less than importing torch, which it does not do."
+    )

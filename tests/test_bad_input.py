@@ -1,0 +1,429 @@
+"""Every line of "bad input": a clear error, the right exit code, nothing half-written."""
+
+import json
+import re
+import resource
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from gptkit import checkpoint, run
+from gptkit.errors import CheckpointError, GptkitError
+from gptkit.plugin import EVENTS
+
+Command = Callable[..., Result]
+Install = Callable[..., Path]
+TinyRecipe = Callable[..., Path]
+
+
+@pytest.fixture
+def refused(cli: Command, tmp_path: Path, cache: Path) -> Callable[..., str]:
+    """Runs a command that must fail and leave everything as it was; gives its error."""
+
+    def call(*arguments: object, exit_code: int) -> str:
+        before = contents(tmp_path), contents(cache)
+        result = cli(*arguments)
+        assert (result.exit_code, result.stdout) == (exit_code, ""), result.output
+        assert result.stderr.startswith("error: ")
+        assert (contents(tmp_path), contents(cache)) == before
+        return result.stderr
+
+    return call
+
+
+@pytest.fixture
+def trained(tiny_recipe: TinyRecipe, tmp_path: Path) -> Path:
+    """A run folder with the checkpoints 2 and 4."""
+    return run.train(tiny_recipe(), out=tmp_path / "r", report=print).path
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Everything below a folder; None for folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# The recipe and its data.
+
+
+def test_a_recipe_that_is_missing(refused: Callable[..., str]) -> None:
+    for command in ("train", "check"):
+        error = refused(command, "nope.toml", exit_code=2)
+        assert error.startswith("error: nope.toml: no such recipe\n")
+
+
+def test_a_recipe_with_unknown_keys_wrong_types_and_sizes(
+    refused: Callable[..., str], tiny_recipe: TinyRecipe
+) -> None:
+    path = tiny_recipe(train={"stpes": 4, "eval_every": "often"}, model={"n_embd": 15})
+    error = refused("train", path, "--out", "r", exit_code=2)
+    assert 'train.stpes: unknown key; did you mean "steps"?' in error
+    assert "train.eval_every: should be a valid integer" in error
+    assert "model: n_embd 15 should be divisible by n_head 2" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "x.txt: the text is empty"),
+        (b"a", "x.txt: the text is 'a' over and over"),
+        (b"a" * 500, "x.txt: the text is 'a' over and over"),
+        (b"ab" * 8, "x.txt: too short for block_size 16"),
+        (b"ab" * 80, "x.txt: too short for block_size 16: 144 characters for training and 16 for"),
+        (b"ab" * 99 + b"\xff", "x.txt: not UTF-8: bad byte 0xff at offset 198"),
+    ],
+    ids=["empty", "one", "same", "short", "no validation window", "not UTF-8"],
+)
+def test_a_text_that_cannot_be_trained_on(
+    refused: Callable[..., str], tiny_recipe: TinyRecipe, tmp_path: Path, text: bytes, said: str
+) -> None:
+    (tmp_path / "x.txt").write_bytes(text)
+    error = refused("train", tiny_recipe(dataset={"path": "x.txt"}), exit_code=2)
+    assert said in error
+    assert "\nhint:  " in error
+
+
+def test_the_shortest_text_that_can_be_trained_on(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "x.txt").write_text("ab" * 85)  # 17 characters for validation: one window
+    path = tiny_recipe(dataset={"path": "x.txt"}, train={"steps": 1})
+    assert cli("train", path, "--out", "r").exit_code == 0
+    assert json.loads(cli("eval", "r", "--json").stdout)["tokens"] == 16
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nope.txt", "nope.txt: no such file or folder"),
+        ("folder", "folder: no file in this folder ends in .txt"),
+        ("tiny.toml/x.txt", "x.txt: no such file or folder"),
+    ],
+)
+def test_a_text_that_is_missing(
+    refused: Callable[..., str], tiny_recipe: TinyRecipe, tmp_path: Path, path: str, said: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    error = refused("train", tiny_recipe(dataset={"path": path}), exit_code=2)
+    assert said in error
+
+
+@pytest.mark.parametrize(("train", "val"), [(0, 9), (9, 0)])
+def test_a_foreign_dataset_with_an_empty_split(
+    refused: Callable[..., str],
+    distribution: Install,
+    tiny_recipe: TinyRecipe,
+    train: int,
+    val: int,
+) -> None:
+    source = f"""
+        import torch
+        from gptkit.plugin import Data, Dataset, Split
+        from gptkit_char_text.codec import CharCodec
+
+        class Zeros(Split):
+            def __init__(self, size):
+                self.size = size
+
+            def __len__(self):
+                return self.size
+
+            def __getitem__(self, indices):
+                x = torch.zeros(len(indices), 16, dtype=torch.int64)
+                return x, x
+
+        class Empty(Dataset):
+            def load(self):
+                codec = CharCodec(vocabulary="ab")
+                return Data(Zeros({train}), Zeros({val}), codec, vocab_size=2, block_size=16)
+    """
+    distribution("acme-empty", source, datasets="empty = Empty")
+    error = refused("train", tiny_recipe(dataset={"use": "empty"}), "--out", "r", exit_code=2)
+    name = "validation" if train else "training"
+    assert f"error: the {name} split holds not one window of 16 tokens" in error
+
+
+# Checkpoints and run folders.
+
+
+def reload(trained: Path, step: int = 4) -> None:
+    run.open_trained(trained, which=str(step))
+
+
+def test_a_single_wrong_byte_in_the_weights(trained: Path) -> None:
+    file = trained / "checkpoints" / "step-00000004" / "model.safetensors"
+    whole = file.read_bytes()
+    for position in [*range(16), *range(16, len(whole), 997), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model.safetensors: damaged or incomplete"):
+            reload(trained)
+    for size in (0, 1, 8, 100, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"model.safetensors: damaged or incomplete"):
+            reload(trained)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors: damaged or incomplete"):
+        reload(trained)
+    reload(trained, step=2)
+
+
+def test_a_truncated_state(trained: Path) -> None:
+    file = trained / "checkpoints" / "step-00000004" / "state.json"
+    whole = file.read_bytes()
+    for size in range(0, len(whole) - 2, 53):
+        file.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"state.json: damaged or incomplete"):
+            reload(trained)
+
+
+def test_a_single_wrong_byte_in_the_state_never_goes_unnoticed(trained: Path) -> None:
+    folder = trained / "checkpoints" / "step-00000004"
+    good = checkpoint.load_state(folder)
+    whole = (folder / "state.json").read_bytes()
+    unnoticed = []
+    for position in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        (folder / "state.json").write_bytes(damaged)
+        try:
+            if checkpoint.load_state(folder) != good:
+                unnoticed.append(bytes(damaged[max(0, position - 15) : position + 5]))
+        except CheckpointError:
+            pass
+    assert unnoticed == []
+
+
+def test_whole_weights_of_another_model(trained: Path) -> None:
+    folder = trained / "checkpoints"
+    state, files = checkpoint.load(folder / "step-00000004")
+    weights = files["model"]
+    name = next(iter(weights))
+    for wrong in (
+        weights | {name: weights[name][:1].clone()},
+        {key: value for key, value in weights.items() if key != name},
+        weights | {"more": weights[name].clone()},
+    ):
+        checkpoint.save(folder, state, files | {"model": wrong})
+        with pytest.raises(CheckpointError, match=rf"do not fit the model: ({name}|more)$"):
+            reload(trained)
+    checkpoint.save(folder, state, files)
+    reload(trained)
+
+
+def test_a_damaged_checkpoint_on_the_command_line(
+    refused: Callable[..., str], trained: Path
+) -> None:
+    file = trained / "checkpoints" / "step-00000004" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for command in ("sample", "eval"):
+        error = refused(command, "r", exit_code=1)
+        assert "step-00000004/model.safetensors: damaged or incomplete: its sha256 is not" in error
+        assert "hint:  --checkpoint STEP takes another" in error
+
+
+def test_a_checkpoint_of_a_newer_format(refused: Callable[..., str], trained: Path) -> None:
+    file = trained / "checkpoints" / "step-00000004" / "state.json"
+    newer = json.loads(file.read_text()) | {"format": checkpoint.FORMAT + 1, "mixture": [1, 2]}
+    del newer["codec"]
+    file.write_text(json.dumps(newer))
+    error = refused("sample", "r", exit_code=1)
+    assert f"written in format {checkpoint.FORMAT + 1}, this gptkit reads" in error
+    assert "hint:  pip install --upgrade gptkit" in error
+
+
+def test_a_checkpoint_whose_codec_is_not_installed(
+    refused: Callable[..., str], distribution: Install, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    source = """
+        from gptkit_char_text.codec import CharCodec
+        from gptkit_char_text.dataset import CharText
+        from gptkit.plugin import Data
+
+        class Runes(CharCodec):
+            pass
+
+        class RuneText(CharText):
+            def load(self):
+                data = super().load()
+                codec = Runes(vocabulary=data.codec.vocabulary)
+                return Data(data.train, data.val, codec, data.vocab_size, data.block_size)
+    """
+    entries = {"datasets": "runes = RuneText", "codecs": "runes = Runes"}
+    site = distribution("acme-runes", source, **entries)
+    recipe = tiny_recipe(dataset={"use": "runes", "block_size": 16})
+    trained = run.train(recipe, out=tmp_path / "r", report=print)
+    shutil.rmtree(next(site.glob("*.dist-info")))
+    error = refused("sample", trained.path, exit_code=2)
+    assert 'error: the codec "runes" that this model needs is not installed' in error
+    assert "hint:  pip install acme-runes" in error
+
+
+def test_a_run_folder_without_checkpoints(refused: Callable[..., str], trained: Path) -> None:
+    shutil.rmtree(trained / "checkpoints")
+    for command in ("sample", "eval", "resume"):
+        error = refused(command, "r", exit_code=1)
+        assert "error: r: has no checkpoints" in error
+        assert "hint:  train it from the start: gptkit train r/recipe.toml" in error
+
+
+def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for command in (["sample"], ["eval"], ["resume"], ["runs", "show"]):
+        error = refused(*command, "photos", exit_code=2)
+        assert "error: photos: is not a run folder (no recipe.toml)" in error
+
+
+def test_a_damaged_environment_does_not_hide_the_run(cli: Command, trained: Path) -> None:
+    (trained / "environment.json").write_text('{"device": "c')
+    for command in (["runs", "show", "r"], ["runs", "show", "r", "--json"], ["eval", "r"]):
+        result = cli(*command)
+        assert result.exit_code == 0 or result.stderr.startswith("error: r/environment.json")
+
+
+def test_a_damaged_recipe_of_a_run(refused: Callable[..., str], trained: Path) -> None:
+    (trained / "recipe.toml").write_text("seed = ")
+    for command in ("resume", "eval"):
+        assert "error: r/recipe.toml: not valid TOML: " in refused(command, "r", exit_code=2)
+
+
+# Places that cannot be written.
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/run", "tiny.toml/run"])
+def test_a_place_that_cannot_be_written(
+    refused: Callable[..., str], tiny_recipe: TinyRecipe, place: str
+) -> None:
+    error = refused("train", tiny_recipe(), "--out", place, exit_code=1)
+    assert error.startswith(f"error: {place}: cannot be written: ")
+    assert "\nhint:  --out DIR takes another place\n" in error
+
+
+def test_a_cache_that_cannot_be_written(
+    refused: Callable[..., str], tiny_recipe: TinyRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTKIT_CACHE", "/proc/nope")
+    error = refused("train", tiny_recipe(), "--out", "r", exit_code=2)
+    assert "the cache cannot be written" in error
+    assert "GPTKIT_CACHE" in error
+
+
+def limited(size: int) -> Callable[[], None]:
+    """Makes every write beyond a size fail, as on a full disk; for a new process."""
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_that_is_full_while_saving(
+    gptkit: Callable[..., Any], tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "r"
+    run.train(tiny_recipe(train={"steps": 8, "keep": 9}), out=out, report=print)
+    last = out / "checkpoints" / "step-00000008"
+    weights = (last / "model.safetensors").read_bytes()
+    moments = (last / "optimizer.safetensors").stat().st_size
+    shutil.rmtree(last)
+    earlier = contents(out / "checkpoints")
+    result = gptkit("resume", "r", preexec_fn=limited((len(weights) + moments) // 2))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "error: r/checkpoints/step-00000008: cannot be saved: " in result.stderr
+    assert "hint:  earlier checkpoints are intact; make room, then gptkit resume" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert contents(out / "checkpoints") == earlier
+    run.resume(out, report=print)
+    assert (last / "model.safetensors").read_bytes() == weights
+
+
+def test_a_disk_that_is_full_from_the_start(
+    gptkit: Callable[..., Any], tiny_recipe: TinyRecipe, trained: Path, tmp_path: Path
+) -> None:
+    result = gptkit("train", tiny_recipe(), "--out", "full", preexec_fn=limited(100))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: full/environment.json: cannot be written: ")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "full").exists(), "what is left would stand in the next run's way"
+
+
+# Plugins that fail while they run.
+
+RAISING = """
+    from pathlib import Path
+    from gptkit.plugin import Callback
+
+    class Raising(Callback):
+        event: str
+
+    def method(event):
+        def call(self, state):
+            if event == self.event:
+                raise LookupError(f"broken in {event}")
+        return call
+
+    for event in (
+        "on_fit_start", "on_step_start", "on_backward_end",
+        "on_step_end", "on_eval_end", "on_fit_end",
+    ):
+        setattr(Raising, event, method(event))
+
+    class Witness(Callback):
+        def on_fit_end(self, state):
+            (state.run_dir / "closed").write_text(str(state.step))
+"""
+
+
+@pytest.fixture
+def raising(distribution: Install, tiny_recipe: TinyRecipe) -> Callable[[str], tuple[Path, Path]]:
+    """A recipe with a callback that raises in an event, and where that callback is installed."""
+
+    def write(event: str) -> tuple[Path, Path]:
+        site = distribution("acme-raising", RAISING, callbacks="raising = Raising")
+        (info,) = site.glob("*.dist-info")
+        entries = "[gptkit.callbacks]\nraising = acme_raising:Raising\n"
+        (info / "entry_points.txt").write_text(f"{entries}witness = acme_raising:Witness\n")
+        callbacks = [{"use": "witness"}, {"use": "raising", "event": event}, {"use": "witness"}]
+        return tiny_recipe(callbacks=callbacks), site
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("event", "step"), list(zip(EVENTS, [0, 0, 0, 1, 2, 4], strict=True)), ids=EVENTS
+)
+def test_an_exception_in_an_event_says_whose_it_was_and_when(
+    raising: Callable[[str], tuple[Path, Path]], tmp_path: Path, event: str, step: int
+) -> None:
+    recipe, _ = raising(event)
+    with pytest.raises(LookupError, match=f"broken in {event}") as caught:
+        run.train(recipe, out=tmp_path / "r", report=print)
+    said = f"raised by callbacks[1] (raising, acme-raising 1.2) in {event} at step {step}"
+    assert caught.value.__notes__ == [said]
+    assert (tmp_path / "r" / "closed").read_text() == str(step)
+    saved = [path.name for path in checkpoint.step_folders(tmp_path / "r" / "checkpoints")]
+    assert saved == ["step-00000002", "step-00000004"][: step // 4 * 2]
+
+
+def test_an_exception_in_an_event_keeps_its_traceback(
+    raising: Callable[[str], tuple[Path, Path]], gptkit: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe, site = raising("on_step_end")
+    result = gptkit("train", recipe, "--out", "r", env={"PYTHONPATH": str(site)})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "Traceback (most recent call last)" in result.stderr
+    assert re.search(r'File ".*acme_raising.py", line \d+, in call', result.stderr)
+    assert result.stderr.endswith(
+        "LookupError: broken in on_step_end\n"
+        "raised by callbacks[1] (raising, acme-raising 1.2) in on_step_end at step 1\n"
+    )
+    assert (tmp_path / "r" / "closed").read_text() == "1"
+
+
+def test_every_error_has_an_exit_code_of_the_table() -> None:
+    kinds = [GptkitError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {kind.exit_code for kind in kinds} <= {1, 2, 3, 4}

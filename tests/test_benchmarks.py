@@ -1,0 +1,59 @@
+"""The benchmarks run from the repository's root; what they write down; what stays as it was."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["start", "step", "memory", "sample"]
+FIGURE = r"[\d,.]+ \([\d,.]+ to [\d,.]+\)"  # median (lowest to highest)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def sections(path: Path) -> dict[str, str]:
+    """The text below every heading, by the benchmark's name."""
+    parts = re.split(r"(?m)^## (\w+): ", path.read_text(encoding="utf-8"))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_a_run_replaces_its_own_section_alone(tmp_path: Path) -> None:
+    out = tmp_path / "results.md"
+    out.write_text("# Mine\n\n## start: old\n\nstale\n\n## other: kept\n\nas it was\n")
+    result = run("--quick", "start", "--out", out)
+    assert result.returncode == 0, result.stderr
+    written = sections(out)
+    assert out.read_text().startswith("# Mine\n\n## start: ")
+    assert list(written) == ["start", "other"]
+    assert written["other"] == "kept\n\nas it was\n"
+    assert "stale" not in written["start"]
+    assert "    python -m benchmarks start --quick\n" in written["start"]
+    assert re.search(rf"(?m)^\| `gptkit --help` \| {FIGURE} \| {FIGURE} \|$", written["start"])
+    for fact in ("cores", "GiB of memory", "Python 3", "torch 2", "transformers 5", "gptkit 0"):
+        assert fact in written["start"]
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
+    result = run("start", "stop")
+    assert result.returncode == 2
+    assert f"no benchmark stop; there are {', '.join(NAMES)}" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # spinning threads crawl where the cores are taken
+def test_all_run(tmp_path: Path) -> None:
+    out = tmp_path / "results.md"
+    result = run("--quick", "--out", out)
+    assert result.returncode == 0, result.stderr
+    written = sections(out)
+    assert list(written) == NAMES
+    for name in NAMES:
+        assert len(re.findall(rf"(?m)^\|.*{FIGURE}.*\|$", written[name])) >= 2, written[name]
+        assert re.search(r"(?m)^\*\*.+\.\*\* ", written[name]), "says what it means"
+    assert result.stdout.count("## ") == len(NAMES)

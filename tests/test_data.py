@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gptkit.data import batch_indices, walk
+from gptkit.plugin import IGNORE, Split, TokenFile
+
+BLOCK = 5
+
+
+class Items(Split):
+    """Items with targets of their own: item i is all i, and its target 1000 + i, partly masked."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x = indices[:, None].repeat(1, BLOCK)
+        y = x + 1000
+        y[:, 0] = IGNORE
+        return x, y
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """A file of tokens in which every token is its own position."""
+    path = tmp_path / "tokens"
+    np.arange(200, dtype=np.uint16).tofile(path)
+    return path
+
+
+def stream(path: Path, tokens: int, *, start: int = 0) -> TokenFile:
+    return TokenFile(path, "uint16", start=start, stop=start + tokens, block_size=BLOCK)
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
+    first = batch_indices(1000, 64, seed=7, step=3)
+    batch_indices(1000, 64, seed=7, step=4)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert torch.equal(batch_indices(1000, 64, seed=7, step=3), first)
+    assert (first.dtype, first.shape) == (torch.int64, (64,))
+
+
+def test_the_order_of_the_data_is_the_one_that_old_runs_were_trained_in() -> None:
+    order = [batch_indices(1000, 4, seed=1337, step=step).tolist() for step in (0, 1, 10**6)]
+    assert order == [[718, 919, 964, 984], [102, 518, 82, 786], [142, 38, 552, 934]]
+
+
+def test_batches_differ_by_step_and_by_seed() -> None:
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (2**62, 0), (0, 2**40)]
+    batches = {tuple(batch_indices(10**6, 8, seed=s, step=t).tolist()) for s, t in pairs}
+    assert len(batches) == len(pairs)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 5 * 10**9])
+def test_batches_stay_within_the_split(size: int) -> None:
+    drawn = torch.cat([batch_indices(size, 100, seed=1, step=step) for step in range(20)])
+    assert drawn.min() >= 0
+    assert drawn.max() < size
+    assert drawn.max() >= size * 0.9 - 1
+    assert drawn.min() <= size * 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_every_window_is_as_likely(batch_size: int) -> None:
+    steps = 6400 // batch_size
+    drawn = torch.cat([batch_indices(16, batch_size, seed=5, step=s) for s in range(steps)])
+    expected = 6400 / 16
+    chi_square = (drawn.bincount(minlength=16) - expected).square().sum() / expected
+    assert 2 < chi_square < 40  # 15 degrees of freedom; below 2 it would be a rota, not chance
+
+
+def test_neighbouring_steps_are_not_related() -> None:
+    drawn = torch.stack([batch_indices(1000, 32, seed=5, step=s) for s in range(200)]).double()
+    together = torch.stack((drawn[:-1].flatten(), drawn[1:].flatten()))
+    assert abs(torch.corrcoef(together)[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("tokens", range(BLOCK + 1, 4 * BLOCK + 4))
+def test_a_walk_over_a_stream_counts_every_target_once(
+    numbered: Path, tokens: int, start: int, batch_size: int
+) -> None:
+    counted: list[int] = []
+    for x, y in walk(stream(numbered, tokens, start=start), batch_size):
+        assert x.shape == y.shape
+        assert len(x) <= batch_size
+        kept = y != IGNORE
+        assert torch.equal(y[kept], x[kept] + 1)
+        counted += y[kept].tolist()
+    assert counted == list(range(start + 1, start + tokens))
+
+
+def test_a_walk_is_the_same_in_any_batch_size_and_again(numbered: Path) -> None:
+    split = stream(numbered, 4 * BLOCK + 3)
+
+    def whole(batch_size: int) -> Tensor:
+        return torch.cat([torch.cat((x, y), dim=1) for x, y in walk(split, batch_size)])
+
+    first = whole(1)
+    for batch_size in (1, 2, 3, 4, 100):
+        assert torch.equal(whole(batch_size), first)
+
+
+@pytest.mark.parametrize("size", [1, 2, 6, 7])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_walk_over_items_takes_each_once_and_as_it_is(size: int, batch_size: int) -> None:
+    split = Items(size)
+    batches = list(walk(split, batch_size))
+    expected_x, expected_y = split[torch.arange(size)]
+    assert torch.equal(torch.cat([x for x, _ in batches]), expected_x)
+    assert torch.equal(torch.cat([y for _, y in batches]), expected_y)
+    assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)

@@ -1,0 +1,265 @@
+"""`fetch` against a real server on this machine, `cached` against builders that fail."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from gptkit.download import cache_folder, cached, fetch
+from gptkit.errors import DownloadError
+
+CONTENT = bytes(range(256)) * 4000  # a megabyte: several reads
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+SIZE = len(CONTENT)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT at every path but /missing; each request's Range is kept in `requests`."""
+
+    content = CONTENT
+    cut_after: int | None = None
+    """Break the connection after so many bytes."""
+    ranges = True
+    """Whether a Range is honoured."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/folder/text.txt"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.server.requests.append(wanted)
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        start = start if self.server.ranges else 0
+        body = self.server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{SIZE - 1}/{SIZE}")
+        self.end_headers()
+        self.wfile.write(body[: self.server.cut_after])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def get(server: Server) -> Callable[[], Path]:
+    return lambda: fetch(server.url, sha256=SHA256, size=SIZE)
+
+
+def downloads() -> list[Path]:
+    return [path for path in cache_folder("downloads").glob("*") if path.suffix != ".lock"]
+
+
+def test_a_file_is_downloaded_once(server: Server, get: Callable[[], Path]) -> None:
+    path = get()
+    assert path.read_bytes() == CONTENT
+    assert path.name.endswith("text.txt")
+    assert get() == path
+    assert server.requests == [None]
+    assert downloads() == [path]
+
+
+def test_a_file_that_was_put_there_needs_no_network(server: Server) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetch(server.url.replace("folder/text.txt", "missing"), sha256=SHA256, size=SIZE)
+    place = Path((caught.value.hint or "").partition("put the file at ")[2])
+    place.write_bytes(CONTENT)
+    requests = len(server.requests)
+    assert (
+        fetch(server.url.replace("folder/text.txt", "missing"), sha256=SHA256, size=SIZE) == place
+    )
+    assert len(server.requests) == requests
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(
+    server: Server, get: Callable[[], Path]
+) -> None:
+    path = get()
+    path.write_bytes(CONTENT[:-1])
+    assert get().read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_the_wrong_contents_never_enter_the_cache(server: Server, get: Callable[[], Path]) -> None:
+    for wrong in (CONTENT[:-1] + b"!", CONTENT + b"!", b"<html>Please log in</html>" * 50000):
+        server.content = wrong
+        with pytest.raises(DownloadError, match="its sha256 differs"):
+            get()
+        assert downloads() == []
+    server.content = CONTENT
+    assert get().read_bytes() == CONTENT
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(
+    server: Server, get: Callable[[], Path]
+) -> None:
+    server.cut_after = 600_000
+    with pytest.raises(DownloadError, match="cannot be downloaded"):
+        get()
+    (partial,) = downloads()
+    have = partial.stat().st_size
+    assert 0 < have <= 600_000
+    assert partial.read_bytes() == CONTENT[:have]
+    server.cut_after = None
+    assert get().read_bytes() == CONTENT
+    assert server.requests == [None, f"bytes={have}-"]
+    assert len(downloads()) == 1
+
+
+def test_a_server_that_cannot_go_on_starts_again(server: Server, get: Callable[[], Path]) -> None:
+    server.cut_after, server.ranges = 600_000, False
+    with pytest.raises(DownloadError):
+        get()
+    server.cut_after = None
+    assert get().read_bytes() == CONTENT
+
+
+def test_a_beginning_that_was_damaged_does_no_lasting_harm(
+    server: Server, get: Callable[[], Path]
+) -> None:
+    server.cut_after = 600_000
+    with pytest.raises(DownloadError):
+        get()
+    server.cut_after = None
+    (partial,) = downloads()
+    for beginning in (b"?" * 1000, b"?" * SIZE, b"?" * (SIZE + 1)):
+        partial.write_bytes(beginning)
+        try:
+            path = get()
+        except DownloadError:
+            path = get()  # a second try starts from nothing
+        assert path.read_bytes() == CONTENT
+        path.unlink()
+
+
+def test_a_file_that_ends_early_is_refused(server: Server, get: Callable[[], Path]) -> None:
+    server.content = CONTENT[:1000]
+    with pytest.raises(DownloadError, match="ended after 1000 of 1024000 bytes"):
+        get()
+    assert not [path for path in downloads() if path.name.endswith("text.txt")]
+
+
+def test_http_errors_are_told(server: Server) -> None:
+    url = server.url.replace("folder/text.txt", "missing")
+    with pytest.raises(DownloadError, match=r"/missing: cannot be downloaded: HTTP 404 ") as caught:
+        fetch(url, sha256=SHA256, size=SIZE)
+    assert downloads() == []
+    assert caught.value.exit_code == 1
+
+
+def test_without_a_network_the_error_says_what_else_can_be_done(server: Server) -> None:
+    with Server() as other:
+        url = other.url  # nobody listens there once it is closed
+    with pytest.raises(DownloadError, match="cannot be downloaded: no answer") as caught:
+        fetch(url, sha256=SHA256, size=SIZE, hint='or set path = "my.txt"')
+    hint = caught.value.hint or ""
+    assert "check the network and try again" in hint
+    assert str(cache_folder("downloads")) in hint
+    assert hint.endswith('or set path = "my.txt"')
+
+
+def test_several_downloads_of_one_file_at_the_same_time(
+    server: Server, get: Callable[[], Path]
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = {future.result() for future in [pool.submit(get) for _ in range(4)]}
+    (path,) = paths
+    assert path.read_bytes() == CONTENT
+    assert downloads() == [path]
+
+
+# cached
+
+
+def test_a_folder_is_built_once(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "a").write_text("first")
+
+    target = tmp_path / "deep" / "er"
+    assert cached(target, build) == target
+    assert cached(target, lambda folder: pytest.fail("built twice")) == target
+    assert [path.name for path in target.iterdir()] == ["a"]
+    assert [path.name for path in target.parent.iterdir()] == ["er"]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise error("no more")
+
+    with pytest.raises(error, match="no more"):
+        cached(tmp_path / "target", build)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_builders_the_first_to_finish_wins(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    def slow(folder: Path) -> None:
+        (folder / "who").write_text("slow")
+        cached(target, lambda other: (other / "who").write_text("fast") and None)
+
+    assert (cached(target, slow) / "who").read_text() == "fast"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_build_that_is_killed_leaves_no_half_folder(tmp_path: Path) -> None:
+    program = """
+import os, pathlib, sys
+from gptkit.download import cached
+
+def build(folder):
+    (folder / "half").write_text("half")
+    os.kill(os.getpid(), 9)
+
+cached(pathlib.Path(sys.argv[1]), build)
+"""
+    target = tmp_path / "target"
+    killed = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
+    assert killed.returncode == -9
+    assert not target.exists()
+    assert cached(target, lambda folder: (folder / "whole").write_text("whole") and None) == target
+    assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_the_cache_is_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path))
+    assert cache_folder("x") == tmp_path / "x"
+    monkeypatch.delenv("GPTKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache_folder("x").name == "x"
+    assert "gptkit" in cache_folder("x").parts

@@ -1,0 +1,472 @@
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ConfigDict, PrivateAttr
+from torch import Tensor
+
+from gptkit.codec import Codec
+from gptkit.plugin import IGNORE, Callback, Data, Dataset, Split, TrainState
+from gptkit.testing import (
+    LetterCodec,
+    check_callback,
+    check_codec,
+    check_dataset,
+    check_options,
+    check_split,
+    drive,
+    make_state,
+)
+
+CODEC = '''from gptkit.codec import Codec
+{imports}
+
+class Numbers(Codec):
+    """Digits as tokens."""
+
+    suffix = ".txt"
+
+    def encode(self, prompt: str) -> list[int]:
+        return [int(digit) for digit in prompt or "0"]
+
+    def decode(self, tokens) -> bytes:
+        return "".join(map(str, tokens)).encode()
+'''
+
+
+@pytest.fixture
+def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Codec:
+    """A good codec in a module of its own, as a plugin has it."""
+    return install_codec(tmp_path, monkeypatch, "plugin_numbers")
+
+
+def install_codec(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, imports: str = ""
+) -> Codec:
+    (folder / f"{name}.py").write_text(CODEC.format(imports=imports))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    codec: Codec = importlib.import_module(name).Numbers()
+    return codec
+
+
+class Windows(Split):
+    """Windows of four tokens over the numbers 0 to 9, again and again."""
+
+    stride = 4
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x = (indices[:, None] + torch.arange(4)) % 10
+        return x, (x + 1) % 10
+
+
+class Masked(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        y[:, :2] = IGNORE
+        return x, y
+
+
+class Narrow(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        return x.to(torch.int32), y
+
+
+class FloatTargets(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        return x, y.float()
+
+
+class Short(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        return x[:, :3], y[:, :3]
+
+
+class BeyondVocabulary(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        return x, y + 9
+
+
+class MaskedByMinusOne(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        return x - 1, y
+
+
+class Restless(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return super().__getitem__(torch.randint(len(self), indices.shape))
+
+
+class BatchDependent(Windows):
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(indices)
+        return (x + len(indices)) % 10, y
+
+
+class Strideless(Windows):
+    stride = 0
+
+
+class StridingTooFar(Windows):
+    stride = 5
+
+
+def dataset_of(codec: Codec, split: type[Split] = Windows) -> Dataset:
+    class Numbers(Dataset):
+        """Numbers, to be predicted one by one."""
+
+        windows: int = 30
+        """How many there are."""
+
+        def load(self) -> Data:
+            return Data(split(), split(), codec, vocab_size=10, block_size=4)
+
+    return Numbers()
+
+
+class Patience(Callback):
+    """Ends training when the validation loss stops falling."""
+
+    evaluations: int = 3
+    """How many to wait for a lower loss."""
+    _best: float = PrivateAttr(1e9)
+    _waited: int = PrivateAttr(0)
+    _bias: Tensor = PrivateAttr(default_factory=lambda: torch.zeros(3))
+
+    def on_eval_end(self, state: TrainState) -> None:
+        self._waited += 1
+        if state.val_loss is not None and state.val_loss < self._best:
+            self._best, self._waited = state.val_loss, 0
+            self._bias = state.model.get_parameter("bias").detach().clone()
+        state.stop = self._waited >= self.evaluations
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited, "bias": self._bias}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best, self._waited, self._bias = state["best"], state["waited"], state["bias"]
+
+
+class PatienceOfMine(Patience):
+    """Waits for longer; its events are those of the class that it extends."""
+
+    evaluations: int = 5
+    """How many to wait for a lower loss."""
+
+
+@pytest.mark.parametrize("callback", [Patience(), Patience(evaluations=1), PatienceOfMine()])
+def test_a_good_callback_passes(callback: Callback, tmp_path: Path) -> None:
+    check_callback(callback, tmp_path)
+
+
+def undocumented() -> Callback:
+    class Silent(Patience):
+        evaluations: int = 3
+        """How many to wait for."""
+
+        def on_step_end(self, state: TrainState) -> None: ...
+
+    return Silent()
+
+
+def with_a_field_unexplained() -> Callback:
+    class Terse(Patience):
+        """Ends training."""
+
+        margin: float = 0.0
+
+        def on_step_end(self, state: TrainState) -> None: ...
+
+    return Terse()
+
+
+def thawed() -> Callback:
+    class Thawed(Patience):
+        """Ends training, after as many evaluations as whoever comes by may say."""
+
+        model_config = ConfigDict(frozen=False)
+
+        def on_step_end(self, state: TrainState) -> None: ...
+
+    return Thawed()
+
+
+def lenient() -> Callback:
+    class Lenient(Patience):
+        """Ends training, and overlooks misspelled options."""
+
+        model_config = ConfigDict(extra="ignore")
+
+        def on_step_end(self, state: TrainState) -> None: ...
+
+    return Lenient()
+
+
+def idle() -> Callback:
+    class Idle(Callback):
+        """Does nothing at any event."""
+
+        def work(self) -> None: ...
+
+    return Idle()
+
+
+def forgetful() -> Callback:
+    class Forgetful(Patience):
+        """Takes back all but the tensor."""
+
+        def on_step_end(self, state: TrainState) -> None: ...
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self._best, self._waited = state["best"], state["waited"]
+
+    return Forgetful()
+
+
+def keyless() -> Callback:
+    class Keyless(Patience):
+        """Keeps its state under keys that are no JSON keys."""
+
+        def on_step_end(self, state: TrainState) -> None: ...
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"by step": {1: 2.0}}
+
+    return Keyless()
+
+
+def destructive() -> Callback:
+    class Destructive(Patience):
+        """Spoils the weights."""
+
+        def on_backward_end(self, state: TrainState) -> None:
+            state.model.get_parameter("bias").grad = torch.full((3,), torch.nan)
+
+    return Destructive()
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (undocumented, "Silent needs a docstring"),
+        (with_a_field_unexplained, "Terse.margin needs a sentence below it"),
+        (thawed, "options must be frozen"),
+        (lenient, "unknown options must be refused"),
+        (idle, "it overrides no event"),
+        (forgetful, "load_state_dict must restore state_dict"),
+        (keyless, "state_dict must hold JSON values and tensors"),
+        (destructive, ""),
+    ],
+)
+def test_a_bad_callback_fails(make: Callable[[], Callback], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=fault or None):
+        check_callback(make(), tmp_path)
+
+
+class Opening(Callback):
+    """Opens a file at the start and closes it at the end, whether or not it was opened."""
+
+    fail: bool = False
+    """Fail to open it."""
+    _events: list[str] = PrivateAttr(default_factory=list)
+
+    def on_fit_start(self, state: TrainState) -> None:
+        self._events.append("start")
+        if self.fail:
+            raise OSError("no file")
+
+    def on_step_start(self, state: TrainState) -> None:
+        self._events.append("step")
+
+    def on_backward_end(self, state: TrainState) -> None:
+        assert all(parameter.grad is not None for parameter in state.model.parameters())
+        self._events.append("backward")
+
+    def on_step_end(self, state: TrainState) -> None:
+        assert state.loss.isfinite()
+        self._events.append(f"done {state.step}")
+
+    def on_eval_end(self, state: TrainState) -> None:
+        assert state.val_loss is not None
+        self._events.append("eval")
+
+    def on_fit_end(self, state: TrainState) -> None:
+        self._events.append("end")
+
+
+def test_drive_goes_through_every_event() -> None:
+    callback, state = Opening(), make_state(steps=2)
+    before = state.model.get_parameter("weight").detach().clone()
+    drive(callback, state)
+    assert callback._events == [
+        "start", "step", "backward", "done 1", "eval", "step", "backward", "done 2", "eval", "end",
+    ]  # fmt: skip
+    assert not torch.equal(state.model.get_parameter("weight"), before)
+
+
+def test_drive_stops_when_the_callback_says_so() -> None:
+    state = make_state(steps=50)
+    state.val_loss = None
+    callback = Patience(evaluations=1)
+    callback.load_state_dict({"best": -1.0, "waited": 0, "bias": torch.zeros(3)})
+    drive(callback, state)
+    assert state.step == 1
+
+
+def test_drive_ends_as_training_does_where_the_start_fails() -> None:
+    callback = Opening(fail=True)
+    with pytest.raises(OSError, match="no file"):
+        drive(callback, make_state())
+    assert callback._events == ["start", "end"]
+
+
+def test_states_for_tests_are_alike_and_apart(tmp_path: Path) -> None:
+    one, two = make_state(tmp_path), make_state(tmp_path)
+    assert torch.equal(one.model.get_parameter("weight"), two.model.get_parameter("weight"))
+    drive(Opening(), one)
+    assert two.step == 0
+    assert one.run_dir == tmp_path
+    assert [group["initial_lr"] for group in two.optimizer.param_groups] == [0.1]
+    assert isinstance(two.sample(3, 0), bytes)
+
+
+@pytest.mark.parametrize("split", [Windows, Masked])
+def test_a_good_split_passes(split: type[Split]) -> None:
+    check_split(split(), vocab_size=10, block_size=4)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        Narrow,
+        FloatTargets,
+        Short,
+        BeyondVocabulary,
+        MaskedByMinusOne,
+        Restless,
+        BatchDependent,
+        Strideless,
+        StridingTooFar,
+    ],
+)
+def test_a_bad_split_fails(split: type[Split]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(AssertionError):
+        check_split(split(), vocab_size=10, block_size=4)
+
+
+def test_a_good_dataset_passes_and_is_returned(numbers: Codec) -> None:
+    data = check_dataset(dataset_of(numbers), prompts=["123", "9"])
+    assert (data.vocab_size, data.block_size, data.codec) == (10, 4, numbers)
+
+
+def test_a_dataset_with_a_bad_split_fails(numbers: Codec) -> None:
+    with pytest.raises(AssertionError):
+        check_dataset(dataset_of(numbers, Narrow))
+
+
+def test_a_dataset_that_loads_something_else_each_time_fails(numbers: Codec) -> None:
+    offsets = iter(range(9))
+
+    class Moving(Windows):
+        def __init__(self) -> None:
+            self.offset = next(offsets)
+
+        def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            return super().__getitem__(indices + self.offset)
+
+    with pytest.raises(AssertionError, match="must be repeatable"):
+        check_dataset(dataset_of(numbers, Moving))
+
+
+def test_a_dataset_without_documentation_fails(numbers: Codec) -> None:
+    class Silent(Dataset):
+        def load(self) -> Data:
+            return dataset_of(numbers).load()
+
+    with pytest.raises(AssertionError, match="Silent needs a docstring"):
+        check_dataset(Silent())
+
+
+def test_a_prompt_that_the_codec_cannot_read_fails(numbers: Codec) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        check_dataset(dataset_of(numbers), prompts=["12", "x"])
+    with pytest.raises(AssertionError):
+        check_codec(numbers, prompts=["9"], vocab_size=9)
+
+
+def test_a_codec_that_imports_torch_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: Codec
+) -> None:
+    check_codec(numbers, vocab_size=10)
+    heavy = install_codec(tmp_path, monkeypatch, "plugin_heavy", imports="import torch")
+    with pytest.raises(AssertionError, match="plugin_heavy must not import torch"):
+        check_codec(heavy, vocab_size=10)
+
+
+class Wordless(LetterCodec):
+    def encode(self, prompt: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in prompt]
+
+
+class Suffixless(LetterCodec):
+    suffix = "txt"
+
+
+class Textual(LetterCodec):
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        return "abc"  # type: ignore[return-value]
+
+
+class Forgetting(LetterCodec):
+    letters: Any = "abc"
+
+    def model_dump_json(self, **options: Any) -> str:
+        return "{}"
+
+
+@pytest.mark.parametrize(
+    ("codec", "fault"),
+    [
+        (Wordless(), "a prompt has at least one token"),
+        (Suffixless(), ""),
+        (Textual(), ""),
+        (Forgetting(letters="xyz"), ""),
+    ],
+)
+def test_a_bad_codec_fails(codec: Codec, fault: str) -> None:
+    with pytest.raises(AssertionError, match=fault or None) as caught:
+        check_codec(codec, vocab_size=26)
+    assert "torch" not in str(caught.value)
+
+
+def test_the_letter_codec_writes_what_it_reads() -> None:
+    codec = LetterCodec()
+    assert codec.encode("gptkit") == [6, 15, 19, 10, 8, 19]
+    assert codec.decode(codec.encode("gptkit")) == b"gptkit"
+    assert codec.encode("") == [0]
+
+
+def test_options_that_do_not_survive_json_fail() -> None:
+    class Fickle(Patience):
+        """Reads its options in another way than it writes them."""
+
+        words: Any = ()
+        """What to say."""
+
+    with pytest.raises(AssertionError):
+        check_options(Fickle(words=("a", "b")))
+    check_options(Fickle(words=["a", "b"]))
