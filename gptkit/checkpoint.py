@@ -7,57 +7,45 @@ checkpoints/step-00001000/
   state.json              everything else, with the sha256 of the files above
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptkit.config import GPTConfig
 from gptkit.errors import CheckpointError
+from gptkit.step_folder import (
+    SEAL,
+    CodecRecord,
+    State,
+    best,
+    damaged,
+    digest,
+    load_state,
+    step_folders,
+    sweep,
+)
 
-FORMAT: Literal[1] = 1
-"""Raised whenever an older gptkit could not read what a newer one writes."""
-
-
-class CodecRecord(BaseModel):
-    """How to make the codec again without the data set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    distribution: str
-    options: dict[str, Any]
-
-
-class State(BaseModel):
-    """What `state.json` holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = FORMAT
-    gptkit: str
-    config: GPTConfig
-    dataset: str
-    codec: CodecRecord
-    step: NonNegativeInt
-    val_loss: float | None
-    """Of the latest evaluation, in nats per token."""
-    val_step: NonNegativeInt | None
-    """The step of the latest evaluation."""
-    optimizer_groups: list[dict[str, bool | int | float]]
-    callbacks: list[dict[str, Any]]
-    """JSON values that callbacks keep, in the recipe's order."""
-    sha256: dict[str, str] = {}
-    """Digest by file name."""
-
+__all__ = [
+    "CodecRecord",
+    "Record",
+    "State",
+    "Tensors",
+    "best",
+    "load",
+    "load_state",
+    "load_tensors",
+    "prune",
+    "save",
+    "step_folders",
+    "sweep",
+]
 
 Tensors = dict[str, Tensor]
 
@@ -105,9 +93,10 @@ def save(folder: Path, state: State, files: Mapping[str, Tensors]) -> Path:
             if tensors:
                 path = temporary / f"{name}.safetensors"
                 save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, path)
-                digests[path.name] = _digest(path)
+                digests[path.name] = digest(path)
         state = state.model_copy(update={"sha256": digests})
         (temporary / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
+        (temporary / SEAL).write_text(digest(temporary / "state.json") + "\n")
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
         _put(temporary, target)
@@ -133,28 +122,6 @@ def load(step_folder: Path) -> tuple[State, dict[str, Tensors]]:
     }
 
 
-def load_state(step_folder: Path) -> State:
-    """Read a step folder's `state.json`.
-
-    Raises:
-        CheckpointError: it is missing, damaged or of a newer format.
-    """
-    path = step_folder / "state.json"
-    try:
-        return State.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise _damaged(path, error.strerror or str(error)) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["loc"] == ("format",) and isinstance(first["input"], int):
-            raise CheckpointError(
-                f"{path}: written in format {first['input']}, this gptkit reads {FORMAT}",
-                hint="pip install --upgrade gptkit",
-            ) from None
-        where = ".".join(map(str, first["loc"])) or "contents"
-        raise _damaged(path, f"{where}: {first['msg']}") from None
-
-
 def load_tensors(step_folder: Path, state: State, name: str = "model.safetensors") -> Tensors:
     """Read one file of a step folder, after its checksum held.
 
@@ -163,29 +130,11 @@ def load_tensors(step_folder: Path, state: State, name: str = "model.safetensors
     """
     path = step_folder / name
     try:
-        if _digest(path) != state.sha256.get(name):
-            raise _damaged(path, "its sha256 is not the one in state.json")
+        if digest(path) != state.sha256.get(name):
+            raise damaged(path, "its sha256 is not the one in state.json")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def step_folders(folder: Path) -> list[Path]:
-    """The step folders below a run's `checkpoints/`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
-
-
-def best(folder: Path) -> Path | None:
-    """The step folder with the lowest validation loss measured at its own step."""
-    losses = {}
-    for path in step_folders(folder):
-        try:
-            state = load_state(path)
-        except CheckpointError:
-            continue
-        if state.val_loss is not None and state.val_step == state.step:
-            losses[path] = state.val_loss
-    return min(losses, key=losses.__getitem__, default=None)
+        raise damaged(path, str(error)) from error
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -196,12 +145,6 @@ def prune(folder: Path, keep: int) -> None:
             doomed = path.with_name(f".{path.name}.old")
             path.rename(doomed)  # so that a kill in the middle leaves no partial step folder
             shutil.rmtree(doomed)
-
-
-def sweep(folder: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted."""
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(temporary: Path, target: Path) -> None:
@@ -220,15 +163,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: damaged or incomplete: {reason}",
-        hint="--checkpoint STEP takes another; gptkit resume goes back to the newest intact one",
-    )

@@ -102,16 +102,17 @@ def sample(
     device: DeviceOption = "auto",
 ) -> None:
     """Draw text from a trained model, shown as it is drawn."""
-    from gptkit import run, show
+    from gptkit import run
     from gptkit.sampler import Sampling
+    from gptkit.show import results
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     trained = run.open_trained(run_folder, which=checkpoint, device=device)
     drawing = run.sample(trained, prompt, tokens=tokens, sampling=sampling, samples=samples)
     if out:
-        show.write_samples(drawing, out)
+        results.write_samples(drawing, out)
     else:
-        show.stream_samples(drawing, sys.stdout.buffer, samples=samples)
+        results.stream_samples(drawing, sys.stdout.buffer, samples=samples)
 
 
 @app.command("eval")
@@ -122,9 +123,10 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the loss over the whole validation split."""
-    from gptkit import run, show
+    from gptkit import run
+    from gptkit.show import results
 
-    show.evaluation(*run.evaluate_run(run_folder, which=checkpoint, device=device), as_json=json)
+    results.evaluation(*run.evaluate_run(run_folder, which=checkpoint, device=device), as_json=json)
 
 
 @app.command()
@@ -140,9 +142,10 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
 @plugins_app.command("list")
 def plugins_list(json: JsonOption = False) -> None:
     """List the installed plugins; imports none of them."""
-    from gptkit import registry, show
+    from gptkit import registry
+    from gptkit.show import plugins
 
-    show.entries(
+    plugins.entries(
         [entry for kind in registry.BASES for entry in registry.installed(kind)], as_json=json
     )
 
@@ -150,10 +153,11 @@ def plugins_list(json: JsonOption = False) -> None:
 @plugins_app.command("show")
 def plugins_show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
     """Show a plugin's options, their defaults and their meaning."""
-    from gptkit import registry, show
+    from gptkit import registry
+    from gptkit.show import plugins
 
     for entry in registry.find_any(name):
-        show.plugin(entry, registry.load(entry))
+        plugins.plugin(entry, registry.load(entry))
 
 
 @plugins_app.command("check")
@@ -161,10 +165,11 @@ def plugins_check(
     name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
 ) -> None:
     """Import plugins and say which are broken, with their tracebacks."""
-    from gptkit import registry, show
+    from gptkit import registry
+    from gptkit.show import plugins
 
     results = registry.check_all(name)
-    show.checks(results)
+    plugins.checks(results)
     if any(error for _, error in results):
         raise typer.Exit(2)
 
@@ -172,17 +177,19 @@ def plugins_check(
 @runs_app.command("list")
 def runs_list(json: JsonOption = False) -> None:
     """List the runs under runs/, newest last."""
-    from gptkit import folder, show
+    from gptkit import folder
+    from gptkit.show import runs
 
-    show.runs(folder.list_runs(), as_json=json)
+    runs.runs(folder.list_runs(), as_json=json)
 
 
 @runs_app.command("show")
 def runs_show(run_folder: RunArgument = None, json: JsonOption = False) -> None:
     """Show a run: recipe, environment, checkpoints."""
-    from gptkit import folder, show
+    from gptkit import folder
+    from gptkit.show import runs
 
-    show.run(folder.open_run(run_folder), as_json=json)
+    runs.run(folder.open_run(run_folder), as_json=json)
 
 
 @runs_app.command("compare")
@@ -191,9 +198,10 @@ def runs_compare(
     json: JsonOption = False,
 ) -> None:
     """Compare runs: their losses, and the recipe fields in which they differ."""
-    from gptkit import folder, show
+    from gptkit import folder
+    from gptkit.show import runs
 
-    show.comparison([folder.open_run(path) for path in run_folders], as_json=json)
+    runs.comparison([folder.open_run(path) for path in run_folders], as_json=json)
 
 
 def _report(line: str) -> None:

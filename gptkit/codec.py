@@ -18,7 +18,7 @@ __all__ = ["Codec", "PromptError"]
 class Codec(BaseModel, ABC):
     """How one data set's prompts and samples look; every field must be JSON-able."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     suffix: ClassVar[str]
     """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
@@ -30,8 +30,10 @@ class Codec(BaseModel, ABC):
 
     @property
     def lossless(self) -> bool | None:
-        """Whether tokens stand for data exactly, one dimension each, so that bits per token are
-        bits per dimension; False where information was dropped; None where it is no such data."""
+        """True if every token is one dimension of the data, so that bits compare across models.
+
+        False where information was dropped, None where the data has no dimensions to count.
+        """
         return None
 
     @abstractmethod

@@ -27,10 +27,15 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class Options(BaseModel):
-    """Frozen, strict about unknown keys; the sentence below a field is its help."""
+    """Frozen, strict about keys and types; the sentence below a field is its help."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,  # TOML has types: "100" is no number and true is no 1
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
     )
 
 
@@ -137,7 +142,7 @@ class TrainOptions(Options):
     """Base rate of AdamW."""
     muon_learning_rate: PositiveFloat = 0.02
     """Base rate of Muon."""
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = Field(default=(0.9, 0.95), strict=False)
     """AdamW's two averaging factors, each below 1."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled decay of matrices and embeddings; never of biases and norms."""

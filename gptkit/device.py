@@ -1,5 +1,6 @@
 """Where and in which precision a model runs, each choice with its reason."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +51,9 @@ def pick_device(name: str) -> tuple[torch.device, str]:
         if torch.backends.mps.is_available():
             return torch.device("mps"), "Apple GPU found"
         return torch.device("cpu"), "no GPU found"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            f'no device is called "{name}"', hint="auto, cpu, mps, cuda or cuda:N"
-        ) from None
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UsageError(f'no device is called "{name}"', hint="auto, cpu, mps, cuda or cuda:N")
+    device = torch.device(name)
     missing = {
         "cuda": (device.index or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),

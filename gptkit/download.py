@@ -54,6 +54,7 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
     """
     import pooch  # here and below: only a command that downloads pays for these imports
     import requests
+    from filelock import FileLock
 
     folder = cache_folder("downloads")
     name = f"{sha256[:12]}-{url.rsplit('/', 1)[-1]}"
@@ -66,9 +67,11 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
 
     advice = f"or put the file at {target}" + (f"; {hint}" if hint else "")
     try:
-        pooch.retrieve(
-            url, known_hash=f"sha256:{sha256}", fname=name, path=folder, downloader=download
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"):  # a second process waits, then finds the file
+            pooch.retrieve(
+                url, known_hash=f"sha256:{sha256}", fname=name, path=folder, downloader=download
+            )
     except requests.RequestException as error:
         raise DownloadError(
             f"{url}: cannot be downloaded: {_reason(error)}",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gptkit import checkpoint
+from gptkit import step_folder
 from gptkit.errors import RunError, UsageError
 
 RUNS = Path("runs")
@@ -52,7 +53,7 @@ class RunFolder:
         Raises:
             RunError: there is none.
         """
-        folders = checkpoint.step_folders(self.checkpoints)
+        folders = step_folder.step_folders(self.checkpoints)
         if not folders:
             raise RunError(
                 f"{self.path}: has no checkpoints",
@@ -61,13 +62,21 @@ class RunFolder:
         if which == "last":
             return folders[-1]
         if which == "best":
-            found = checkpoint.best(self.checkpoints)
+            found = step_folder.best(self.checkpoints)
         else:
             found = next((f for f in folders if which.isdigit() and _step(f) == int(which)), None)
         if found is None:
             steps = ", ".join(str(_step(folder)) for folder in folders)
             raise RunError(f"{self.path}: no checkpoint {which}", hint=f"last, best or {steps}")
         return found
+
+    def read_environment(self) -> dict[str, Any]:
+        """What environment.json says; nothing where it is missing or damaged."""
+        try:
+            found = json.loads(self.environment.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -116,6 +125,16 @@ def create(run: RunFolder) -> None:
             pass
     except OSError as error:
         raise _not_writable(run.path, error) from error
+
+
+@contextmanager
+def undone_on_error(run: RunFolder) -> Iterator[None]:
+    """Delete a new run's folder where its first files cannot be written."""
+    try:
+        yield
+    except RunError:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def name_for(recipe: Path) -> Path:

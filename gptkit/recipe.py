@@ -43,7 +43,7 @@ class Recipe(Options):
     """The shape of the GPT."""
     train: TrainOptions = TrainOptions()
     """The training."""
-    callbacks: tuple[PluginSpec, ...] = ()
+    callbacks: tuple[PluginSpec, ...] = Field(default=(), strict=False)
     """Training habits; they run in this order at every event."""
 
     def to_toml(self) -> str:
@@ -53,7 +53,10 @@ class Recipe(Options):
     def flat(self) -> dict[str, Any]:
         """Every field under the key by which `--set` reaches it, e.g. `train.steps`."""
         table = self.model_dump(mode="json", exclude_none=True)
-        callbacks = {f"callbacks.{c.pop('use')}": c for c in table.pop("callbacks")}
+        named = [(callback.pop("use"), callback) for callback in table.pop("callbacks")]
+        uses = [use for use, _ in named]
+        keys = [use if uses.count(use) == 1 else str(i) for i, use in enumerate(uses)]
+        callbacks = {f"callbacks.{key}": c for key, (_, c) in zip(keys, named, strict=True)}
         fields: dict[str, Any] = {}
         for key, value in (table | callbacks).items():
             inner = value if isinstance(value, dict) else {"": value}
@@ -131,9 +134,10 @@ def _apply(override: str, table: dict[str, Any]) -> None:
     if not isinstance(node, dict):
         raise UsageError(f"--set {override}: {key} is not an option", hint=_SET_HINT)
     try:
-        node[last] = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        node[last] = text
+        parsed = {}
+    node[last] = parsed["value"] if parsed.keys() == {"value"} else text
 
 
 def _descend(node: Any, part: str, override: str) -> Any:

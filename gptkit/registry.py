@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,7 +121,7 @@ def load(entry: Entry) -> type[BaseModel]:
     """
     try:
         plugin = entry.point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{entry.kind} {entry} cannot be imported: {type(error).__name__}: {error}",
             hint=f"gptkit plugins check {entry.name} shows where; "
@@ -130,6 +131,12 @@ def load(entry: Entry) -> type[BaseModel]:
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise PluginError(
             f"{entry.kind} {entry}: {entry.point.value} is not a subclass of {base.__name__}",
+            hint=f"tell the authors of {entry.distribution}",
+        )
+    if isabstract(plugin):
+        lacking = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
+        raise PluginError(
+            f"{entry.kind} {entry}: {entry.point.value} lacks {lacking}",
             hint=f"tell the authors of {entry.distribution}",
         )
     return plugin

@@ -1,6 +1,5 @@
 """The one place where everything meets: train, resume, sample and evaluate a run."""
 
-import json
 import os
 import platform
 import signal
@@ -54,8 +53,9 @@ def train(
     trainer = _trainer(run, plugins, data, placement)
     folder.create(run)
     with run.lock():
-        folder.write_json(run.environment, _environment(plugins, data, placement))
-        folder.write_text(run.recipe, plugins.recipe.to_toml())
+        with folder.undone_on_error(run):
+            folder.write_json(run.environment, _environment(plugins, data, placement))
+            folder.write_text(run.recipe, plugins.recipe.to_toml())
         report(_summary(trainer, run))
         _fit(trainer, run)
     return run
@@ -253,11 +253,7 @@ def _newest_intact(
 
 
 def _check_same_data(run: RunFolder, data: Data) -> None:
-    try:
-        before = json.loads(run.environment.read_text())["data_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # the record is gone; the checkpoint itself says nothing of the data
-    if before != data.sha256:
+    if run.read_environment().get("data_sha256", data.sha256) != data.sha256:
         raise RunError(
             f"{run.path}: the training data is not what this run began with",
             hint=f"restore it, or start anew: gptkit train {run.recipe}",
@@ -281,7 +277,7 @@ def _environment(plugins: Plugins, data: Data, placement: Placement) -> dict[str
         "dtype": str(placement.dtype).removeprefix("torch."),
         "compile": placement.compile,
         "reasons": placement.reasons,
-        "plugins": {entry.name: entry.origin for entry in plugins.entries},
+        "plugins": {f"{entry.kind} {entry.name}": entry.origin for entry in plugins.entries},
         "git_commit": _git_commit(),
         "data_sha256": data.sha256,
     }

@@ -5,6 +5,7 @@ stream, made by splitmix64 (Steele et al. 2014). The token is found by inverting
 distribution. Everything is float32 and imports no torch.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,8 @@ class Sampling:
     """Selects the stream of random numbers, 0 to 2**63 - 1."""
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.temperature):
+            raise UsageError(f"temperature should be a finite number, got {self.temperature}")
         if self.top_k < 0:
             raise UsageError(f"top_k should be 0 (all) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:

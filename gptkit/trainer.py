@@ -149,11 +149,12 @@ class Trainer:
         if math.isfinite((self.state.loss + norm).item()):  # waits for the device, once a step
             return
         bad = next((f"the gradient of {n}" for n, g in named.items() if not g.isfinite().all()), "")
-        bad = bad if self.state.loss.isfinite() else f"the loss{' and ' if bad else ''}{bad}"
+        if not self.state.loss.isfinite():
+            bad = f"the loss, then {bad}," if bad else "the loss"
         raise DivergedError(
             f"step {self.state.step + 1}: {bad or 'the norm of the gradients'} is not finite",
-            hint="the weights are those of the step before; the last checkpoint is good. Try a "
-            "lower train.learning_rate, more warm-up or the grad-clip callback",
+            hint="the weights were not touched, and every checkpoint is from before. Try a lower "
+            "train.learning_rate, more warm-up or the grad-clip callback",
         )
 
     def evaluate(self) -> None:

@@ -17,7 +17,7 @@ PLUGIN_TESTS = sorted(p for p in (ROOT / "plugins").rglob("*.py") if p.parent.na
 FLOORS = [
     {"gptkit", "errors"},
     {"config", "codec", "download"},
-    {"plugin", "recipe", "model"},
+    {"plugin", "recipe", "model", "step_folder"},
     {
         "registry", "data", "optimizer", "device", "parallel", "checkpoint", "sampler", "testing",
         "decoder",

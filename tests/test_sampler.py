@@ -161,7 +161,7 @@ def test_top_k_of_one_is_greedy() -> None:
     assert {pick(row(0, 1, 2, 1), u, top_k=1) for u in np.linspace(0.001, 0.999, 50)} == {2}
 
 
-@pytest.mark.parametrize("top_p", [1e-30, 1e-6, 0.1])
+@pytest.mark.parametrize("top_p", [1e-50, 1e-30, 1e-6, 0.1])
 def test_top_p_always_keeps_the_first(top_p: float) -> None:
     for u in (1e-6, 0.5, float(LARGEST_BELOW_ONE)):
         assert pick(row(0, 1, 2, 1), u, top_p=top_p) == 2

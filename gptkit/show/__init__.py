@@ -1,0 +1,1 @@
+"""What commands print on stdout: tables for people, JSON for machines, samples as they come."""

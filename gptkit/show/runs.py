@@ -1,0 +1,77 @@
+"""What was trained here."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptkit import recipe as recipe_file
+from gptkit import step_folder
+from gptkit.errors import CheckpointError
+from gptkit.folder import RunFolder
+from gptkit.show.tables import print_columns, print_rows
+
+
+def runs(found: Sequence[RunFolder], *, as_json: bool) -> None:
+    """Print one line per run."""
+    columns = ("run", "step", "val_loss", "best_val_loss", "dataset")
+    print_rows([_run_row(run) for run in found], columns, as_json=as_json)
+
+
+def run(found: RunFolder, *, as_json: bool) -> None:
+    """Print a run's environment, checkpoints and recipe."""
+    environment = found.read_environment()
+    steps = [_checkpoint_row(path) for path in step_folder.step_folders(found.checkpoints)]
+    recipe = found.recipe.read_text()
+    if as_json:
+        values = _run_row(found) | {"environment": environment, "checkpoints": steps}
+        print(json.dumps(values | {"recipe": recipe}))
+        return
+    print(f"{found.path}\n")
+    for key in ("device", "dtype", "git_commit", "data_sha256"):
+        print(f"{key:12} {environment.get(key)}")
+    print()
+    print_rows(steps, ("checkpoint", "val_loss"), as_json=False)
+    print(f"\n{recipe}", end="")
+
+
+def comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
+    """Print runs side by side: losses, and the recipe fields in which they differ."""
+    recipes = [recipe_file.read(run.recipe).flat() for run in found]
+    keys = dict.fromkeys(key for fields in recipes for key in fields)
+    differing = [k for k in keys if any(r.get(k) != recipes[0].get(k) for r in recipes[1:])]
+    rows = [
+        _run_row(run) | {key: fields.get(key) for key in differing}
+        for run, fields in zip(found, recipes, strict=True)
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    heads = [str(run.path) for run in found]
+    print_columns(heads, rows, ["step", "val_loss", "best_val_loss", *differing])
+
+
+def _run_row(found: RunFolder) -> dict[str, Any]:
+    steps = [_checkpoint_row(path) for path in step_folder.step_folders(found.checkpoints)]
+    best = step_folder.best(found.checkpoints)
+    last = steps[-1] if steps else {}
+    return {
+        "run": str(found.path),
+        "step": last.get("step"),
+        "val_loss": last.get("val_loss"),
+        "best_val_loss": step_folder.load_state(best).val_loss if best else None,
+        "dataset": last.get("dataset"),
+    }
+
+
+def _checkpoint_row(path: Path) -> dict[str, Any]:
+    try:
+        state = step_folder.load_state(path)
+    except CheckpointError:
+        return {"checkpoint": path.name, "step": None, "val_loss": "damaged", "dataset": None}
+    return {
+        "checkpoint": path.name,
+        "step": state.step,
+        "val_loss": state.val_loss,
+        "dataset": state.dataset,
+    }
