@@ -92,7 +92,7 @@ def save(folder: Path, state: State, files: Mapping[str, Tensors]) -> Path:
         for name, tensors in files.items():
             if tensors:
                 path = temporary / f"{name}.safetensors"
-                save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, path)
+                save_file(_separate(tensors), path)
                 digests[path.name] = digest(path)
         state = state.model_copy(update={"sha256": digests})
         (temporary / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
@@ -143,13 +143,27 @@ def prune(folder: Path, keep: int) -> None:
     for path in step_folders(folder):
         if path not in chosen:
             doomed = path.with_name(f".{path.name}.old")
+            shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)  # so that a kill in the middle leaves no partial step folder
             shutil.rmtree(doomed)
+
+
+def _separate(tensors: Tensors) -> Tensors:
+    """On the CPU, contiguous, and no two in the same memory, as safetensors wants them."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in plain.items():
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            plain[name] = tensor.clone()
+        seen.add(storage.data_ptr())
+    return plain
 
 
 def _put(temporary: Path, target: Path) -> None:
     """Rename, in the place of a damaged folder if there is one."""
     old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     temporary.rename(target)

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from gptkit.errors import UsageError
 
+COLDEST = 1e-6
+"""Below this temperature float32 overflows: the likeliest token is taken, as for 0."""
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -46,7 +49,7 @@ class Sampling:
 
 
 def uniforms(seed: int, draw: int, batch_size: int) -> Floats:
-    """The random numbers of one draw, one per row: float32 (batch_size,), inside (0, 1)."""
+    """The random numbers of one draw, one per row: float32 (batch_size,), in (0, 1]."""
     n = np.arange(batch_size, dtype=np.uint64) + np.uint64(draw * batch_size + 1)
     z = np.uint64(seed) + n * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -60,13 +63,13 @@ def choose(logits: Floats, u: Floats, sampling: Sampling) -> Ints:
 
     Args:
         logits: float32 (B, vocab_size).
-        u: float32 (B,), inside (0, 1).
+        u: float32 (B,), in (0, 1].
         sampling: the rule's settings.
 
     Returns:
         Token ids, int64 (B,).
     """
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLDEST:
         return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
     scaled = logits / np.float32(sampling.temperature)
     k = min(sampling.top_k or scaled.shape[-1], scaled.shape[-1])

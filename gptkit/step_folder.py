@@ -1,6 +1,7 @@
 """What a step folder says of itself in `state.json`, and which step folders a run has. No torch."""
 
 import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +30,9 @@ class CodecRecord(BaseModel):
 
 
 class State(BaseModel):
-    """What `state.json` holds."""
+    """What `state.json` holds; infinity and NaN as JavaScript spells them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     format: Literal[1] = FORMAT
     gptkit: str
@@ -89,8 +90,9 @@ def best(folder: Path) -> Path | None:
             state = load_state(path)
         except CheckpointError:
             continue
-        if state.val_loss is not None and state.val_step == state.step:
-            losses[path] = state.val_loss
+        loss = state.val_loss
+        if loss is not None and math.isfinite(loss) and state.val_step == state.step:
+            losses[path] = loss
     return min(losses, key=losses.__getitem__, default=None)
 
 

@@ -125,7 +125,8 @@ class Trainer:
         for i in range(0, options.batch_size, rows):
             x_part, y_part = x[i : i + rows], y[i : i + rows]
             share = int((y_part != IGNORE).sum()) / max(counted, 1)
-            yield x_part.to(self.placement.device), y_part.to(self.placement.device), share
+            if share:  # a part without targets has no mean loss
+                yield x_part.to(self.placement.device), y_part.to(self.placement.device), share
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch in the run's precision."""
@@ -148,11 +149,12 @@ class Trainer:
         norm = nn.utils.get_total_norm(named.values())
         if math.isfinite((self.state.loss + norm).item()):  # waits for the device, once a step
             return
-        bad = next((f"the gradient of {n}" for n, g in named.items() if not g.isfinite().all()), "")
+        bad = [f"the gradient of {n}" for n, g in named.items() if not g.isfinite().all()][:1]
         if not self.state.loss.isfinite():
-            bad = f"the loss, then {bad}," if bad else "the loss"
+            bad.insert(0, "the loss")
+        what = " and ".join(bad) or "the norm of the gradients"
         raise DivergedError(
-            f"step {self.state.step + 1}: {bad or 'the norm of the gradients'} is not finite",
+            f"step {self.state.step + 1}: {what} {'are' if len(bad) > 1 else 'is'} not finite",
             hint="the weights were not touched, and every checkpoint is from before. Try a lower "
             "train.learning_rate, more warm-up or the grad-clip callback",
         )

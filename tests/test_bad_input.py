@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from gptkit import checkpoint, run
+from gptkit import checkpoint, run, step_folder
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.plugin import EVENTS
 
@@ -229,11 +229,11 @@ def test_a_damaged_checkpoint_on_the_command_line(
 
 def test_a_checkpoint_of_a_newer_format(refused: Callable[..., str], trained: Path) -> None:
     file = trained / "checkpoints" / "step-00000004" / "state.json"
-    newer = json.loads(file.read_text()) | {"format": checkpoint.FORMAT + 1, "mixture": [1, 2]}
+    newer = json.loads(file.read_text()) | {"format": step_folder.FORMAT + 1, "mixture": [1, 2]}
     del newer["codec"]
     file.write_text(json.dumps(newer))
     error = refused("sample", "r", exit_code=1)
-    assert f"written in format {checkpoint.FORMAT + 1}, this gptkit reads" in error
+    assert f"written in format {step_folder.FORMAT + 1}, this gptkit reads" in error
     assert "hint:  pip install --upgrade gptkit" in error
 
 

@@ -50,11 +50,13 @@ def files(seed: int = 0) -> dict[str, dict[str, Tensor]]:
 
 
 def edit(step_folder: Path, *, without: str | None = None, **changes: Any) -> None:
-    """Change what `state.json` says, or remove a key."""
+    """Change what `state.json` says, or remove a key, and seal it anew."""
     path = step_folder / "state.json"
     values = json.loads(path.read_text()) | changes
     values.pop(without, None)
     path.write_text(json.dumps(values))
+    seal = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name("state.json.sha256").write_text(f"{seal}\n")
 
 
 def flip_a_byte(path: Path, at: int = -1) -> None:
@@ -141,16 +143,20 @@ def test_special_values_keep_their_bits(tmp_path: Path) -> None:
     assert torch.equal(after["model"]["x"].view(torch.int32), values.view(torch.int32))
 
 
-def test_every_file_is_json_or_safetensors(tmp_path: Path) -> None:
+def test_every_file_is_json_safetensors_or_a_digest(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(), files() | {"callbacks": {"0:x": torch.ones(2)}})
     found = {path.name: path for path in tmp_path.rglob("*") if path.is_file()}
     assert found.keys() == {
         "state.json",
+        "state.json.sha256",
         "model.safetensors",
         "optimizer.safetensors",
         "callbacks.safetensors",
     }
-    assert isinstance(json.loads(found.pop("state.json").read_bytes()), dict)
+    state_json = found.pop("state.json").read_bytes()
+    assert isinstance(json.loads(state_json), dict)
+    seal = found.pop("state.json.sha256").read_text()
+    assert seal == f"{hashlib.sha256(state_json).hexdigest()}\n"
     for path in found.values():
         with safe_open(path, framework="pt") as file:  # reads the header, executes nothing
             assert file.keys()
@@ -281,6 +287,22 @@ def test_a_wrong_value_is_named(tmp_path: Path, changes: dict[str, Any], named: 
     folder = checkpoint.save(tmp_path, state(), files())
     edit(folder, **changes)
     with pytest.raises(CheckpointError, match=rf"state\.json: damaged or incomplete: {named}: "):
+        checkpoint.load_state(folder)
+
+
+def test_a_changed_state_is_refused_though_it_reads_well(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, state(optimizer_groups=[{"lr": 0.001}]), files())
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace("0.001", "0.003"))
+    with pytest.raises(CheckpointError, match=r"state\.json: damaged or incomplete: its sha256"):
+        checkpoint.load_state(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda path: flip_a_byte(path, 0), truncate, Path.unlink])
+def test_a_state_without_its_seal_is_refused(tmp_path: Path, damage: Any) -> None:
+    folder = checkpoint.save(tmp_path, state(), files())
+    damage(folder / "state.json.sha256")
+    with pytest.raises(CheckpointError, match=r"step-00000005/state\.json"):
         checkpoint.load_state(folder)
 
 

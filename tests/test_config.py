@@ -89,6 +89,11 @@ def test_n_inner_wins(mlp: str) -> None:
         ({"mlp": "relu"}, "mlp"),
         ({"preset": "gpt3"}, "preset"),
         ({"n_layers": 6}, "n_layers"),
+        ({"n_layer": "6"}, "n_layer"),
+        ({"n_layer": True}, "n_layer"),
+        ({"n_layer": 6.0}, "n_layer"),
+        ({"bias": 1}, "bias"),
+        ({"dropout": "0.1"}, "dropout"),
     ],
 )
 def test_wrong_model_options_are_refused_by_name(options: dict[str, Any], named: str) -> None:
@@ -138,11 +143,18 @@ def test_the_datas_sizes_must_be_positive(size: str, value: object) -> None:
         ({"device": "cuda:"}, "device"),
         ({"compile": "sometimes"}, "compile"),
         ({"step": 10}, "step"),
+        ({"steps": "100"}, "steps"),
+        ({"compile": 1}, "compile"),
     ],
 )
 def test_wrong_train_options_are_refused_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         TrainOptions(**options)
+
+
+def test_whole_numbers_and_lists_do_as_rates_and_betas() -> None:
+    options = TrainOptions(learning_rate=1, betas=[0, 0.9])  # type: ignore[arg-type]
+    assert (options.learning_rate, options.betas) == (1.0, (0.0, 0.9))
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:11"])

@@ -1,0 +1,4 @@
+"""gptkit-cifar10: images as streams of pixels.
+
+Deliberately empty: `gptkit_cifar10.codec` must stay importable without torch.
+"""
