@@ -90,29 +90,44 @@ def resume(run_folder: RunArgument = None) -> None:
 @app.command()
 def sample(
     run_folder: RunArgument = None,
-    prompt: Annotated[str, typer.Option(help="What the model continues.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to draw.")] = 500,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    prompt: Annotated[str, typer.Option(help="What to continue: text, or an image file.")] = "",
+    keep: Annotated[float, typer.Option(help="Keep this part of the prompt, 0 to 1.")] = 1.0,
+    label: Annotated[str | None, typer.Option("--class", help="The class to draw from.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to draw; 500, or the rest of a picture.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token; 0.8 for text, 1 for pixels.")
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead.")] = None,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw text from a trained model, shown as it is drawn."""
-    from gptkit import run
+    """Draw from a trained model: text is shown as it is drawn, pictures go to --out."""
+    from gptkit import trained
     from gptkit.sampler import Sampling
     from gptkit.show import results
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    trained = run.open_trained(run_folder, which=checkpoint, device=device)
-    drawing = run.sample(trained, prompt, tokens=tokens, sampling=sampling, samples=samples)
+    opened = trained.open_trained(run_folder, which=checkpoint, device=device)
+    warmth = opened.codec.temperature if temperature is None else temperature
+    drawing = trained.sample(
+        opened.model,
+        opened.codec,
+        prompt,
+        sampling=Sampling(temperature=warmth, top_k=top_k, top_p=top_p, seed=seed),
+        tokens=tokens,
+        samples=samples,
+        keep=keep,
+        label=label,
+    )
     if out:
         results.write_samples(drawing, out)
     else:
-        results.stream_samples(drawing, sys.stdout.buffer, samples=samples)
+        results.stream_samples(drawing, sys.stdout.buffer)
 
 
 @app.command("eval")
@@ -123,10 +138,11 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the loss over the whole validation split."""
-    from gptkit import run
+    from gptkit import trained
     from gptkit.show import results
 
-    results.evaluation(*run.evaluate_run(run_folder, which=checkpoint, device=device), as_json=json)
+    result, opened = trained.evaluate_run(run_folder, which=checkpoint, device=device)
+    results.evaluation(result, opened, as_json=json)
 
 
 @app.command()

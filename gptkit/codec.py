@@ -23,6 +23,9 @@ class Codec(BaseModel, ABC):
     suffix: ClassVar[str]
     """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
 
+    temperature: ClassVar[float] = 0.8
+    """The sampling temperature where nobody asks for one."""
+
     @property
     def length(self) -> int | None:
         """Tokens of a whole sample, its start included; None where a sample can go on for ever."""
@@ -49,6 +52,11 @@ class Codec(BaseModel, ABC):
         Raises:
             PromptError: the prompt has parts that the model never saw.
         """
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """Every way in which a sample from nothing can start: one per class, or a single one."""
+        return [self.encode("")]
 
     def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
         """Token ids that start a sample, as `gptkit sample` asks for them.

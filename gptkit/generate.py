@@ -25,7 +25,12 @@ class Decoder(Protocol):
 
 
 def generate(
-    decoder: Decoder, prompt: Sequence[int], *, tokens: int, sampling: Sampling, samples: int = 1
+    decoder: Decoder,
+    prompt: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    sampling: Sampling,
+    samples: int = 1,
 ) -> Iterator[Ints]:
     """Draw tokens one after the other.
 
@@ -34,7 +39,7 @@ def generate(
 
     Args:
         decoder: made for a batch of `samples`.
-        prompt: token ids, at least one.
+        prompt: token ids, at least one; or a row of them for every sample, all of one length.
         tokens: how many to draw.
         sampling: the rule's settings.
         samples: rows that are drawn together, each with random numbers of its own.
@@ -43,7 +48,8 @@ def generate(
         The next token of every row, int64 (samples,).
     """
     block_size = decoder.block_size
-    window = np.tile(np.array(prompt[-block_size:], dtype=np.int64), (samples, 1))
+    rows = np.array(prompt, dtype=np.int64)[..., -block_size:]
+    window = np.broadcast_to(rows, (samples, rows.shape[-1])).copy()
     logits = decoder.prefill(window)
     for draw in range(tokens):
         chosen = choose(logits, uniforms(sampling.seed, draw, samples), sampling)

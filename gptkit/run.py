@@ -1,4 +1,4 @@
-"""The one place where everything meets: train, resume, sample and evaluate a run."""
+"""The one place where everything meets: create a run folder, train, resume."""
 
 import os
 import platform
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -16,19 +15,16 @@ from typing import Any
 import torch
 
 from gptkit import __version__, checkpoint, folder, registry
-from gptkit.codec import Codec
 from gptkit.config import GPTConfig
-from gptkit.decoder import TorchDecoder, evaluating
-from gptkit.device import Placement, pick_device, place
+from gptkit.device import Placement, place
 from gptkit.errors import CheckpointError, RunError, StoppedError
 from gptkit.folder import RunFolder
-from gptkit.generate import generate
 from gptkit.model import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe import Recipe
 from gptkit.registry import Plugins
-from gptkit.sampler import Sampling
-from gptkit.trainer import Evaluation, Trainer, evaluate
+from gptkit.trained import check_same_data, previewer
+from gptkit.trainer import Trainer
 
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -77,88 +73,12 @@ def resume(path: Path | None, *, report: Report) -> RunFolder:
             report(f"{run.path}: complete at step {state.step}")
             return run
         data, placement = plugins.dataset.load(), place(plugins.recipe.train)
-        _check_same_data(run, data)
+        check_same_data(run, data)
         trainer = _trainer(run, plugins, data, placement)
         trainer.load(state, files)
         report(f"{_summary(trainer, run)}, from step {state.step}")
         _fit(trainer, run)
     return run
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model as a checkpoint holds it, with what is needed to talk to it."""
-
-    model: GPT
-    codec: Codec
-    state: checkpoint.State
-
-
-def open_trained(path: Path | None, *, which: str = "last", device: str = "auto") -> Trained:
-    """Load a run's checkpoint for sampling or evaluation; the training data stays closed.
-
-    Args:
-        path: the run folder; None takes the newest one.
-        which: "last", "best" or a step's number.
-        device: where the model goes.
-    """
-    target, _ = pick_device(device)
-    step_folder = folder.open_run(path).step_folder(which)
-    state = checkpoint.load_state(step_folder)
-    record = state.codec
-    codec = registry.make_codec(record.name, record.distribution, record.options)
-    model = GPT(state.config)
-    model.load_weights(checkpoint.load_tensors(step_folder, state))
-    return Trained(model.to(target).eval(), codec, state)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Samples being drawn: the prompt's tokens, and what comes after, a token of every row at once.
-
-    Iterating `stream` draws; it can be done once.
-    """
-
-    codec: Codec
-    prompt: list[int]
-    stream: Iterator[list[int]]
-
-    def rows(self) -> list[list[int]]:
-        """Draw to the end; every sample whole, with its prompt."""
-        return [[*self.prompt, *row] for row in zip(*self.stream, strict=True)]
-
-
-def sample(
-    trained: Trained, prompt: str, *, tokens: int, sampling: Sampling, samples: int = 1
-) -> Drawing:
-    """Start drawing samples that continue a prompt; see `generate` for the rule.
-
-    Raises:
-        PromptError: the codec cannot read the prompt.
-    """
-    ids = trained.codec.encode(prompt)
-    decoder = TorchDecoder(trained.model, samples)
-    drawn = generate(decoder, ids, tokens=tokens, sampling=sampling, samples=samples)
-    return Drawing(trained.codec, ids, (chosen.tolist() for chosen in drawn))
-
-
-def evaluate_run(
-    path: Path | None, *, which: str = "last", device: str = "auto"
-) -> tuple[Evaluation, checkpoint.State]:
-    """The loss over a run's whole validation split."""
-    run = folder.open_run(path)
-    trained = open_trained(run.path, which=which, device=device)
-    plugins = registry.build(registry.read_recipe(run.recipe))
-    options = plugins.recipe.train.model_copy(update={"device": device})
-    data = plugins.dataset.load()
-    _check_same_data(run, data)
-    result = evaluate(
-        trained.model,
-        data.val,
-        placement=place(options),
-        batch_size=options.micro_batch_size or options.batch_size,
-    )
-    return result, trained.state
 
 
 def _trainer(run: RunFolder, plugins: Plugins, data: Data, placement: Placement) -> Trainer:
@@ -185,7 +105,7 @@ def _trainer(run: RunFolder, plugins: Plugins, data: Data, placement: Placement)
         run_dir=run.path,
         record=record,
     )
-    trainer.state.sample = _previewer(model, data.codec)
+    trainer.state.sample = previewer(model, data.codec)
     return trainer
 
 
@@ -193,17 +113,6 @@ def _new_model(recipe: Recipe, data: Data) -> GPT:
     shape = recipe.model.model_dump()
     torch.manual_seed(recipe.seed)
     return GPT(GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size))
-
-
-def _previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
-    def preview(tokens: int, seed: int) -> bytes:
-        prompt = codec.encode("")
-        sampling = Sampling(temperature=0.8, seed=seed)
-        with evaluating(model):
-            drawn = generate(TorchDecoder(model, 1), prompt, tokens=tokens, sampling=sampling)
-            return codec.decode([*prompt, *(int(chosen[0]) for chosen in drawn)])
-
-    return preview
 
 
 def _fit(trainer: Trainer, run: RunFolder) -> None:
@@ -250,14 +159,6 @@ def _newest_intact(
         f"{run.path}: no checkpoint is intact",
         hint=f"train it from the start: gptkit train {run.recipe}",
     )
-
-
-def _check_same_data(run: RunFolder, data: Data) -> None:
-    if run.read_environment().get("data_sha256", data.sha256) != data.sha256:
-        raise RunError(
-            f"{run.path}: the training data is not what this run began with",
-            hint=f"restore it, or start anew: gptkit train {run.recipe}",
-        )
 
 
 def _summary(trainer: Trainer, run: RunFolder) -> str:

@@ -15,6 +15,7 @@ from typer.testing import Result
 from gptkit import checkpoint, run, step_folder
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.plugin import EVENTS
+from gptkit.trained import open_trained
 
 Command = Callable[..., Result]
 Install = Callable[..., Path]
@@ -151,7 +152,7 @@ def test_a_foreign_dataset_with_an_empty_split(
 
 
 def reload(trained: Path, step: int = 4) -> None:
-    run.open_trained(trained, which=str(step))
+    open_trained(trained, which=str(step))
 
 
 def test_a_single_wrong_byte_in_the_weights(trained: Path) -> None:

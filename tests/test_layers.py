@@ -24,6 +24,7 @@ FLOORS = [
     },
     {"folder"},
     {"trainer", "generate"},
+    {"trained"},
     {"run", "onnx", "probe"},
     {"show"},
     {"cli"},

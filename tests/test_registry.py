@@ -8,6 +8,7 @@ import pytest
 from gptkit import folder, registry, run
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
+from gptkit.trained import open_trained
 
 Install = Callable[..., Path]
 TinyRecipe = Callable[..., Path]
@@ -306,5 +307,5 @@ def test_a_recipe_can_lose_its_plugin(
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(site)])
     with pytest.raises(GptkitError, match='no callback named "gone"'):
         run.resume(trained.path, report=print)
-    assert run.open_trained(trained.path).state.step == 4  # sampling needs the codec alone
+    assert open_trained(trained.path).state.step == 4  # sampling needs the codec alone
     assert folder.open_run(trained.path).step_folder().name == "step-00000004"

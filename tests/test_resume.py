@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
 from multiprocessing import forkserver
@@ -38,13 +39,22 @@ import torch
 from pydantic import PrivateAttr
 
 from gptkit.plugin import Callback
+from gptkit_char_text.dataset import CharText
+
+
+class PausingText(CharText):
+    """A text that takes until SIGCONT to load."""
+
+    def load(self):
+        signal.raise_signal(signal.SIGSTOP)
+        return super().load()
 
 
 class Saboteur(Callback):
     """Interrupts its own process; keeps a state of numbers and of tensors besides."""
 
     stop_at: list[int] = []
-    """Steps during which Ctrl-C is pressed."""
+    """Steps during which Ctrl-C is pressed; 0: before the first one, once."""
     pause_at: int = 0
     """The step at which the process stands still until SIGCONT wakes it; 0: none."""
 
@@ -54,6 +64,8 @@ class Saboteur(Callback):
     _counting: bool = PrivateAttr(default=False)
 
     def on_fit_start(self, state):
+        if 0 in self.stop_at and not (state.run_dir / "checkpoints").exists():
+            signal.raise_signal(signal.SIGINT)
         order = state.run_dir / "die-at-file-operation"
         self._left = int(order.read_text()) if order.exists() else 0
         if self._left:
@@ -157,7 +169,8 @@ def start(fork_server: None) -> Iterator[Start]:
 @pytest.fixture
 def recipe(tiny_recipe: Callable[..., Path], distribution: Callable[..., Path]) -> WriteRecipe:
     """Writes a recipe that evaluates, logs and has a saboteur, who does nothing unless told."""
-    distribution("gptkit-saboteur", SABOTEUR, callbacks="saboteur = Saboteur")
+    entries = {"callbacks": "saboteur = Saboteur", "datasets": "pausing-text = PausingText"}
+    distribution("gptkit-saboteur", SABOTEUR, **entries)
 
     def write(*, log_every: int = 1, **tables: Any) -> Path:
         callbacks = [
@@ -179,9 +192,11 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert exit_code(start("train", path, "--out", straight)) == 0
 
-    # Between two checkpoints, and when an evaluation is due.
-    stop_at = "callbacks.saboteur.stop_at=[3, 10]"
+    # Before the first step, between two checkpoints, and when an evaluation is due.
+    stop_at = "callbacks.saboteur.stop_at=[0, 3, 10]"
     assert exit_code(start("train", path, "--out", stopped, "--set", stop_at)) == 130
+    assert saved_steps(stopped) == [0]
+    assert exit_code(start("resume", stopped)) == 130
     assert newest(stopped) == 3
     assert exit_code(start("resume", stopped)) == 130
     assert newest(stopped) == 10
@@ -351,26 +366,18 @@ def test_a_second_process_is_refused_while_the_first_one_trains(
     recipe: WriteRecipe, gptkit: Gptkit, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     path, folder = recipe(train=TRAIN), tmp_path / "run"
-    command = [sys.executable, "-m", "gptkit", "train", str(path), "--out", str(folder)]
-    command += ["--set", "callbacks.saboteur.pause_at=7"]
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # where the saboteur is
-    with subprocess.Popen(command, env=os.environ | paths) as first:
-        try:
-            _, status = os.waitpid(first.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status), "it should pause"
+    pause = ["--set", "callbacks.saboteur.pause_at=7"]
+    with paused("train", path, "--out", folder, *pause) as first:
+        second = gptkit("resume", folder, env=same_path())
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"error: {folder}: another process is training")
+        assert second.stderr.count("\n") == 2  # the error and its hint
+        assert cli("train", path, "--out", folder).exit_code == 2
+        assert newest(folder) == 4
 
-            second = gptkit("resume", folder, env=paths)
-            assert second.returncode == 1
-            assert second.stderr.startswith(f"error: {folder}: another process is training")
-            assert second.stderr.count("\n") == 2  # the error and its hint
-            assert cli("train", path, "--out", folder).exit_code == 2
-            assert newest(folder) == 4
-
-            first.send_signal(signal.SIGINT)
-            first.send_signal(signal.SIGCONT)
-            first.wait(timeout=60)
-        finally:
-            first.kill()
+        first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGCONT)
+        first.wait(timeout=60)
     assert first.returncode == 130
     assert newest(folder) == 7
     assert cli("resume", folder).exit_code == 0
@@ -392,6 +399,32 @@ def test_a_run_is_never_overwritten(
     assert contents(folder) == before
 
 
+def test_a_run_that_another_process_made_meanwhile_is_not_overwritten(
+    recipe: WriteRecipe, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    path, folder = recipe(train=TRAIN), tmp_path / "run"
+    pause = ["--set", "dataset.use=pausing-text"]
+    with paused("train", path, "--out", folder, *pause) as late:
+        assert cli("train", path, "--out", folder).exit_code == 0
+        before = contents(folder)
+
+        late.send_signal(signal.SIGCONT)
+        late.wait(timeout=60)
+    assert late.returncode in (1, 2)
+    assert contents(folder) == before
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    recipe: WriteRecipe, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = recipe(train=TRAIN)
+    processes = [start("train", path, "--set", f"seed={seed}") for seed in range(4)]
+    assert [exit_code(process) for process in processes] == [0, 0, 0, 0]
+    recipes = {path.read_text() for path in tmp_path.glob("runs/*/recipe.toml")}
+    assert len(recipes) == 4
+
+
 def test_the_recipe_in_a_run_folder_repeats_the_run(
     recipe: WriteRecipe, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -404,6 +437,24 @@ def test_the_recipe_in_a_run_folder_repeats_the_run(
     assert_same_outcome(again, folder)
     assert records(again) == records(folder)
     assert (again / "recipe.toml").read_bytes() == (folder / "recipe.toml").read_bytes()
+
+
+@contextmanager
+def paused(*args: object) -> Iterator["subprocess.Popen[bytes]"]:
+    """A real process of `gptkit ARGS` that stands still; it is dead in the end."""
+    command = [sys.executable, "-m", "gptkit", *map(str, args)]
+    with subprocess.Popen(command, env=os.environ | same_path()) as process:
+        try:
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), "it should pause"
+            yield process
+        finally:
+            process.kill()
+
+
+def same_path() -> dict[str, str]:
+    """Lets a process import what this one can: the saboteur."""
+    return {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def exit_code(process: BaseProcess) -> int:
@@ -433,8 +484,12 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
+def saved_steps(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in step_folders(folder)]
+
+
 def newest(folder: Path) -> int:
-    return max((int(path.name.removeprefix("step-")) for path in step_folders(folder)), default=0)
+    return max(saved_steps(folder), default=0)
 
 
 def half_written(folder: Path) -> list[Path]:

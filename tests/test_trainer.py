@@ -16,7 +16,7 @@ from gptkit.checkpoint import CodecRecord, Record
 from gptkit.config import GPTConfig, TrainOptions
 from gptkit.data import batch_indices
 from gptkit.device import place
-from gptkit.errors import CheckpointError, DivergedError
+from gptkit.errors import CheckpointError, DivergedError, PluginError
 from gptkit.model import GPT
 from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
 from gptkit.testing import LetterCodec
@@ -561,6 +561,39 @@ def test_a_checkpoint_of_another_model_is_refused(data: Data, tmp_path: Path) ->
     other = trainer(data, model=make(n_embd=32))
     with pytest.raises(CheckpointError, match="weights do not fit the model"):
         other.load(*checkpoint.load(tmp_path / "step-00000001"))
+
+
+@pytest.mark.parametrize(
+    "callbacks", [{}, {"a": Remembering(), "b": Callback()}], ids=["none", "two"]
+)
+def test_a_checkpoint_of_other_callbacks_is_refused(
+    data: Data, tmp_path: Path, callbacks: dict[str, Callback]
+) -> None:
+    trainer(data, callbacks={"a": Remembering()}, save_to=tmp_path, steps=1).fit()
+    other = trainer(data, callbacks=callbacks)
+    with pytest.raises(CheckpointError, match="callbacks"):
+        other.load(*checkpoint.load(tmp_path / "step-00000001"))
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(data: Data, tmp_path: Path) -> None:
+    trainer(data, optimizer="adamw", save_to=tmp_path, steps=1).fit()
+    other = trainer(data, optimizer="muon")
+    with pytest.raises(CheckpointError, match="optimizer"):
+        other.load(*checkpoint.load(tmp_path / "step-00000001"))
+
+
+@pytest.mark.parametrize(
+    "value", [np.int64(3), {1, 2}, [torch.ones(2)]], ids=["numpy", "set", "list"]
+)
+def test_a_state_that_is_neither_json_nor_tensor_names_its_callback(
+    data: Data, tmp_path: Path, value: object
+) -> None:
+    odd = Remembering()
+    odd.load_state_dict({"strange": value})
+    made = trainer(data, callbacks={"a": Callback(), "odd": odd}, save_to=tmp_path / "checkpoints")
+    with pytest.raises(PluginError, match=r"odd.*strange"):
+        made.fit()
+    assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
 def test_batches_follow_the_step_and_the_seed_alone(data: Data) -> None:

@@ -94,8 +94,8 @@ def _members(archive: tarfile.TarFile, path: Path) -> dict[str, tarfile.TarInfo]
     """The six batches by name, after a look at every member."""
     members = {}
     for member in archive:
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()):
+        place = PurePosixPath(member.name)
+        if place.is_absolute() or ".." in place.parts or not (member.isreg() or member.isdir()):
             raise _fault(path, f"{member.name!r} has no business in it")
         members[member.name] = member
     for name in (*TRAIN, TEST):
@@ -106,9 +106,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> dict[str, tarfile.TarInfo]
     return members
 
 
-def _records(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path
-) -> Iterator[Pixels]:
+def _records(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Iterator[Pixels]:
     """A batch's records, (n, RECORD) bytes at a time."""
     file = archive.extractfile(member)
     assert file

@@ -53,7 +53,8 @@ class Quantizer:
 def to_codes(pixels: Pixels) -> NDArray[np.uint32]:
     """Colours (N, 3) as numbers 0xRRGGBB (N,)."""
     red, green, blue = pixels.astype(np.uint32).T
-    return red << 16 | green << 8 | blue
+    codes: NDArray[np.uint32] = red << 16 | green << 8 | blue
+    return codes
 
 
 def from_codes(codes: NDArray[np.uint32]) -> Pixels:

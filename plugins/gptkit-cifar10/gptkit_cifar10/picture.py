@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Pixels = NDArray[np.uint8]
 """Red, green and blue in the last dimension."""
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # no EPS: that runs a program
 PAPER = (255, 255, 255)  # what shows through transparent pixels
 DRAFT = 4  # times the wanted size: a large JPEG is decoded at no more resolution than needed
 
@@ -29,7 +30,7 @@ def read_picture(path: Path, size: int) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but legal, or with odd metadata: read it
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 image.draft(None, (DRAFT * size, DRAFT * size))
                 ImageOps.exif_transpose(image, in_place=True)
                 return fit(image, size)

@@ -1,0 +1,139 @@
+"""Which files of a folder are images, of which class, and for training or for validation.
+
+The layout is that of `torchvision.datasets.ImageFolder`: a folder per class, images at any depth
+below it; and around these, where there is a split, `train` and one of `val`, `valid` and `test`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from gptkit.plugin import DataError
+
+TRAIN = "train"
+VAL = ("val", "valid", "test")  # the first that is there is the validation split
+MOST_NAMED = 10  # classes in an error
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image file."""
+
+    path: Path
+    label: int
+    """Index into the classes."""
+    training: bool
+
+
+def read_layout(
+    root: Path, *, val_fraction: float, seed: int
+) -> tuple[tuple[str, ...], tuple[Item, ...]]:
+    """The class names, and the images: those for training first, each part sorted by path.
+
+    Without folders for the split, `val_fraction` of each class goes to validation, but never its
+    last image; `seed` chooses which.
+
+    Raises:
+        DataError: nothing there, no images, an empty class, or classes that differ.
+        OSError: a folder cannot be read.
+    """
+    if not root.is_dir():
+        fault = "not a folder" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {fault}", hint="let path name a folder of images, unpacked")
+    if (root / TRAIN).is_dir() and (val := _validation(root)):
+        classes = _same_classes(root / TRAIN, val)
+        items = [*_items(root / TRAIN, classes, True), *_items(val, classes, False)]
+    else:
+        classes = _classes(root)
+        if classes == (TRAIN,):
+            raise DataError(
+                f"{root}: has train/ but neither val/ nor test/",
+                hint=f"add one, or set path = {str(root / TRAIN)!r} to split it by val_fraction",
+            )
+        items = _split(_items(root, classes, True), val_fraction, seed)
+    return classes, tuple(items)
+
+
+def _validation(root: Path) -> Path | None:
+    return next((root / name for name in VAL if (root / name).is_dir()), None)
+
+
+def _same_classes(train: Path, val: Path) -> tuple[str, ...]:
+    classes, others = _classes(train), _classes(val)
+    if classes != others:
+        faults = [
+            f"only in {place.name}/: {_listing(names)}"
+            for place, names in (
+                (train, [name for name in classes if name not in others]),
+                (val, [name for name in others if name not in classes]),
+            )
+            if names
+        ]
+        raise DataError(
+            f"{train.parent}: {train.name}/ and {val.name}/ hold different classes: "
+            f"{'; '.join(faults)}",
+            hint="both need the same folders, with at least one image in each",
+        )
+    return classes
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+    if not classes:
+        raise DataError(
+            f"{folder}: holds no class folders",
+            hint="put the images into folders, one per class; one for all of them will do",
+        )
+    return classes
+
+
+def _items(folder: Path, classes: tuple[str, ...], training: bool) -> list[Item]:
+    # Here alone, since torchvision takes a second to import.
+    from torchvision.datasets.folder import (  # type: ignore[import-untyped]
+        IMG_EXTENSIONS,
+        has_file_allowed_extension,
+        make_dataset,
+    )
+
+    def is_image(path: str) -> bool:
+        hidden = Path(path).name.startswith(".")
+        return not hidden and has_file_allowed_extension(path, IMG_EXTENSIONS)
+
+    labels = {name: label for label, name in enumerate(classes)}
+    found = make_dataset(str(folder), labels, is_valid_file=is_image, allow_empty=True)
+    counts = Counter(label for _, label in found)
+    if empty := [name for name, label in labels.items() if not counts[label]]:
+        raise DataError(
+            f"{folder}: no image in the class {'folder' if len(empty) == 1 else 'folders'} "
+            f"{_listing(empty)}",
+            hint=f"remove it, or add images that end in {', '.join(IMG_EXTENSIONS)}",
+        )
+    return [Item(Path(path), label, training) for path, label in found]
+
+
+def _split(items: list[Item], val_fraction: float, seed: int) -> list[Item]:
+    """The same items, some of each class for validation: a share of them, but never all."""
+    random, chosen = np.random.default_rng(seed), set[int]()
+    for label in sorted({item.label for item in items}):
+        own = [index for index, item in enumerate(items) if item.label == label]
+        share = max(1, round(len(own) * Fraction(str(val_fraction))))
+        order = random.permutation(own).tolist()
+        chosen.update(order[: min(share, len(own) - 1)])
+    if not chosen:
+        raise DataError(
+            f"{items[0].path.parents[1]}: one image per class leaves none for validation",
+            hint="add images, or a split of your own in train/ and val/",
+        )
+    train = [item for index, item in enumerate(items) if index not in chosen]
+    return train + [Item(items[i].path, items[i].label, False) for i in sorted(chosen)]
+
+
+def _listing(names: Iterable[str]) -> str:
+    every = list(names)
+    rest = len(every) - MOST_NAMED
+    return ", ".join(every[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

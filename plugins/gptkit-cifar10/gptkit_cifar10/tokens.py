@@ -1,0 +1,142 @@
+"""A source's images as tokens: encoded once, then kept in the cache under their digest."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gptkit.plugin import DataError, cache_folder, cached
+from gptkit_cifar10.kmeans import fit_palette
+from gptkit_cifar10.palette import Quantizer
+from gptkit_cifar10.picture import Pixels
+from gptkit_cifar10.source import Labels, Source
+
+FORMAT = 1  # of the folder; part of its name
+CHUNK_BYTES = 1 << 23  # of pixels, encoded at a time
+FILES = ("tokens.bin", "labels.bin")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A complete folder of the cache."""
+
+    folder: Path
+    palette: tuple[tuple[int, int, int], ...]
+    """Its colours; empty for lossless tokens."""
+    train: int
+    """Images for training; they come first."""
+    val: int
+    """Images for validation."""
+
+    @property
+    def tokens(self) -> Path:
+        """Raw uint16 (train + val, tokens of an image)."""
+        return self.folder / "tokens.bin"
+
+    def labels(self) -> Labels:
+        """The class of every image, (train + val,)."""
+        return np.fromfile(self.folder / "labels.bin", np.int64)
+
+
+def encoded(source: Source, *, size: int, colors: int | Literal["rgb"], seed: int) -> Encoded:
+    """The source's images as tokens; encoded where the cache does not hold them whole.
+
+    Args:
+        source: where the images come from.
+        size: pixels a side.
+        colors: of the palette; "rgb" for red, green and blue of every pixel as they are.
+        seed: of the palette.
+
+    Raises:
+        DataError: an image cannot be read, or the cache cannot be written.
+        DownloadError: the images cannot be fetched.
+    """
+    options = json.dumps([FORMAT, source.key, size, colors, seed])
+    folder = cache_folder("cifar10") / hashlib.sha256(options.encode()).hexdigest()
+
+    def build(target: Path) -> None:
+        _encode(source, target, size=size, colors=colors, seed=seed)
+
+    with cache_errors(folder):
+        if folder.exists() and _open(folder) is None:
+            shutil.rmtree(folder)
+        found = _open(cached(folder, build))
+    if found is None:
+        raise DataError(f"{folder}: damaged as soon as written", hint="check the disk")
+    return found
+
+
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Tell a cache that cannot be written from images that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the cache cannot be written: {error.strerror or error}",
+            hint="set the environment variable GPTKIT_CACHE to a folder that can be",
+        ) from error
+
+
+def _encode(
+    source: Source, target: Path, *, size: int, colors: int | Literal["rgb"], seed: int
+) -> None:
+    """Decode every image once into a file of pixels, which then become tokens."""
+    staged = target / "pixels.bin"
+    train, val = _stage(source, size, staged, target / "labels.bin")
+    pixels = np.memmap(staged, np.uint8, mode="r").reshape(-1, 3)
+    of_training = pixels[: train * size * size]
+    palette = None if colors == "rgb" else fit_palette(of_training, colors, seed=seed)
+    _write_tokens(pixels, palette, target / "tokens.bin")
+    del pixels, of_training
+    staged.unlink()
+    meta = {
+        "palette": [] if palette is None else palette.tolist(),
+        "train": train,
+        "val": val,
+        "sha256": {name: _digest(target / name) for name in FILES},
+    }
+    (target / "meta.json").write_text(json.dumps(meta))
+
+
+def _stage(source: Source, size: int, pixels: Path, labels: Path) -> tuple[int, int]:
+    """Write all pixels and labels; how many images are for training and for validation."""
+    counts = {True: 0, False: 0}
+    with pixels.open("wb") as pixel_file, labels.open("wb") as label_file:
+        for chunk in source.chunks(size):
+            pixel_file.write(np.ascontiguousarray(chunk.pixels).data)
+            label_file.write(chunk.labels.data)
+            counts[chunk.training] += len(chunk.labels)
+    return counts[True], counts[False]
+
+
+def _write_tokens(pixels: Pixels, palette: Pixels | None, target: Path) -> None:
+    quantize = None if palette is None else Quantizer(palette)
+    rows = CHUNK_BYTES // 3
+    with target.open("wb") as file:
+        for first in range(0, len(pixels), rows):
+            part = pixels[first : first + rows]
+            file.write((quantize(part) if quantize else part.astype(np.uint16)).data)
+
+
+def _open(folder: Path) -> Encoded | None:
+    """The folder's contents, or None where they are not what was written."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
+        if any(_digest(folder / name) != meta["sha256"][name] for name in FILES):
+            return None
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in meta["palette"])
+        return Encoded(folder, palette, int(meta["train"]), int(meta["val"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
