@@ -101,11 +101,12 @@ def save(folder: Path, state: State, files: Mapping[str, Tensors]) -> Path:
             _sync(path)
         _put(temporary, target)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{target}: cannot be saved: {error}",
             hint="earlier checkpoints are intact; make room, then gptkit resume",
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
     return target
 
 
@@ -138,14 +139,21 @@ def load_tensors(step_folder: Path, state: State, name: str = "model.safetensors
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` step folders and the best one."""
+    """Delete all but the newest `keep` step folders and the best one.
+
+    Raises:
+        CheckpointError: one cannot be deleted.
+    """
     chosen = {*step_folders(folder)[-keep:], best(folder)}
     for path in step_folders(folder):
         if path not in chosen:
             doomed = path.with_name(f".{path.name}.old")
             shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)  # so that a kill in the middle leaves no partial step folder
-            shutil.rmtree(doomed)
+            try:
+                path.rename(doomed)  # so that a kill in the middle leaves no partial step folder
+                shutil.rmtree(doomed)
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be deleted: {error.strerror}") from error
 
 
 def _separate(tensors: Tensors) -> Tensors:

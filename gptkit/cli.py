@@ -135,14 +135,37 @@ def evaluate(
     run_folder: RunArgument = None,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
+    classify: Annotated[
+        bool, typer.Option("--classify", help="Also name the class by the highest p(x | class).")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Measure the loss over the whole validation split."""
-    from gptkit import trained
+    from gptkit import probe, trained
     from gptkit.show import results
 
+    accuracy = None
+    if classify:
+        accuracy, _ = probe.classify_run(run_folder, which=checkpoint, device=device)
     result, opened = trained.evaluate_run(run_folder, which=checkpoint, device=device)
-    results.evaluation(result, opened, as_json=json)
+    results.evaluation(result, opened, accuracy=accuracy, as_json=json)
+
+
+@app.command("probe")
+def probe_command(
+    run_folder: RunArgument = None,
+    items: Annotated[int, typer.Option(min=1, help="Items of each split, at most.")] = 10_000,
+    checkpoint: CheckpointOption = "last",
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Measure how well a linear classifier reads the classes off each layer's features."""
+    from gptkit import folder, probe
+    from gptkit.show import results
+
+    run = folder.open_run(run_folder)
+    found = probe.probe_run(run.path, which=checkpoint, device=device, items=items)
+    results.probe(found, run, as_json=json)
 
 
 @app.command()

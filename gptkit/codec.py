@@ -90,6 +90,13 @@ class Codec(BaseModel, ABC):
         """
         return b"\n----------\n".join(self.decode(sample) for sample in samples)
 
+    def raw(self, tokens: Sequence[int]) -> list[float] | None:
+        """The numbers that the tokens of a whole sample stand for, as a baseline's features.
+
+        None where tokens are symbols that stand for no numbers.
+        """
+        return None
+
     def preview(self, contents: bytes, *, width: int) -> str | None:
         """What `decode` or `sheet` gave, as text for a terminal of `width` columns.
 

@@ -13,10 +13,11 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor
     """Which windows make up the batch of a step: int64 (batch_size,), each in 0 .. size - 1.
 
     Drawn with replacement from the counter-based generator Philox (Salmon et al. 2011), so that
-    nothing needs to be stored to continue a run.
+    nothing needs to be stored to continue a run. Its raw bits are the same in every numpy version;
+    the remainder of 64 random bits is uniform but for size / 2**64.
     """
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
-    return torch.from_numpy(generator.integers(size, size=batch_size))
+    philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
+    return torch.from_numpy((philox.random_raw(batch_size) % np.uint64(size)).astype(np.int64))
 
 
 def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

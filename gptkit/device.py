@@ -54,18 +54,17 @@ def pick_device(name: str) -> tuple[torch.device, str]:
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
         raise UsageError(f'no device is called "{name}"', hint="auto, cpu, mps, cuda or cuda:N")
     device = torch.device(name)
-    missing = {
-        "cuda": (device.index or 0) >= torch.cuda.device_count(),
-        "mps": not torch.backends.mps.is_available(),
-    }
-    if missing.get(device.type, False):
-        raise UsageError(
-            f'device "{name}" is not available: {_what_is_there()}', hint='use device "auto"'
-        )
+    missing = None
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        missing = f"torch {torch.__version__} finds no Apple GPU"
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        missing = _what_cuda()
+    if missing:
+        raise UsageError(f'device "{name}" is not available: {missing}', hint='use device "auto"')
     return device, "asked for"
 
 
-def _what_is_there() -> str:
+def _what_cuda() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     count = torch.cuda.device_count()

@@ -271,6 +271,23 @@ class GPT(nn.Module):
         context.advance(x.size(1))
         return self.ln_f(h)
 
+    def layer_features(self, x: Tensor) -> Tensor:
+        """The residual stream after the embedding and after each block, averaged over the tokens.
+
+        (B, T) to (n_layer + 1, B, C).
+        """
+        h = self.drop(self.position.embed(self.wte(x), 0))
+        means = [h.mean(dim=1)]
+        for block in self.h:
+            h = block(h, NO_PAST)
+            means.append(h.mean(dim=1))
+        return torch.stack(means)
+
+    def token_losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy in nats of every single target, (B, T); 0 where it is masked."""
+        logits = self.logits(x).transpose(1, 2)
+        return F.cross_entropy(logits, y, ignore_index=-100, reduction="none")
+
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name; a tied head appears once, as the embedding."""
         return dict(self.named_parameters())

@@ -151,9 +151,10 @@ def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -
         assert tokens, "a prompt has at least one token"
         assert all(0 <= token < vocab_size for token in tokens)
         assert isinstance(codec.decode(tokens), bytes)
-    program = f"import sys, {type(codec).__module__}; sys.exit('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], check=False)
-    assert result.returncode == 0, f"{type(codec).__module__} must not import torch"
+    program = f"import sys, {type(codec).__module__}; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert "True" not in result.stdout, f"{type(codec).__module__} must not import torch"
 
 
 def _refused(action: Callable[..., Any], *arguments: Any) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from gptkit import checkpoint, folder, registry
 from gptkit.codec import Codec
 from gptkit.decoder import TorchDecoder, evaluating
@@ -29,6 +31,11 @@ class Trained:
     model: GPT
     codec: Codec
     state: checkpoint.State
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.wte.weight.device
 
 
 def open_trained(path: Path | None, *, which: str = "last", device: str = "auto") -> Trained:

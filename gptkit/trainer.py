@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gptkit import checkpoint, optimizer
+from gptkit import checkpoint, optimizer, snapshot
 from gptkit.config import TrainOptions
 from gptkit.data import batch_indices, walk
 from gptkit.decoder import evaluating
@@ -188,53 +187,23 @@ class Trainer:
         """Write a checkpoint of this moment, unless there is one."""
         if self.record is None or self.saved_step == self.state.step:
             return
-        values, tensors = self._callback_states()
-        state = self.record.state(
-            step=self.state.step,
-            val_loss=self.state.val_loss,
-            val_step=self.val_step,
-            optimizer_groups=optimizer.group_numbers(self.state.optimizer),
-            callbacks=values,
-        )
-        moments = optimizer.state_tensors(self.state.optimizer, self.model)
-        files = {
-            "model": self.model.weights(),
-            "optimizer": moments | _generator_states(self.placement.device),
-            "callbacks": tensors,
-        }
+        moment, files = snapshot.take(self.state, self.model, self.callbacks)
+        state = self.record.state(val_step=self.val_step, **moment)
         checkpoint.save(self.record.folder, state, files)
         checkpoint.prune(self.record.folder, self.options.keep)
         self.saved_step = self.state.step
 
     def load(self, state: checkpoint.State, files: Mapping[str, checkpoint.Tensors]) -> None:
-        """Continue from a checkpoint, exactly."""
-        self.model.load_weights(files["model"])
-        moments = dict(files["optimizer"])
-        _set_generator_states(moments, self.placement.device)
-        optimizer.load_state(self.state.optimizer, self.model, moments, state.optimizer_groups)
-        tensors = files.get("callbacks", {})
-        for i, (callback, values) in enumerate(
-            zip(self.callbacks.values(), state.callbacks, strict=True)
-        ):
-            own = {k.partition(":")[2]: v for k, v in tensors.items() if k.startswith(f"{i}:")}
-            callback.load_state_dict(values | own)
-        self.state.step = self.saved_step = state.step
-        self.state.val_loss, self.val_step = state.val_loss, state.val_step
+        """Continue from a checkpoint, exactly.
+
+        Raises:
+            CheckpointError: it was saved with another model, optimizer or other callbacks.
+        """
+        snapshot.restore(self.state, self.model, self.callbacks, saved=state, files=files)
+        self.saved_step, self.val_step = state.step, state.val_step
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.state.steps
-
-    def _callback_states(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """Every callback's JSON values in order; all tensors, as `<position>:<key>`."""
-        states = [callback.state_dict() for callback in self.callbacks.values()]
-        values = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in states]
-        tensors = {
-            f"{i}:{k}": v
-            for i, s in enumerate(states)
-            for k, v in s.items()
-            if isinstance(v, Tensor)
-        }
-        return values, tensors
 
 
 def evaluate(
@@ -256,19 +225,3 @@ def evaluate(
             total += loss.item() * counted if counted else 0.0
             tokens += counted
     return Evaluation(total / max(tokens, 1), tokens)
-
-
-def _generator_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators that dropout draws from, as `generator:<device type>`."""
-    states = {"generator:cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["generator:cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Take the generator states out of `tensors`; one of another device type is dropped."""
-    torch.set_rng_state(tensors.pop("generator:cpu"))
-    cuda = tensors.pop("generator:cuda", None)
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)

@@ -29,7 +29,7 @@ def make(block_size: int = 8, **shape: Any) -> GPT:
 
 
 def draw(
-    model: GPT, prompt: list[int], *, tokens: int = 30, samples: int = 1, **options: Any
+    model: GPT, prompt: list[Any], *, tokens: int = 30, samples: int = 1, **options: Any
 ) -> list[list[int]]:
     """The drawn tokens, a list per row."""
     drawn = generate(
@@ -98,6 +98,14 @@ def test_rows_draw_random_numbers_of_their_own() -> None:
     rows = draw(model, [1], samples=4, seed=3)
     assert len(set(map(tuple, rows))) == 4
     assert rows == slowly(model, [1], samples=4, seed=3)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 11])
+def test_every_row_may_have_a_prompt_of_its_own(length: int) -> None:
+    model = make()
+    prompts = torch.randint(VOCAB, (3, length)).tolist()
+    expected = [slowly(model, p, samples=3, seed=6)[b] for b, p in enumerate(prompts)]
+    assert draw(model, prompts, samples=3, seed=6) == expected
 
 
 def test_fewer_tokens_are_the_beginning_of_more() -> None:

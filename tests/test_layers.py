@@ -22,7 +22,7 @@ FLOORS = [
         "registry", "data", "optimizer", "device", "parallel", "checkpoint", "sampler", "testing",
         "decoder",
     },
-    {"folder"},
+    {"folder", "snapshot"},
     {"trainer", "generate"},
     {"trained"},
     {"run", "onnx", "probe"},

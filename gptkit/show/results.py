@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import IO
 
 from gptkit.errors import GptkitError, UsageError
+from gptkit.folder import RunFolder, write_json
+from gptkit.probe import Probe
+from gptkit.show.tables import print_rows
 from gptkit.trained import Drawing, Trained
 from gptkit.trainer import Evaluation
 
@@ -52,7 +55,9 @@ def write_samples(drawing: Drawing, path: Path) -> None:
         _show(drawing, contents)
 
 
-def evaluation(result: Evaluation, trained: Trained, *, as_json: bool) -> None:
+def evaluation(
+    result: Evaluation, trained: Trained, *, accuracy: float | None, as_json: bool
+) -> None:
     """Print what `gptkit eval` measured."""
     values = {
         "loss": result.loss,
@@ -63,6 +68,8 @@ def evaluation(result: Evaluation, trained: Trained, *, as_json: bool) -> None:
     }
     if trained.codec.lossless:
         values["bits_per_dim"] = result.bits_per_token
+    if accuracy is not None:
+        values["accuracy"] = accuracy
     if as_json:
         print(json.dumps(values))
         return
@@ -74,7 +81,45 @@ def evaluation(result: Evaluation, trained: Trained, *, as_json: bool) -> None:
     elif trained.codec.lossless is False:
         print("bits per dim    lossy palette: not comparable with bits/dim")
     print(f"tokens          {result.tokens:,} (the whole validation split)")
+    if accuracy is not None:
+        print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")
     print(f"step            {trained.state.step}")
+
+
+def probe(result: Probe, run: RunFolder, *, as_json: bool) -> None:
+    """Print accuracy by layer beside the baselines; keep it as probe.json and probe.png."""
+    write_json(run.path / "probe.json", result.to_json())
+    plotted = _plot_probe(result, run.path / "probe.png")
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    rows: list[dict[str, object]] = [
+        {"features": f"after block {i}", "accuracy": a} for i, a in enumerate(result.layers)
+    ]
+    rows[0]["features"] = "embedding"
+    rows.append({"features": "raw data", "accuracy": result.raw})
+    rows.append({"features": "chance", "accuracy": result.chance})
+    print_rows(rows, ("features", "accuracy"), as_json=False)
+    print(f"{result.train_items:,} items to fit, {result.val_items:,} to test, step {result.step}")
+    print(plotted)
+
+
+def _plot_probe(result: Probe, path: Path) -> str:
+    """Draw the curve, where matplotlib is installed; say where it is."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "pip install gptkit[plots] to have the curve drawn"
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(len(result.layers)), result.layers, marker="o", label="features")
+    if result.raw is not None:
+        axes.axhline(result.raw, linestyle="--", color="gray", label="raw data")
+    axes.axhline(result.chance, linestyle=":", color="gray", label="chance")
+    axes.set(xlabel="block", ylabel="accuracy", title="Linear probe by layer")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return str(path)
 
 
 def _show(drawing: Drawing, contents: bytes) -> None:

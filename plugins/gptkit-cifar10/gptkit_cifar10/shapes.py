@@ -62,7 +62,7 @@ SHAPES: dict[str, Callable[[Draw, Point, float], None]] = {
         (-S, -1), (S, -1), (S, -S), (1, -S), (1, S), (S, S),
         (S, 1), (-S, 1), (-S, S), (-1, S), (-1, -S), (-S, -S),
     ),
-    "diamond": _polygon((0, -1), (1, 0), (0, 1), (-1, 0)),
+    "diamond": _polygon((0, -1), (0.7, 0), (0, 1), (-0.7, 0)),
     "ring": _ring,
     "square": _polygon((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
     "triangle": _polygon((0, -1), (1, 0.9), (-1, 0.9)),
