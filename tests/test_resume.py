@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 from multiprocessing import forkserver
@@ -418,8 +418,11 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     recipe: WriteRecipe, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = recipe(train=TRAIN)
-    processes = [start("train", path, "--set", f"seed={seed}") for seed in range(4)]
+    path, pause = recipe(train=TRAIN), ["--set", "dataset.use=pausing-text"]
+    processes = [start("train", path, *pause, "--set", f"seed={seed}") for seed in range(4)]
+    processes[0].join(timeout=1)  # all have their names by then, none of them has its folder
+    for process in processes:
+        wake(process)
     assert [exit_code(process) for process in processes] == [0, 0, 0, 0]
     recipes = {path.read_text() for path in tmp_path.glob("runs/*/recipe.toml")}
     assert len(recipes) == 4
@@ -461,6 +464,18 @@ def exit_code(process: BaseProcess) -> int:
     process.join(timeout=60)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
+
+
+def wake(process: BaseProcess) -> None:
+    """Make a process that stands still, now or in a moment, run to its end."""
+    pid = process.pid
+    assert pid
+
+    def send() -> None:
+        with suppress(ProcessLookupError):  # it ended in between
+            os.kill(pid, signal.SIGCONT)
+
+    wait(process, send)
 
 
 def wait_for_an_instant(process: BaseProcess, folder: Path, random: Random) -> None:

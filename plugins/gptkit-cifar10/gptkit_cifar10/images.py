@@ -34,7 +34,7 @@ class Folder:
     @property
     def key(self) -> str:
         """The contents, and which of the images are for training."""
-        split = bytes(item.training for item in self.items)
+        split = bytes(item.training for item in self._by_name())
         return f"{self.sha256} {hashlib.sha256(split).hexdigest()}"
 
     def chunks(self, size: int) -> Iterator[Chunk]:
@@ -79,14 +79,13 @@ class Folder:
 
     def _digest(self) -> str:
         hasher = hashlib.sha256()
-        for item in self.items_by_name:
+        for item in self._by_name():
             with _reading(item.path), item.path.open("rb") as file:
                 contents = hashlib.file_digest(file, "sha256").digest()
             hasher.update(self._name(item).encode("utf-8", "surrogateescape") + b"\0" + contents)
         return hasher.hexdigest()
 
-    @property
-    def items_by_name(self) -> list[Item]:
+    def _by_name(self) -> list[Item]:
         """The images in an order that does not depend on the split."""
         return sorted(self.items, key=self._name)
 

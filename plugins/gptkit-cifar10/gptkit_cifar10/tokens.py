@@ -18,7 +18,7 @@ from gptkit_cifar10.picture import Pixels
 from gptkit_cifar10.source import Labels, Source
 
 FORMAT = 1  # of the folder; part of its name
-CHUNK_BYTES = 1 << 23  # of pixels, encoded at a time
+CHUNK = 1 << 18  # pixels encoded at a time
 FILES = ("tokens.bin", "labels.bin")
 
 
@@ -118,10 +118,9 @@ def _stage(source: Source, size: int, pixels: Path, labels: Path) -> tuple[int, 
 
 def _write_tokens(pixels: Pixels, palette: Pixels | None, target: Path) -> None:
     quantize = None if palette is None else Quantizer(palette)
-    rows = CHUNK_BYTES // 3
     with target.open("wb") as file:
-        for first in range(0, len(pixels), rows):
-            part = pixels[first : first + rows]
+        for first in range(0, len(pixels), CHUNK):
+            part = pixels[first : first + CHUNK]
             file.write((quantize(part) if quantize else part.astype(np.uint16)).data)
 
 
