@@ -1,12 +1,12 @@
 """A run folder: where its parts are, which one is meant, and who may write to it."""
 
+import itertools
 import json
-import os
 import re
+import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -57,7 +57,7 @@ class RunFolder:
         if not folders:
             raise RunError(
                 f"{self.path}: has no checkpoints",
-                hint=f"train it from the start: gptkit train {self.recipe}",
+                hint=f"train it from the start: gptkit train {quote(self.recipe)}",
             )
         if which == "last":
             return folders[-1]
@@ -101,47 +101,44 @@ class RunFolder:
             lock.release()
 
 
-def new_run(path: Path) -> RunFolder:
-    """A run folder that does not exist yet; nothing is written.
+@contextmanager
+def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
+    """A new run folder, locked for this process; it is gone again if no recipe was put into it.
+
+    Args:
+        path: where; None takes a new name under `runs/`, from the recipe's and the time of day.
+        recipe: the file that is trained.
 
     Raises:
         UsageError: something is there already.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        again = f"gptkit resume {path} continues it, " if (path / "recipe.toml").exists() else ""
-        raise UsageError(f"{path}: already exists", hint=f"{again}--out DIR takes another name")
-    return RunFolder(path)
-
-
-def create(run: RunFolder) -> None:
-    """Make a run's folder, writable.
-
-    Raises:
-        RunError: it cannot be made or written.
+        RunError: it cannot be written, or another process has it.
     """
     try:
+        run = RunFolder(path or _new_name(recipe))
         run.path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run.path):
-            pass
     except OSError as error:
-        raise _not_writable(run.path, error) from error
+        raise _not_writable(path or RUNS, error) from error
+    with run.lock():
+        check_unused(run.path)
+        try:
+            yield run
+        finally:
+            if not run.recipe.exists():
+                shutil.rmtree(run.path, ignore_errors=True)
 
 
-@contextmanager
-def undone_on_error(run: RunFolder) -> Iterator[None]:
-    """Delete a new run's folder where its first files cannot be written."""
-    try:
-        yield
-    except RunError:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
+def check_unused(path: Path) -> None:
+    """Raise a UsageError where a new run folder would meet something that is there already."""
+    if not path.exists() or (path.is_dir() and all(p.name == ".lock" for p in path.iterdir())):
+        return
+    known = (path / "recipe.toml").exists()
+    again = f"gptkit resume {quote(path)} continues it; " if known else ""
+    raise UsageError(f"{path}: already exists", hint=f"{again}--out DIR takes another name")
 
 
-def name_for(recipe: Path) -> Path:
-    """A new folder's name, from the recipe's and the time of day."""
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = RUNS / f"{recipe.stem}-{stamp}"
-    return path if not path.exists() else path.with_name(f"{path.name}-{os.getpid()}")
+def quote(path: Path) -> str:
+    """A path as it can be pasted into a shell."""
+    return shlex.quote(str(path))
 
 
 def open_run(path: Path | None) -> RunFolder:
@@ -187,6 +184,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, complete or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _new_name(recipe: Path) -> Path:
+    """Make a folder that nobody else has, even if two runs start in the same second."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    RUNS.mkdir(exist_ok=True)
+    names = (f"{recipe.stem}-{stamp}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
+    while True:
+        path = RUNS / next(names)
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
 
 
 def _not_writable(path: Path, error: OSError) -> RunError:

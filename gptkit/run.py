@@ -26,7 +26,7 @@ from gptkit.registry import Plugins
 from gptkit.trained import check_same_data, previewer
 from gptkit.trainer import Trainer
 
-_SHOW_CURSOR = "\x1b[?25h"
+_SHOW_CURSOR = b"\x1b[?25h"
 
 Report = Callable[[str], None]
 """Takes a line that tells the user what is going on."""
@@ -37,21 +37,20 @@ def train(
 ) -> RunFolder:
     """Train a recipe from the start into a new run folder.
 
-    Nothing is written before recipe, plugins, data and model are known to be good.
+    Nothing stays behind unless recipe, plugins, data and model are good.
 
     Raises:
         GptkitError: what went wrong, in the user's words.
         StoppedError: a signal ended it, after a checkpoint.
     """
     plugins = registry.build(registry.read_recipe(recipe_path, overrides))
-    run = folder.new_run(out or folder.name_for(recipe_path))
+    if out:
+        folder.check_unused(out)  # before the data, which may take long
     data, placement = plugins.dataset.load(), place(plugins.recipe.train)
-    trainer = _trainer(run, plugins, data, placement)
-    folder.create(run)
-    with run.lock():
-        with folder.undone_on_error(run):
-            folder.write_json(run.environment, _environment(plugins, data, placement))
-            folder.write_text(run.recipe, plugins.recipe.to_toml())
+    with folder.claim(out, recipe_path) as run:
+        trainer = _trainer(run, plugins, data, placement)
+        folder.write_json(run.environment, _environment(plugins, data, placement))
+        folder.write_text(run.recipe, plugins.recipe.to_toml())
         report(_summary(trainer, run))
         _fit(trainer, run)
     return run
@@ -121,7 +120,7 @@ def _fit(trainer: Trainer, run: RunFolder) -> None:
     if received and trainer.state.step < trainer.state.steps:
         raise StoppedError(
             f"stopped by {received[0].name} at step {trainer.state.step}, checkpoint saved",
-            hint=f"gptkit resume {run.path}",
+            hint=f"gptkit resume {folder.quote(run.path)}",
             signum=received[0],
         )
 
@@ -133,12 +132,17 @@ def _stopping_on_signals(state: TrainState) -> Iterator[list[signal.Signals]]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if received:
-            sys.stderr.write(_SHOW_CURSOR if sys.stderr.isatty() else "")
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
             os._exit(128 + signum)
         received.append(signal.Signals(signum))
         state.stop = True
 
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        signum: signal.signal(signum, handle)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(signum) is not signal.SIG_IGN  # as in a script's background jobs
+    }
     try:
         yield received
     finally:
@@ -157,7 +161,7 @@ def _newest_intact(
             report(f"skipping {error}")
     raise RunError(
         f"{run.path}: no checkpoint is intact",
-        hint=f"train it from the start: gptkit train {run.recipe}",
+        hint=f"train it from the start: gptkit train {folder.quote(run.recipe)}",
     )
 
 

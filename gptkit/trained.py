@@ -169,5 +169,5 @@ def check_same_data(run: RunFolder, data: Data) -> None:
     if run.read_environment().get("data_sha256", data.sha256) != data.sha256:
         raise RunError(
             f"{run.path}: the training data is not what this run began with",
-            hint=f"restore it, or start anew: gptkit train {run.recipe}",
+            hint=f"restore it, or start anew: gptkit train {folder.quote(run.recipe)}",
         )

@@ -2,8 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans  # type: ignore[import-untyped]
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from gptkit_cifar10.palette import ALL_COLORS, from_codes, to_codes
 from gptkit_cifar10.picture import Pixels
@@ -49,6 +47,10 @@ def _subset(pixels: Pixels, seed: int) -> Pixels:
 
 
 def _cluster(pixels: Pixels, colors: int, seed: int) -> Pixels:
+    # Here alone: they take a second to import, and the cache mostly has the palette.
+    from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     codes, counts = np.unique(to_codes(pixels), return_counts=True)
     kmeans = KMeans(
         min(colors, len(codes)), n_init=1, max_iter=ROUNDS, random_state=seed % (1 << 32)

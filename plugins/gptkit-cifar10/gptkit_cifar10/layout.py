@@ -49,17 +49,29 @@ def read_layout(
         items = [*_items(root / TRAIN, classes, True), *_items(val, classes, False)]
     else:
         classes = _classes(root)
-        if classes == (TRAIN,):
-            raise DataError(
-                f"{root}: has train/ but neither val/ nor test/",
-                hint=f"add one, or set path = {str(root / TRAIN)!r} to split it by val_fraction",
-            )
+        _check_no_half_split(root)
         items = _split(_items(root, classes, True), val_fraction, seed)
+        if items[-1].training:
+            raise DataError(
+                f"{root}: one image per class leaves none for validation",
+                hint="add images, or a split of your own in train/ and val/",
+            )
     return classes, tuple(items)
 
 
 def _validation(root: Path) -> Path | None:
     return next((root / name for name in VAL if (root / name).is_dir()), None)
+
+
+def _check_no_half_split(root: Path) -> None:
+    """Refuse `train` or `test` alone: it would pass for a class with images further down."""
+    for part in (TRAIN, *VAL):
+        if (root / part).is_dir() and any(entry.is_dir() for entry in (root / part).iterdir()):
+            missing = "val/ or test/" if part == TRAIN else f"{TRAIN}/"
+            raise DataError(
+                f"{root}: has class folders in {part}/, but no {missing} beside it",
+                hint=f"add it, or set path = {str(root / part)!r} to split that by val_fraction",
+            )
 
 
 def _same_classes(train: Path, val: Path) -> tuple[str, ...]:
@@ -119,16 +131,12 @@ def _items(folder: Path, classes: tuple[str, ...], training: bool) -> list[Item]
 def _split(items: list[Item], val_fraction: float, seed: int) -> list[Item]:
     """The same items, some of each class for validation: a share of them, but never all."""
     random, chosen = np.random.default_rng(seed), set[int]()
-    for label in sorted({item.label for item in items}):
-        own = [index for index, item in enumerate(items) if item.label == label]
+    labels = np.array([item.label for item in items])
+    for label in range(labels.max() + 1):
+        own = np.flatnonzero(labels == label)
         share = max(1, round(len(own) * Fraction(str(val_fraction))))
         order = random.permutation(own).tolist()
         chosen.update(order[: min(share, len(own) - 1)])
-    if not chosen:
-        raise DataError(
-            f"{items[0].path.parents[1]}: one image per class leaves none for validation",
-            hint="add images, or a split of your own in train/ and val/",
-        )
     train = [item for index, item in enumerate(items) if index not in chosen]
     return train + [Item(items[i].path, items[i].label, False) for i in sorted(chosen)]
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gptkit_cifar10.images import Folder, open_folder
 from PIL import Image
 
 from gptkit.plugin import DataError
-from gptkit_cifar10.images import Folder, open_folder
 
 
 def opened(root: Path, *, val_fraction: float = 0.25, seed: int = 0) -> Folder:
@@ -117,7 +117,12 @@ def test_of_many_unreadable_images_the_first_are_named(image_folder: Callable[..
             "the same folders",
         ),
         ({"train/a": 1, "train/b": 1, "val/b": 1}, "classes: only in train/: a", "same folders"),
-        ({"train/a": 1, "train/b": 1}, "has train/ but neither val/ nor test/", "add one, or set"),
+        (
+            {"train/a": 1, "train/b": 1},
+            "class folders in train/, but no val/ or test/",
+            "add it, or",
+        ),
+        ({"training/a": 1, "test/a": 1}, "folders in test/, but no train/ beside", "add it, or"),
         ({"train": 0, "val": 0}, "train: holds no class folders", "one for all of them will do"),
         ({".": 3}, "images: holds no class folders", "one for all of them will do"),
         ({"a": 1, "b": 1}, "one image per class leaves none for validation", "add images"),
