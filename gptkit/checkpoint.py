@@ -5,6 +5,7 @@ checkpoints/step-00001000/
   optimizer.safetensors   optimizer moments and generator states
   callbacks.safetensors   tensors of callbacks, where there are any
   state.json              everything else, with the sha256 of the files above
+  state.json.sha256       its own
 """
 
 import os
@@ -95,7 +96,9 @@ def save(folder: Path, state: State, files: Mapping[str, Tensors]) -> Path:
                 save_file(_separate(tensors), path)
                 digests[path.name] = digest(path)
         state = state.model_copy(update={"sha256": digests})
-        (temporary / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
+        (temporary / "state.json").write_text(
+            state.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
         (temporary / SEAL).write_text(digest(temporary / "state.json") + "\n")
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
@@ -180,6 +183,8 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # has no such call for folders, and refuses it for files open to read
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -141,14 +141,13 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the loss over the whole validation split."""
-    from gptkit import probe, trained
+    from gptkit import measure
     from gptkit.show import results
 
-    accuracy = None
-    if classify:
-        accuracy, _ = probe.classify_run(run_folder, which=checkpoint, device=device)
-    result, opened = trained.evaluate_run(run_folder, which=checkpoint, device=device)
-    results.evaluation(result, opened, accuracy=accuracy, as_json=json)
+    result, accuracy, trained = measure.evaluate_run(
+        run_folder, which=checkpoint, device=device, by_class=classify
+    )
+    results.evaluation(result, trained, accuracy=accuracy, as_json=json)
 
 
 @app.command("probe")
@@ -160,11 +159,11 @@ def probe_command(
     json: JsonOption = False,
 ) -> None:
     """Measure how well a linear classifier reads the classes off each layer's features."""
-    from gptkit import folder, probe
+    from gptkit import folder, measure
     from gptkit.show import results
 
     run = folder.open_run(run_folder)
-    found = probe.probe_run(run.path, which=checkpoint, device=device, items=items)
+    found = measure.probe_run(run.path, which=checkpoint, device=device, items=items)
     results.probe(found, run, as_json=json)
 
 

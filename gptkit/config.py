@@ -34,6 +34,7 @@ class Options(BaseModel):
         extra="forbid",
         strict=True,  # TOML has types: "100" is no number and true is no 1
         allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # a plugin's option may be infinite, and TOML can say so
         use_attribute_docstrings=True,
         validate_default=True,
     )

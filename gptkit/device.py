@@ -1,7 +1,9 @@
 """Where and in which precision a model runs, each choice with its reason."""
 
 import re
+import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -83,5 +85,8 @@ def _pick_compile(choice: str | bool, device: torch.device) -> tuple[bool, str]:
     if isinstance(choice, bool):
         return choice, "asked for"
     if device.type == "cuda":
-        return True, "pays for itself on a GPU"
+        compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+        if compiler and find_spec("triton"):
+            return True, "pays for itself on a GPU"
+        return False, "needs triton and a C compiler"
     return False, f"takes longer than it saves on {device.type}"

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from gptkit.errors import DownloadError
+from gptkit.errors import DataError, DownloadError
 
 
 def cache_folder(name: str) -> Path:
@@ -20,21 +20,38 @@ def cache_folder(name: str) -> Path:
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, built by `build(temporary folder)` where it does not exist: complete or absent.
 
-    Two processes may build at the same time; the first to finish wins.
+    A second process that wants the same waits for the first. What a killed one left is removed.
+
+    Raises:
+        DataError: the cache cannot be written.
     """
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(temporary)
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    from filelock import FileLock
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with cache_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                try:
+                    build(temporary)
+                    temporary.rename(folder)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Tell a cache that cannot be written from data that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the cache cannot be written: {error.strerror or error}",
+            hint="set the environment variable GPTKIT_CACHE to a folder that can be",
+        ) from error
 
 
 def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:

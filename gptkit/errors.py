@@ -50,6 +50,10 @@ class CheckpointError(GptkitError):
     """A checkpoint is damaged, incomplete or of a newer format, or cannot be written."""
 
 
+class FormatError(CheckpointError):
+    """A checkpoint is of a format that a newer gptkit writes."""
+
+
 class RunError(GptkitError):
     """A run folder cannot be used: missing, taken by another process or already there."""
 

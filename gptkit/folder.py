@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -36,11 +37,6 @@ class RunFolder:
     def environment(self) -> Path:
         """Versions, device and data."""
         return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -167,14 +163,23 @@ def list_runs(root: Path = RUNS) -> list[RunFolder]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was before.
+    """Write a file so that it is complete or as it was before; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Write a file so that it is complete or as it was before, also after a power cut.
 
     Raises:
         RunError: the disk is full or not writable.
     """
+    path = path.resolve()  # behind a link, not over it
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

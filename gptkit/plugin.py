@@ -9,16 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 from torch import Tensor, nn
 
 from gptkit.codec import Codec
-from gptkit.download import cache_folder, cached, fetch
-from gptkit.errors import DataError, DownloadError, closest
+from gptkit.download import cache_errors, cache_folder, cached, fetch
+from gptkit.errors import DataError, DownloadError, RunError, closest
 
 __all__ = [
     "EVENTS",
@@ -28,10 +28,13 @@ __all__ = [
     "DataError",
     "Dataset",
     "DownloadError",
+    "LocalPath",
     "Plugin",
+    "RunError",
     "Split",
     "TokenFile",
     "TrainState",
+    "cache_errors",
     "cache_folder",
     "cached",
     "fetch",
@@ -51,12 +54,28 @@ IGNORE = -100
 """A target that carries no loss."""
 
 
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # "~name" of nobody
+        raise ValueError(str(error)) from error
+
+
+LocalPath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
+"""A path option: `~` is the user's home, and a relative path counts from the working directory."""
+
+
 class Plugin(BaseModel):
-    """Base of every plugin: frozen options, unknown ones refused."""
+    """Base of every plugin: frozen options, unknown ones and wrong types refused.
+
+    What TOML has no type for, a tuple say, takes `Field(strict=False)`; paths are `LocalPath`.
+    """
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        strict=True,
+        ser_json_inf_nan="constants",
         use_attribute_docstrings=True,
         validate_default=True,
         arbitrary_types_allowed=True,
@@ -177,7 +196,7 @@ class TrainState:
     val_loss: float | None = None
     """Loss of the latest evaluation, in nats per token."""
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
-    """What callbacks recorded at this step, by name, for loggers to pick up."""
+    """The latest values that callbacks recorded, by name, for loggers to pick up."""
     stop: bool = False
     """Set by a callback to end training after this step."""
     sample: Callable[[int, int], bytes] = lambda tokens, seed: b""

@@ -21,7 +21,7 @@ from gptkit.errors import Problem, RecipeError, UsageError, closest
 class PluginSpec(BaseModel):
     """A plugin as the recipe names it: `use` and, flat beside it, the plugin's own options."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
 
     use: str = Field(min_length=1)
     """The plugin's entry-point name."""

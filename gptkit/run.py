@@ -17,10 +17,10 @@ import torch
 from gptkit import __version__, checkpoint, folder, registry
 from gptkit.config import GPTConfig
 from gptkit.device import Placement, place
-from gptkit.errors import CheckpointError, RunError, StoppedError
+from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
 from gptkit.folder import RunFolder
 from gptkit.model import GPT
-from gptkit.plugin import Data, TrainState
+from gptkit.plugin import Data
 from gptkit.recipe import Recipe
 from gptkit.registry import Plugins
 from gptkit.trained import check_same_data, previewer
@@ -46,7 +46,8 @@ def train(
     plugins = registry.build(registry.read_recipe(recipe_path, overrides))
     if out:
         folder.check_unused(out)  # before the data, which may take long
-    data, placement = plugins.dataset.load(), place(plugins.recipe.train)
+    placement = place(plugins.recipe.train)
+    data = plugins.dataset.load()
     with folder.claim(out, recipe_path) as run:
         trainer = _trainer(run, plugins, data, placement)
         folder.write_json(run.environment, _environment(plugins, data, placement))
@@ -71,7 +72,8 @@ def resume(path: Path | None, *, report: Report) -> RunFolder:
         if state.step >= plugins.recipe.train.steps:
             report(f"{run.path}: complete at step {state.step}")
             return run
-        data, placement = plugins.dataset.load(), place(plugins.recipe.train)
+        placement = place(plugins.recipe.train)
+        data = plugins.dataset.load()
         check_same_data(run, data)
         trainer = _trainer(run, plugins, data, placement)
         trainer.load(state, files)
@@ -115,7 +117,7 @@ def _new_model(recipe: Recipe, data: Data) -> GPT:
 
 
 def _fit(trainer: Trainer, run: RunFolder) -> None:
-    with _stopping_on_signals(trainer.state) as received:
+    with _stopping_on_signals(trainer) as received:
         trainer.fit()
     if received and trainer.state.step < trainer.state.steps:
         raise StoppedError(
@@ -126,7 +128,7 @@ def _fit(trainer: Trainer, run: RunFolder) -> None:
 
 
 @contextmanager
-def _stopping_on_signals(state: TrainState) -> Iterator[list[signal.Signals]]:
+def _stopping_on_signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
     """The first SIGINT or SIGTERM ends training after the step; the second ends it at once."""
     received: list[signal.Signals] = []
 
@@ -136,7 +138,7 @@ def _stopping_on_signals(state: TrainState) -> Iterator[list[signal.Signals]]:
                 os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
             os._exit(128 + signum)
         received.append(signal.Signals(signum))
-        state.stop = True
+        trainer.interrupted = True
 
     before = {
         signum: signal.signal(signum, handle)
@@ -157,6 +159,8 @@ def _newest_intact(
     for step_folder in reversed(checkpoint.step_folders(run.checkpoints)):
         try:
             return checkpoint.load(step_folder)
+        except FormatError:
+            raise  # an upgrade reads it: going back would lose what it holds
         except CheckpointError as error:
             report(f"skipping {error}")
     raise RunError(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from gptkit.config import GPTConfig
-from gptkit.errors import CheckpointError
+from gptkit.errors import CheckpointError, FormatError
 
 FORMAT: Literal[1] = 1
 """Raised whenever an older gptkit could not read what a newer one writes."""
@@ -66,7 +66,7 @@ def load_state(step_folder: Path) -> State:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["loc"] == ("format",) and isinstance(first["input"], int):
-            raise CheckpointError(
+            raise FormatError(
                 f"{path}: written in format {first['input']}, this gptkit reads {FORMAT}",
                 hint="pip install --upgrade gptkit",
             ) from None

@@ -16,7 +16,6 @@ from gptkit.generate import generate
 from gptkit.model import GPT
 from gptkit.plugin import Data
 from gptkit.sampler import Sampling
-from gptkit.trainer import Evaluation, evaluate
 
 TEXT_TOKENS = 500
 """What is drawn of a sample that could go on for ever, if nobody says how much."""
@@ -101,7 +100,7 @@ def sample(
     Raises:
         PromptError: the codec cannot read the prompt, or nothing is left to draw.
     """
-    if prompt or label is not None:
+    if prompt or label is not None or keep != 1:
         starts = [codec.start(prompt, keep=keep, label=label)] * samples
     else:
         starts = [codec.starts[i % len(codec.starts)] for i in range(samples)]
@@ -136,15 +135,6 @@ def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
             ).contents()
 
     return preview
-
-
-def evaluate_run(
-    path: Path | None, *, which: str = "last", device: str = "auto"
-) -> tuple[Evaluation, Trained]:
-    """The loss over a run's whole validation split, and the model that has it."""
-    trained, data, placement, batch_size = open_with_data(path, which=which, device=device)
-    result = evaluate(trained.model, data.val, placement=placement, batch_size=batch_size)
-    return result, trained
 
 
 def open_with_data(

@@ -76,6 +76,8 @@ class Trainer:
             tokens_per_step=options.batch_size * data.block_size,
             run_dir=run_dir,
         )
+        self.interrupted = False
+        """Set from outside to end training after this step; no callback can take it back."""
         self.val_step: int | None = None
         self.saved_step: int | None = None
 
@@ -91,15 +93,20 @@ class Trainer:
                 stack.callback(self.call, name, "on_fit_end")
             self.emit("on_fit_start")
             self.model.train()
-            while state.step < state.steps and not state.stop:
+            while state.step < state.steps and not self.stopping:
                 self.step()
                 if self._due(self.options.eval_every):
                     self.evaluate()
                 if self._due(self.options.save_every or self.options.eval_every):
                     self.save()
-            if state.stop:
+            if self.stopping:
                 self.save()
         return state
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a callback or a signal asked for the end."""
+        return self.state.stop or self.interrupted
 
     def step(self) -> None:
         """One update: batch, forward, backward, optimizer, with the callbacks around them."""

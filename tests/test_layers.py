@@ -25,7 +25,7 @@ FLOORS = [
     {"folder", "snapshot"},
     {"trainer", "generate"},
     {"trained"},
-    {"run", "onnx", "probe"},
+    {"run", "onnx", "measure"},
     {"show"},
     {"cli"},
     {"__main__"},

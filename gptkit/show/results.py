@@ -1,14 +1,17 @@
 """Samples as they are drawn, and what an evaluation measured."""
 
+import io
 import json
 import shutil
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from rich.console import Console
 
 from gptkit.errors import GptkitError, UsageError
-from gptkit.folder import RunFolder, write_json
-from gptkit.probe import Probe
+from gptkit.folder import RunFolder, write_bytes, write_json
+from gptkit.measure import Probe
 from gptkit.show.tables import print_rows
 from gptkit.trained import Drawing, Trained
 from gptkit.trainer import Evaluation
@@ -22,7 +25,7 @@ def stream_samples(drawing: Drawing, file: IO[bytes]) -> None:
     """
     codec = drawing.codec
     if codec.suffix != ".txt":
-        if not file.isatty():
+        if not _shows_pictures(file):
             raise UsageError(f"samples are {codec.suffix} files", hint=f"--out out{codec.suffix}")
         _show(drawing, drawing.contents())
     elif len(drawing.starts) > 1:
@@ -42,16 +45,14 @@ def write_samples(drawing: Drawing, path: Path) -> None:
         GptkitError: the file cannot be written.
     """
     contents = drawing.contents()
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(contents)  # a pipe or a device must not be replaced by a file
-            return
-        temporary = path.resolve().with_name(f".{path.name}.tmp")  # behind a link, not over it
-        temporary.write_bytes(contents)
-        temporary.replace(path.resolve())
-    except OSError as error:
-        raise GptkitError(f"{path}: cannot be written: {error.strerror}") from error
-    if sys.stdout.isatty():
+    if path.exists() and not path.is_file():  # a pipe or a device is not replaced by a file
+        try:
+            path.write_bytes(contents)
+        except OSError as error:
+            raise GptkitError(f"{path}: cannot be written: {error.strerror}") from error
+        return
+    write_bytes(path, contents)
+    if _shows_pictures(sys.stdout):
         _show(drawing, contents)
 
 
@@ -88,11 +89,17 @@ def evaluation(
 
 def probe(result: Probe, run: RunFolder, *, as_json: bool) -> None:
     """Print accuracy by layer beside the baselines; keep it as probe.json and probe.png."""
-    write_json(run.path / "probe.json", result.to_json())
-    plotted = _plot_probe(result, run.path / "probe.png")
     if as_json:
         print(json.dumps(result.to_json()))
-        return
+    else:
+        _print_probe(result)
+    write_json(run.path / "probe.json", result.to_json())
+    plotted = _plot_probe(result, run.path / "probe.png")
+    if not as_json:
+        print(plotted)
+
+
+def _print_probe(result: Probe) -> None:
     rows: list[dict[str, object]] = [
         {"features": f"after block {i}", "accuracy": a} for i, a in enumerate(result.layers)
     ]
@@ -101,7 +108,6 @@ def probe(result: Probe, run: RunFolder, *, as_json: bool) -> None:
     rows.append({"features": "chance", "accuracy": result.chance})
     print_rows(rows, ("features", "accuracy"), as_json=False)
     print(f"{result.train_items:,} items to fit, {result.val_items:,} to test, step {result.step}")
-    print(plotted)
 
 
 def _plot_probe(result: Probe, path: Path) -> str:
@@ -118,8 +124,15 @@ def _plot_probe(result: Probe, path: Path) -> str:
     axes.axhline(result.chance, linestyle=":", color="gray", label="chance")
     axes.set(xlabel="block", ylabel="accuracy", title="Linear probe by layer")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    write_bytes(path, drawn.getvalue())
     return str(path)
+
+
+def _shows_pictures(file: IO[Any]) -> bool:
+    """Whether a file is a terminal that knows 24-bit colours, and is allowed to use them."""
+    return file.isatty() and Console().color_system == "truecolor"
 
 
 def _show(drawing: Drawing, contents: bytes) -> None:

@@ -22,7 +22,7 @@ def run(found: RunFolder, *, as_json: bool) -> None:
     """Print a run's environment, checkpoints and recipe."""
     environment = found.read_environment()
     steps = [_checkpoint_row(path) for path in step_folder.step_folders(found.checkpoints)]
-    recipe = found.recipe.read_text()
+    recipe = found.recipe.read_text(encoding="utf-8")
     if as_json:
         values = _run_row(found) | {"environment": environment, "checkpoints": steps}
         print(json.dumps(values | {"recipe": recipe}))
@@ -53,13 +53,13 @@ def comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
 
 def _run_row(found: RunFolder) -> dict[str, Any]:
     steps = [_checkpoint_row(path) for path in step_folder.step_folders(found.checkpoints)]
-    best = step_folder.best(found.checkpoints)
-    last = steps[-1] if steps else {}
+    last: dict[str, Any] = steps[-1] if steps else {}
+    losses = [row["val_loss"] for row in steps if isinstance(row["val_loss"], float)]
     return {
         "run": str(found.path),
         "step": last.get("step"),
         "val_loss": last.get("val_loss"),
-        "best_val_loss": step_folder.load_state(best).val_loss if best else None,
+        "best_val_loss": min(losses, default=None),
         "dataset": last.get("dataset"),
     }
 

@@ -4,12 +4,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 
-from gptkit.plugin import Data, DataError, Dataset, TokenFile, cache_folder, fetch
+from gptkit.plugin import (
+    Data,
+    DataError,
+    Dataset,
+    LocalPath,
+    TokenFile,
+    cache_errors,
+    cache_folder,
+    fetch,
+)
 from gptkit_char_text.codec import CharCodec
 from gptkit_char_text.text import Survey, find_files, survey
-from gptkit_char_text.tokens import cache_errors, encoded, surveyed
+from gptkit_char_text.tokens import encoded, surveyed
 
 TINYSHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -23,20 +32,12 @@ class CharText(Dataset):
 
     source: Literal["sonnets", "tinyshakespeare"] = "sonnets"
     """The sonnets, which ship with the plugin, or Tiny Shakespeare, a download of 1 MB."""
-    path: Path | None = None
+    path: LocalPath | None = None
     """A UTF-8 text file, or a folder of .txt files at any depth; takes the place of source."""
     block_size: PositiveInt = 128
     """Characters of context."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the text, at its end, that is kept for validation."""
-
-    @field_validator("path")
-    @classmethod
-    def _make_absolute(cls, path: Path | None) -> Path | None:
-        try:
-            return path and path.expanduser().absolute()
-        except RuntimeError as error:  # "~name" of nobody
-            raise ValueError(str(error)) from error
 
     def load(self) -> Data:
         """Encode the text, unless the cache has it, and split it.

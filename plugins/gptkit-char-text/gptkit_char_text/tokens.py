@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gptkit.plugin import DataError, cache_folder, cached
+from gptkit.plugin import DataError, cache_errors, cache_folder, cached
 from gptkit_char_text.text import CODE_POINTS, Survey, chunks, code_points, digest
 
 
@@ -45,18 +44,6 @@ def encoded(files: Sequence[Path], text: Survey) -> Path:
         if folder.exists() and not _is_whole(text):
             shutil.rmtree(folder)
         return cached(folder, build) / "tokens.bin"
-
-
-@contextmanager
-def cache_errors(folder: Path) -> Iterator[None]:
-    """Tell a cache that cannot be written from text that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the cache cannot be written: {error.strerror or error}",
-            hint="set the environment variable GPTKIT_CACHE to a folder that can be",
-        ) from error
 
 
 def _encode(files: Sequence[Path], text: Survey, target: Path) -> None:

@@ -29,6 +29,7 @@ class PixelCodec(Codec):
     """
 
     suffix: ClassVar[str] = ".png"
+    temperature: ClassVar[float] = 1.0
 
     size: PositiveInt
     """Pixels a side."""
@@ -64,6 +65,11 @@ class PixelCodec(Codec):
     def length(self) -> int:
         """Tokens of a whole image, with its start token."""
         return 1 + int(np.prod(self.shape))
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """The start token of every class, or the one of all."""
+        return [[token] for token in range(self.first_start, self.vocab_size)]
 
     @property
     def lossless(self) -> bool:
@@ -132,6 +138,11 @@ class PixelCodec(Codec):
         known = np.vstack([colors, np.full_like(colors[:1], GREY)])
         picture: Pixels = known[ids.clip(max=self.first_start)]
         return picture.reshape(self.size, self.size, 3)
+
+    def raw(self, tokens: Sequence[int]) -> list[float]:
+        """Red, green and blue of every pixel, 0 to 1, row by row: 3 * size * size numbers."""
+        numbers: list[float] = (self.decode_array(tokens).reshape(-1) / 255).tolist()
+        return numbers
 
     @property
     def scale(self) -> int:

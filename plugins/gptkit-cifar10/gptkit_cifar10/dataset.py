@@ -1,12 +1,11 @@
 """Cifar10: images as streams of pixels: CIFAR-10, a folder of one's own, or shapes."""
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, field_validator
 
-from gptkit.plugin import Data, Dataset
+from gptkit.plugin import Data, Dataset, LocalPath
 from gptkit_cifar10.archive import Archive
 from gptkit_cifar10.codec import PixelCodec
 from gptkit_cifar10.images import open_folder
@@ -23,7 +22,7 @@ class Cifar10(Dataset):
 
     source: Literal["cifar10", "shapes"] = "cifar10"
     """CIFAR-10, a download of 170 MB, or shapes in ten classes, drawn here and now."""
-    path: Path | None = None
+    path: LocalPath | None = None
     """A folder of images, train/CLASS/* and test/CLASS/* or CLASS/*; takes the place of source."""
     size: int = Field(default=32, ge=1, le=1024)
     """Pixels a side to which images are resized; their central square is used."""
@@ -44,14 +43,6 @@ class Cifar10(Dataset):
         if colors != "rgb" and not 2 <= colors <= MOST_COLORS:
             raise ValueError(f'should be 2 to {MOST_COLORS:,}, or "rgb"')
         return colors
-
-    @field_validator("path")
-    @classmethod
-    def _make_absolute(cls, path: Path | None) -> Path | None:
-        try:
-            return path and path.expanduser().absolute()
-        except RuntimeError as error:  # "~name" of nobody
-            raise ValueError(str(error)) from error
 
     def load(self) -> Data:
         """Encode the images, unless the cache has them.

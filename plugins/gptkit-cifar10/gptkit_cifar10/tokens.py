@@ -3,15 +3,13 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from gptkit.plugin import DataError, cache_folder, cached
+from gptkit.plugin import DataError, cache_errors, cache_folder, cached
 from gptkit_cifar10.kmeans import fit_palette
 from gptkit_cifar10.palette import Quantizer
 from gptkit_cifar10.picture import Pixels
@@ -70,18 +68,6 @@ def encoded(source: Source, *, size: int, colors: int | Literal["rgb"], seed: in
     if found is None:
         raise DataError(f"{folder}: damaged as soon as written", hint="check the disk")
     return found
-
-
-@contextmanager
-def cache_errors(folder: Path) -> Iterator[None]:
-    """Tell a cache that cannot be written from images that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the cache cannot be written: {error.strerror or error}",
-            hint="set the environment variable GPTKIT_CACHE to a folder that can be",
-        ) from error
 
 
 def _encode(

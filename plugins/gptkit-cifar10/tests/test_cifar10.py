@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+
+from gptkit.plugin import Data, DataError, Split
+from gptkit.testing import check_dataset
 from gptkit_cifar10 import shapes
 from gptkit_cifar10.codec import PixelCodec
 from gptkit_cifar10.dataset import Cifar10
 from gptkit_cifar10.picture import read_picture
 from gptkit_cifar10.source import Chunk
 from gptkit_cifar10.tokens import encoded
-from pydantic import ValidationError
-
-from gptkit.plugin import Data, DataError, Split
-from gptkit.testing import check_dataset
 
 COUNTS = {"train/cat": 5, "train/dog": 3, "test/cat": 2, "test/dog": 1}
 

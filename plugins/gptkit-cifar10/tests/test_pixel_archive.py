@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from gptkit.plugin import DataError, DownloadError
 from gptkit_cifar10.archive import CLASSES, RECORD, SHA256, Archive
 from gptkit_cifar10.dataset import Cifar10
 from gptkit_cifar10.tokens import encoded
-
-from gptkit.plugin import DataError, DownloadError
 
 FOLDER = "cifar-10-batches-bin"
 NAMES = [f"{FOLDER}/data_batch_{number}.bin" for number in (4, 1, 2, 3, 5)]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptkit_cifar10.codec import PixelCodec
 from PIL import Image
 from pydantic import ValidationError
 
 from gptkit.codec import PromptError
 from gptkit.testing import check_codec
+from gptkit_cifar10.codec import PixelCodec
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (250, 0, 0), (0, 250, 0), (255, 255, 255)
 GREY = (128, 128, 128)

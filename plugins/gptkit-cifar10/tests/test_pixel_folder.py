@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptkit_cifar10.images import Folder, open_folder
 from PIL import Image
 
 from gptkit.plugin import DataError
+from gptkit_cifar10.images import Folder, open_folder
 
 
 def opened(root: Path, *, val_fraction: float = 0.25, seed: int = 0) -> Folder:

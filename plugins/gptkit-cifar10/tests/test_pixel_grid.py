@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptkit_cifar10.codec import PixelCodec
-from gptkit_cifar10.grid import half_blocks
 from PIL import Image
 
 from gptkit.codec import PromptError
+from gptkit_cifar10.codec import PixelCodec
+from gptkit_cifar10.grid import half_blocks
 
 PALETTE = tuple((level, 0, 255 - level) for level in range(0, 256, 17))
 CODEC = PixelCodec(size=4, palette=PALETTE)

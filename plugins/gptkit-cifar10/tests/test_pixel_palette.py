@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from gptkit_cifar10.kmeans import LUMINANCE, SUBSET, fit_palette
 from gptkit_cifar10.palette import Quantizer, from_codes, nearest, to_codes
 

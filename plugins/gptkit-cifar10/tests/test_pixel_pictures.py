@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptkit_cifar10.picture import PictureError, fit, read_picture
 from PIL import Image
+
+from gptkit_cifar10.picture import PictureError, fit, read_picture
 
 ORIENTATION = 0x0112
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from gptkit_cifar10.shapes import SHAPES, TRAIN, VAL, Shapes, draw
 
 NAMES = list(SHAPES)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 
-from pydantic import NonNegativeInt, PositiveInt, PrivateAttr
+from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr
 from rich.console import Console
 from torch import Tensor, distributed
 
@@ -22,8 +22,8 @@ class Log(Callback):
     every: PositiveInt = 10
     """Steps between lines; the last step always has one."""
     sample_tokens: NonNegativeInt = 200
-    """Tokens of the sample drawn at each evaluation; 0 draws none."""
-    sample_seed: int = 1
+    """Tokens of the sample drawn at each evaluation; 0 draws none. Pictures are always whole."""
+    sample_seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the samples; the same at each evaluation, so that they can be compared."""
 
     _open: ExitStack | None = PrivateAttr(default=None)

@@ -3,9 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from gptkit.plugin import RunError
 
 
 class MetricsFile:
@@ -19,6 +22,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
+        self._path = path
         records = records_until(path.read_bytes(), step) if path.exists() else []
         self.elapsed: float = max((record.get("elapsed", 0.0) for record in records), default=0.0)
         """Seconds of training that the file's records tell of."""
@@ -27,8 +31,13 @@ class MetricsFile:
         self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record."""
-        self._file.write(json_line(record))
+        """Append one record.
+
+        Raises:
+            RunError: the disk is full, say.
+        """
+        with writing(self._path):
+            self._file.write(json_line(record))
 
     def close(self) -> None:
         """Close the file; twice does no harm."""
@@ -43,7 +52,8 @@ def records_until(content: bytes, step: int) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and record.get("step", math.inf) <= step:
+        found = record.get("step") if isinstance(record, dict) else None
+        if isinstance(found, int) and found <= step:
             records.append(record)
     return records
 
@@ -58,11 +68,28 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is complete or absent, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that is complete or absent, whenever the process dies.
+
+    Raises:
+        RunError: the disk is full, say.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell the user which file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror}",
+            hint="make room, then gptkit resume goes on from the last checkpoint",
+        ) from error

@@ -1,4 +1,4 @@
-"""What a model that was never told the classes knows of them: linear probes, and p(x | class).
+"""What a trained model is worth: its loss, its classes by p(x | class), its features by probes.
 
 The probe is image-gpt's (Chen et al. 2020): features averaged over the tokens after each block, a
 logistic regression on them, accuracy on the validation split.
@@ -15,6 +15,7 @@ from torch import Tensor
 from gptkit.errors import UsageError
 from gptkit.plugin import Data, Split
 from gptkit.trained import Trained, open_with_data
+from gptkit.trainer import Evaluation, evaluate
 
 WEIGHT_DECAY = 1e-3
 """L2 penalty of the regression, on standardised features."""
@@ -72,27 +73,41 @@ def probe_run(
     )
 
 
-def classify_run(
-    path: Path | None, *, which: str = "last", device: str = "auto", items: int | None = None
-) -> tuple[float, int]:
-    """Accuracy of naming the class c with the highest p(x | c), and on how many items.
+def evaluate_run(
+    path: Path | None, *, which: str = "last", device: str = "auto", by_class: bool = False
+) -> tuple[Evaluation, float | None, Trained]:
+    """The loss over a run's whole validation split, the accuracy of `classify`, and the model.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        which: "last", "best" or a step's number.
+        device: where to compute.
+        by_class: whether to classify; the accuracy is None otherwise.
+    """
+    trained, data, placement, batch_size = open_with_data(path, which=which, device=device)
+    accuracy = classify(trained, data, batch_size=batch_size) if by_class else None
+    result = evaluate(trained.model, data.val, placement=placement, batch_size=batch_size)
+    return result, accuracy, trained
+
+
+def classify(trained: Trained, data: Data, *, batch_size: int) -> float:
+    """Accuracy, on the validation split, of naming the class c with the highest p(x | c).
 
     Raises:
         UsageError: the data has no labels, or the model was not trained with a start per class.
     """
-    trained, data, _, batch_size = open_with_data(path, which=which, device=device)
     labels = _check_labels(data)
     starts = trained.codec.starts
     if len(starts) != len(data.classes):
         raise UsageError(
             "this model has no start token per class", hint="train with class_conditional = true"
         )
-    right, seen = 0, min(items or len(data.val), len(data.val))
-    for indices in torch.split(torch.arange(seen), batch_size):
+    right = 0
+    for indices in torch.split(torch.arange(len(labels)), batch_size):
         x, y = (part.to(trained.device) for part in data.val[indices])
         losses = torch.stack([_item_losses(trained, x, y, start[0]) for start in starts])
         right += int((losses.argmin(dim=0).cpu() == labels[indices]).sum())
-    return right / seen, seen
+    return right / len(labels)
 
 
 @dataclass(frozen=True)
@@ -104,24 +119,27 @@ class _Features:
 
 @torch.inference_mode()
 def _features(trained: Trained, split: Split, items: int, batch_size: int) -> _Features:
-    """Of the split's first items, or of as many drawn from all of it."""
+    """Of at most so many items, drawn from all of the split."""
     generator = np.random.default_rng(0)
     chosen = torch.from_numpy(np.sort(generator.permutation(len(split))[:items]))
+    starts = trained.codec.starts
     layers, raws = [], []
     for indices in torch.split(chosen, batch_size):
         x, y = split[indices]
-        raws += [trained.codec.raw([*x[i, :1].tolist(), *y[i].tolist()]) for i in range(len(x))]
-        x = x.clone()
-        x[:, 0] = trained.codec.starts[0][0]  # a start token per class would tell the class
+        items_raw = [trained.codec.raw([*x[i, :1].tolist(), *y[i].tolist()]) for i in range(len(x))]
+        raws += [torch.tensor([raw for raw in items_raw if raw is not None])]
+        if len(starts) > 1:  # a start token per class would tell the class
+            x = x.clone()
+            x[:, 0] = starts[0][0]
         layers.append(trained.model.layer_features(x.to(trained.device)).cpu())
-    numbers = [raw for raw in raws if raw is not None]
+    raw = torch.cat(raws)
     labels = _labels(split)[chosen]
-    return _Features(torch.cat(layers, dim=1), torch.tensor(numbers) if numbers else None, labels)
+    return _Features(torch.cat(layers, dim=1), raw if len(raw) else None, labels)
 
 
 def _accuracy(x: Tensor, labels: Tensor, x_val: Tensor, labels_val: Tensor) -> float:
     """Fit a logistic regression on standardised features; its accuracy on the other items."""
-    mean, std = x.mean(dim=0), x.std(dim=0) + 1e-6
+    mean, std = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-6
     x, x_val = (x - mean) / std, (x_val - mean) / std
     classes = int(max(labels.max(), labels_val.max())) + 1
     weight = torch.zeros(classes, x.size(1), requires_grad=True)
