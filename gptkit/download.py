@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from gptkit.errors import DataError, DownloadError
+
+DAY = 86_400.0  # seconds
 
 
 def cache_folder(name: str) -> Path:
@@ -20,26 +24,30 @@ def cache_folder(name: str) -> Path:
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, built by `build(temporary folder)` where it does not exist: complete or absent.
 
-    A second process that wants the same waits for the first. What a killed one left is removed.
-
-    Raises:
-        DataError: the cache cannot be written.
+    Two processes may build at the same time; the first to finish wins.
     """
-    from filelock import FileLock
-
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    with cache_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                try:
-                    build(temporary)
-                    temporary.rename(folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(temporary)
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed builders of `folder` left: nothing in it changed for a day."""
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        changed = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+        if time.time() - changed > DAY:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -173,16 +173,17 @@ def write_bytes(path: Path, contents: bytes) -> None:
     Raises:
         RunError: the disk is full or not writable.
     """
-    path = path.resolve()  # behind a link, not over it
-    temporary = path.with_name(f".{path.name}.tmp")
+    target = path.resolve()  # behind a link, not over it
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise _not_writable(path, error) from error
 
 

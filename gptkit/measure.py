@@ -117,7 +117,7 @@ class _Features:
     labels: Tensor  # (N,)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _features(trained: Trained, split: Split, items: int, batch_size: int) -> _Features:
     """Of at most so many items, drawn from all of the split."""
     generator = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def _accuracy(x: Tensor, labels: Tensor, x_val: Tensor, labels_val: Tensor) -> f
     return float((predicted == labels_val).float().mean())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _item_losses(trained: Trained, x: Tensor, y: Tensor, start: int) -> Tensor:
     x = x.clone()
     x[:, 0] = start

@@ -23,7 +23,7 @@ class Cifar10(Dataset):
     source: Literal["cifar10", "shapes"] = "cifar10"
     """CIFAR-10, a download of 170 MB, or shapes in ten classes, drawn here and now."""
     path: LocalPath | None = None
-    """A folder of images, train/CLASS/* and test/CLASS/* or CLASS/*; takes the place of source."""
+    """A folder of images, train/CLASS/* and val/CLASS/* or CLASS/*; takes the place of source."""
     size: int = Field(default=32, ge=1, le=1024)
     """Pixels a side to which images are resized; their central square is used."""
     colors: int | Literal["rgb"] = 512
