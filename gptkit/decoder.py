@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptkit.model import GPT, KVCache
+from gptkit.blocks import KVCache
+from gptkit.model import GPT
 
 
 class TorchDecoder:

@@ -17,6 +17,7 @@ PLUGIN_TESTS = sorted(p for p in (ROOT / "plugins").rglob("*.py") if p.parent.na
 FLOORS = [
     {"gptkit", "errors"},
     {"config", "codec", "download"},
+    {"blocks"},
     {"plugin", "recipe", "model", "step_folder"},
     {
         "registry", "data", "optimizer", "device", "parallel", "checkpoint", "sampler", "testing",

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptkit.blocks import KVCache
 from gptkit.config import GPTConfig
 from gptkit.errors import CheckpointError
-from gptkit.model import GPT, KVCache
+from gptkit.model import GPT
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("layernorm", "rmsnorm"),

@@ -3,7 +3,6 @@ import json
 import math
 import re
 import sys
-import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -265,16 +264,24 @@ def test_without_a_run_folder_nothing_is_written(
     assert "step 4/4  val loss 0.5000" in capsys.readouterr().err
 
 
-def test_evaluations_do_not_count_as_training_time(state: TrainState) -> None:
+def test_evaluations_do_not_count_as_training_time(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]  # a clock that stands still but for what the test says
+    monkeypatch.setattr("gptkit_log.speed.perf_counter", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
     def slow_sample(tokens: int, seed: int) -> bytes:
-        time.sleep(0.4)
+        wait(4)
         return b"slow"
 
     state.sample = slow_sample
-    train(Log(every=1), state, eval_every=1, each_step=lambda: time.sleep(0.01))
+    train(Log(every=1), state, eval_every=1, each_step=lambda: wait(0.5))
     rates = [r["tokens_per_second"] for r in metrics(state) if "loss" in r]
-    assert min(rates) > 64 / 0.2  # with the sample's time it would be below 64 / 0.4
-    assert metrics(state)[-2]["elapsed"] > 1.2
+    assert rates == [64 / 0.5] * 4
+    assert metrics(state)[-2]["elapsed"] == 3 * 4.5 + 0.5
 
 
 def test_early_stop_has_a_last_line(state: TrainState) -> None:
