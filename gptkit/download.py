@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -45,9 +45,10 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
 def _sweep(folder: Path) -> None:
     """Delete what killed builders of `folder` left: nothing in it changed for a day."""
     for left in folder.parent.glob(f".{folder.name}-*"):
-        changed = max(path.stat().st_mtime for path in (left, *left.iterdir()))
-        if time.time() - changed > DAY:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another process may be done with it just now
+            changed = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            if time.time() - changed > DAY:
+                shutil.rmtree(left)
 
 
 @contextmanager

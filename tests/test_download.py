@@ -1,6 +1,7 @@
 """`fetch` against a real server on this machine, `cached` against builders that fail."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -263,3 +264,15 @@ def test_the_cache_is_where_the_environment_says(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     assert cache_folder("x").name == "x"
     assert "gptkit" in cache_folder("x").parts
+
+
+def test_what_a_killed_builder_left_goes_after_a_day(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".target-old", tmp_path / ".target-fresh"
+    for left in (old, fresh):
+        left.mkdir()
+        (left / "half").write_text("")
+    for path in (old / "half", old):
+        os.utime(path, (0, 0))
+    cached(tmp_path / "target", lambda folder: None)
+    assert fresh.exists()  # somebody may be at it
+    assert not old.exists()

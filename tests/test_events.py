@@ -337,3 +337,15 @@ def test_other_methods_and_every_event_are_fine() -> None:
 
 def test_a_callback_without_methods_does_nothing(data: Data) -> None:
     assert trainer(data, {"a": Callback()}).fit().step == 4
+
+
+def test_no_callback_takes_back_an_interruption(data: Data) -> None:
+    log: Log = []
+
+    def carry_on(state: TrainState) -> None:
+        training.interrupted = True  # as a signal handler does, at whatever moment
+        state.stop = False
+
+    training = trainer(data, {"one": recorder("one", log, on_eval_end=carry_on)}, eval_every=2)
+    assert training.fit().step == 2
+    assert [event for _, event, _ in log][-1] == "on_fit_end"

@@ -8,6 +8,7 @@ import pytest
 from gptkit import folder, registry, run
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
+from gptkit.recipe import PluginSpec
 from gptkit.trained import open_trained
 
 Install = Callable[..., Path]
@@ -309,3 +310,29 @@ def test_a_recipe_can_lose_its_plugin(
         run.resume(trained.path, report=print)
     assert open_trained(trained.path).state.step == 4  # sampling needs the codec alone
     assert folder.open_run(trained.path).step_folder().name == "step-00000004"
+
+
+@pytest.mark.parametrize(
+    ("kind", "use", "options"),
+    [
+        ("dataset", "char-text", {"block_size": True}),
+        ("dataset", "char-text", {"val_fraction": "0.1"}),
+        ("dataset", "cifar10", {"size": "16"}),
+        ("callback", "log", {"every": True}),
+        ("callback", "log", {"sample_seed": -5}),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused(kind: str, use: str, options: dict[str, Any]) -> None:
+    spec = PluginSpec.model_validate({"use": use, **options})
+    (problem,) = registry.check_plugin(kind, spec, "here")
+    assert problem.place == f"here ({use}).{next(iter(options))}"
+
+
+def test_an_infinite_option_survives_the_written_recipe(
+    tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    clip = {"use": "grad-clip", "max_norm": float("inf")}
+    recipe = registry.build(registry.read_recipe(tiny_recipe(callbacks=[clip]))).recipe
+    (tmp_path / "written.toml").write_text(recipe.to_toml())
+    assert registry.read_recipe(tmp_path / "written.toml") == recipe
+    assert recipe.flat()["callbacks.grad-clip.max_norm"] == float("inf")
