@@ -44,8 +44,9 @@ def trained(tiny_recipe: TinyRecipe, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Everything below a folder; None for folders."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """Everything below a folder but Python's compiled files; None for folders."""
+    found = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return {path: path.read_bytes() if path.is_file() else None for path in found}
 
 
 # The recipe and its data.
