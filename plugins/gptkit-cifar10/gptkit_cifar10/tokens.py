@@ -62,9 +62,10 @@ def encoded(source: Source, *, size: int, colors: int | Literal["rgb"], seed: in
         _encode(source, target, size=size, colors=colors, seed=seed)
 
     with cache_errors(folder):
-        if folder.exists() and _open(folder) is None:
-            shutil.rmtree(folder)
-        found = _open(cached(folder, build))
+        found = _open(folder) if folder.exists() else None
+        if found is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            found = _open(cached(folder, build))
     if found is None:
         raise DataError(f"{folder}: damaged as soon as written", hint="check the disk")
     return found
