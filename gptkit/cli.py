@@ -104,30 +104,31 @@ def sample(
     seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead.")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Print token ids instead.")] = False,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw from a trained model: text is shown as it is drawn, pictures go to --out."""
-    from gptkit import trained
-    from gptkit.sampler import Sampling
-    from gptkit.show import results
+    """Draw from a trained model: text is shown as it is drawn, pictures go to --out.
 
-    opened = trained.open_trained(run_folder, which=checkpoint, device=device)
-    warmth = opened.codec.temperature if temperature is None else temperature
-    drawing = trained.sample(
-        opened.model,
-        opened.codec,
-        prompt,
-        sampling=Sampling(temperature=warmth, top_k=top_k, top_p=top_p, seed=seed),
-        tokens=tokens,
-        samples=samples,
-        keep=keep,
-        label=label,
+    RUN may also be an exported model.onnx or kit, which runs without torch.
+    """
+    from gptkit.drawing import Request
+    from gptkit.sampler import Sampling
+    from gptkit.show import samples as show
+
+    model = _open_any(run_folder, checkpoint, device)
+    warmth = model.temperature if temperature is None else temperature
+    drawing = model.draw(
+        Request(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
+        Sampling(temperature=warmth, top_k=top_k, top_p=top_p, seed=seed),
+        watched=out is None and sys.stdout.isatty(),
     )
-    if out:
-        results.write_samples(drawing, out)
+    if ids:
+        show.ids(drawing, out)
+    elif out:
+        show.write(drawing, model.codec, out)
     else:
-        results.stream_samples(drawing, sys.stdout.buffer)
+        show.stream(drawing, model.codec, sys.stdout.buffer)
 
 
 @app.command("eval")
@@ -165,6 +166,34 @@ def probe_command(
     run = folder.open_run(run_folder)
     found = measure.probe_run(run.path, which=checkpoint, device=device, items=items)
     results.probe(found, run, as_json=json)
+
+
+@app.command()
+def export(
+    run_folder: RunArgument = None,
+    to_onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, the only format.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a kit; model.onnx."),
+    ] = None,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
+    opset: Annotated[int, typer.Option(help="21 for every onnxruntime since 1.19, or 23.")] = 21,
+    device: Annotated[str, typer.Option(help="What a kit is made for: cpu or cuda.")] = "cpu",
+    checkpoint: CheckpointOption = "last",
+) -> None:
+    """Write a model for other programs, proven equal to its checkpoint; prints the path."""
+    from gptkit.onnx import export as exporting
+    from gptkit.show import exports
+
+    exported = exporting.export(
+        run_folder, onnx=to_onnx, out=out, web=web, which=checkpoint, dtype=dtype, opset=opset,
+        device=device,
+    )  # fmt: skip
+    exports.proof(exported.checks)
+    typer.echo(exported.path)
 
 
 @app.command()
@@ -240,6 +269,20 @@ def runs_compare(
     from gptkit.show import runs
 
     runs.comparison([folder.open_run(path) for path in run_folders], as_json=json)
+
+
+def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
+    """A run's checkpoint with torch, or an exported model without."""
+    if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):
+        from gptkit.onnx import session
+
+        model = session.open_model(path, device=device)
+        if device == "auto":
+            _report(f"running on {model.provider}")
+        return model
+    from gptkit import trained
+
+    return trained.open_trained(path, which=checkpoint, device=device)
 
 
 def _report(line: str) -> None:

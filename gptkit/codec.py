@@ -6,7 +6,7 @@ point in the group `gptkit.codecs`, so sampling never opens the training data.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -94,6 +94,15 @@ class Codec(BaseModel, ABC):
         """The numbers that the tokens of a whole sample stand for, as a baseline's features.
 
         None where tokens are symbols that stand for no numbers.
+        """
+        return None
+
+    def legend(self) -> dict[str, Any] | None:
+        """What the token ids stand for, as JSON, for programs that do not have this codec.
+
+        Text: `{"text": [...]}`, a string per id. Images: `{"width": W, "height": H, "colors":
+        [[r, g, b], ...]}`, a colour per id, or `"channels": 3` where red, green and blue are
+        tokens of their own with ids 0 to 255. None where neither fits.
         """
         return None
 

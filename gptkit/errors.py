@@ -54,6 +54,16 @@ class FormatError(CheckpointError):
     """A checkpoint is of a format that a newer gptkit writes."""
 
 
+class ModelFileError(GptkitError):
+    """An exported model cannot be used: damaged, from another program, or of a newer format."""
+
+
+class ExportError(GptkitError):
+    """An exported model is not equal to the checkpoint; nothing was left behind."""
+
+    exit_code = 4
+
+
 class RunError(GptkitError):
     """A run folder cannot be used: missing, taken by another process or already there."""
 

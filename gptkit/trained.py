@@ -1,6 +1,6 @@
 """What a trained model does: it is opened from its checkpoint, sampled and evaluated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +10,14 @@ from gptkit import checkpoint, folder, registry
 from gptkit.codec import Codec
 from gptkit.decoder import TorchDecoder, evaluating
 from gptkit.device import Placement, pick_device, place
-from gptkit.errors import PromptError, RunError
+from gptkit.drawing import Drawing, Request
+from gptkit.errors import RunError
 from gptkit.folder import RunFolder
 from gptkit.generate import generate
 from gptkit.model import GPT
 from gptkit.plugin import Data
 from gptkit.sampler import Sampling
 
-TEXT_TOKENS = 500
-"""What is drawn of a sample that could go on for ever, if nobody says how much."""
 PREVIEWS = 16
 """Pictures in a preview."""
 
@@ -35,6 +34,15 @@ class Trained:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.wte.weight.device
+
+    @property
+    def temperature(self) -> float:
+        """Of samples, where nobody asks for one."""
+        return self.codec.temperature
+
+    def draw(self, request: Request, sampling: Sampling, *, watched: bool = False) -> Drawing:
+        """Start drawing samples, token by token whether watched or not; see `sample`."""
+        return sample(self.model, self.codec, request, sampling)
 
 
 def open_trained(path: Path | None, *, which: str = "last", device: str = "auto") -> Trained:
@@ -55,68 +63,27 @@ def open_trained(path: Path | None, *, which: str = "last", device: str = "auto"
     return Trained(model.to(target).eval(), codec, state)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Samples being drawn: what they start with, and a token of every row at a time.
-
-    Iterating `stream` draws; it can be done once.
-    """
-
-    codec: Codec
-    prompt: str
-    starts: list[list[int]]
-    stream: Iterator[list[int]]
-
-    def contents(self) -> bytes:
-        """Draw to the end; all samples in one file, in the codec's format."""
-        rows = zip(self.starts, zip(*self.stream, strict=True), strict=True)
-        samples = [[*start, *drawn] for start, drawn in rows]
-        return self.codec.sheet(samples, prompt=self.prompt, kept=len(self.starts[0]))
-
-
-def sample(
-    model: GPT,
-    codec: Codec,
-    prompt: str = "",
-    *,
-    sampling: Sampling,
-    tokens: int | None = None,
-    samples: int = 1,
-    keep: float = 1.0,
-    label: str | None = None,
-) -> Drawing:
-    """Start drawing samples that continue a prompt; see `generate` for the rule.
+def sample(model: GPT, codec: Codec, request: Request, sampling: Sampling) -> Drawing:
+    """Start drawing samples; see `generate` for the rule.
 
     Args:
         model: in evaluation mode.
         codec: reads the prompt.
-        prompt: what to continue; with "" and no label, samples start in all the ways there are.
+        request: which samples.
         sampling: the rule's settings.
-        tokens: how many to draw; None draws the rest of a picture, or `TEXT_TOKENS` of text.
-        samples: rows that are drawn together.
-        keep: how much of the prompt to keep, from its beginning.
-        label: the class to draw from.
 
     Raises:
         PromptError: the codec cannot read the prompt, or nothing is left to draw.
     """
-    if prompt or label is not None or keep != 1:
-        starts = [codec.start(prompt, keep=keep, label=label)] * samples
-    else:
-        starts = [codec.starts[i % len(codec.starts)] for i in range(samples)]
-    if codec.length is not None:
-        rest = codec.length - len(starts[0])
-        if rest < 1:
-            raise PromptError("the prompt is whole: nothing is left to draw", hint="--keep 0.5")
-        tokens = min(tokens or rest, rest)
+    starts = request.starts(codec)
     drawn = generate(
-        TorchDecoder(model, samples),
+        TorchDecoder(model, request.samples),
         starts,
-        tokens=tokens or TEXT_TOKENS,
+        tokens=request.count(starts[0], codec.length),
         sampling=sampling,
-        samples=samples,
+        samples=request.samples,
     )
-    return Drawing(codec, prompt, starts, (chosen.tolist() for chosen in drawn))
+    return Drawing(request.prompt, starts, (chosen.tolist() for chosen in drawn))
 
 
 def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
@@ -126,13 +93,8 @@ def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
         sampling = Sampling(temperature=codec.temperature, seed=seed)
         whole = codec.length is not None
         with evaluating(model):
-            return sample(
-                model,
-                codec,
-                sampling=sampling,
-                tokens=None if whole else tokens,
-                samples=PREVIEWS if whole else 1,
-            ).contents()
+            request = Request(tokens=None if whole else tokens, samples=PREVIEWS if whole else 1)
+            return sample(model, codec, request, sampling).contents(codec)
 
     return preview
 

@@ -21,7 +21,7 @@ FLOORS = [
     {"plugin", "recipe", "model", "step_folder"},
     {
         "registry", "data", "optimizer", "device", "parallel", "checkpoint", "sampler", "testing",
-        "decoder",
+        "decoder", "drawing",
     },
     {"folder", "snapshot"},
     {"trainer", "generate"},

@@ -1,59 +1,14 @@
-"""Samples as they are drawn, and what an evaluation measured."""
+"""What an evaluation measured."""
 
 import io
 import json
-import shutil
-import sys
 from pathlib import Path
-from typing import IO, Any
 
-from rich.console import Console
-
-from gptkit.errors import GptkitError, UsageError
 from gptkit.folder import RunFolder, write_bytes, write_json
 from gptkit.measure import Probe
 from gptkit.show.tables import print_rows
-from gptkit.trained import Drawing, Trained
+from gptkit.trained import Trained
 from gptkit.trainer import Evaluation
-
-
-def stream_samples(drawing: Drawing, file: IO[bytes]) -> None:
-    """Write one text as it is drawn, or several when they are complete; show pictures.
-
-    Raises:
-        UsageError: pictures cannot be shown where `file` leads.
-    """
-    codec = drawing.codec
-    if codec.suffix != ".txt":
-        if not _shows_pictures(file):
-            raise UsageError(f"samples are {codec.suffix} files", hint=f"--out out{codec.suffix}")
-        _show(drawing, drawing.contents())
-    elif len(drawing.starts) > 1:
-        file.write(drawing.contents() + b"\n")
-    else:
-        file.write(codec.decode(drawing.starts[0]))
-        for (token,) in drawing.stream:
-            file.write(codec.decode([token]))
-            file.flush()
-        file.write(b"\n")
-
-
-def write_samples(drawing: Drawing, path: Path) -> None:
-    """Write samples into one file, complete or not at all; pictures show on a terminal, too.
-
-    Raises:
-        GptkitError: the file cannot be written.
-    """
-    contents = drawing.contents()
-    if path.exists() and not path.is_file():  # a pipe or a device is not replaced by a file
-        try:
-            path.write_bytes(contents)
-        except OSError as error:
-            raise GptkitError(f"{path}: cannot be written: {error.strerror}") from error
-        return
-    write_bytes(path, contents)
-    if _shows_pictures(sys.stdout):
-        _show(drawing, contents)
 
 
 def evaluation(
@@ -128,14 +83,3 @@ def _plot_probe(result: Probe, path: Path) -> str:
     figure.savefig(drawn, dpi=120)
     write_bytes(path, drawn.getvalue())
     return str(path)
-
-
-def _shows_pictures(file: IO[Any]) -> bool:
-    """Whether a file is a terminal that knows 24-bit colours, and is allowed to use them."""
-    return file.isatty() and Console().color_system == "truecolor"
-
-
-def _show(drawing: Drawing, contents: bytes) -> None:
-    picture = drawing.codec.preview(contents, width=shutil.get_terminal_size().columns)
-    if picture:
-        print(picture)

@@ -54,6 +54,10 @@ class CharCodec(Codec):
         """The text in UTF-8."""
         return "".join(self.vocabulary[token] for token in tokens).encode()
 
+    def legend(self) -> dict[str, list[str]]:
+        """The characters by id."""
+        return {"text": list(self.vocabulary)}
+
     def _known(self) -> str:
         rest = len(self.vocabulary) - SHOWN_KNOWN
         return repr(self.vocabulary[:SHOWN_KNOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
@@ -143,6 +143,11 @@ class PixelCodec(Codec):
         """Red, green and blue of every pixel, 0 to 1, row by row: 3 * size * size numbers."""
         numbers: list[float] = (self.decode_array(tokens).reshape(-1) / 255).tolist()
         return numbers
+
+    def legend(self) -> dict[str, Any]:
+        """The image's size, and the colours by id."""
+        size = {"width": self.size, "height": self.size}
+        return size | ({"colors": self.palette} if self.palette else {"channels": 3})
 
     @property
     def scale(self) -> int:

@@ -1,0 +1,1 @@
+"""ONNX: graphs written from a GPTConfig, proven equal to the model, and run without torch."""

@@ -1,0 +1,91 @@
+"""What is exported: a checkpoint, a precision, an opset; and the graphs that come of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from gptkit import __version__
+from gptkit.onnx.decode import decode_model
+from gptkit.onnx.loop import generate_model
+from gptkit.onnx.metadata import Metadata, Tokens
+from gptkit.onnx.scope import FLOAT
+from gptkit.onnx.step import step_model
+from gptkit.onnx.weights import Precision
+from gptkit.trained import Trained
+
+GraphName = Literal["generate", "step", "decode"]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A checkpoint, opened on the CPU in float32, and how to export it.
+
+    Args:
+        trained: the checkpoint.
+        precision: of the weights and activations.
+        opset: the version of ONNX' operators.
+        device: what `decode` is made for, "cpu" or "cuda".
+    """
+
+    trained: Trained
+    precision: Precision
+    opset: int = 21
+    device: str = "cpu"
+
+    @cached_property
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """The model's weights by name, float32, in the memory of the model."""
+        weights = self.trained.model.weights()
+        return {name: tensor.detach().numpy() for name, tensor in weights.items()}
+
+    @property
+    def weight_bytes(self) -> int:
+        """About what the weights take in the file."""
+        wide = self.precision.bits or 8 * self.precision.array(0.0).itemsize
+        return sum(tensor.size for tensor in self.tensors.values()) * wide // 8
+
+    def model(self, graph: GraphName) -> ir.Model:
+        """One of the graphs, its metadata included."""
+        # CUDA's GroupQueryAttention has no float32 kernel
+        fused = self.device == "cpu" or self.precision.real != FLOAT
+        builders: dict[GraphName, Callable[..., ir.Model]] = {
+            "generate": generate_model,
+            "step": step_model,
+            "decode": partial(decode_model, fused=fused),
+        }
+        return builders[graph](
+            self.trained.model.config,
+            self.tensors,
+            precision=self.precision,
+            opset=self.opset,
+            metadata=self.metadata(graph).entries(),
+        )
+
+    def metadata(self, graph: GraphName) -> Metadata:
+        """What a file with that graph says of itself."""
+        state, codec, config = self.trained.state, self.trained.codec, self.trained.model.config
+        return Metadata(
+            graph=graph,
+            dtype=self.precision.name,
+            opset=self.opset,
+            gptkit=__version__,
+            config=config.model_dump(mode="json"),
+            block_size=config.block_size,
+            vocab_size=config.vocab_size,
+            codec=state.codec,
+            tokens=Tokens(
+                starts=codec.starts,
+                length=codec.length,
+                temperature=codec.temperature,
+                suffix=codec.suffix,
+                legend=codec.legend(),
+            ),
+            dataset=state.dataset,
+            step=state.step,
+            val_loss=state.val_loss,
+            checkpoint_sha256=state.sha256["model.safetensors"],
+        )

@@ -1,0 +1,181 @@
+"""A kit at work: `model.onnx` reads the prompt, `decode.onnx` draws token by token. No torch.
+
+The cache, the tokens and everything else that a step hands to the next stay in buffers on the
+device. Two bindings take turns: what one writes, the other reads. On CUDA each is recorded as a
+graph, so that a step costs a single launch.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from gptkit.onnx.providers import CUDA, open_session, provider
+from gptkit.sampler import Ints, Sampling, uniforms
+
+READER, DRAWER = "model.onnx", "decode.onnx"
+HANDED_ON = {
+    "input_ids": "next_ids", "length": "next_length", "draw": "next_draw", "tokens_in": "tokens",
+}  # fmt: skip
+"""What a step needs, and which output of the step before it is."""
+Arrays = dict[str, NDArray[Any]]
+
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class DecodeSession:
+    """Draws from a kit's graphs.
+
+    Args:
+        folder: of the kit.
+        device: "cpu", "cuda", "cuda:N" or "auto".
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.reader = open_session(folder / READER, device)
+        self.drawer = open_session(folder / DRAWER, device, enable_cuda_graph="1")
+        caches = [x for x in self.drawer.get_inputs() if x.name.startswith("past_key_values.")]
+        self.cache_names = [cache.name for cache in caches]
+        _, self.n_kv_head, self.block_size, self.head_size = caches[0].shape
+        self.dtype = DTYPES[caches[0].type]
+        self.recorded = 0
+        """CUDA graphs so far."""
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether buffers are on a GPU."""
+        return provider(self.drawer) == CUDA
+
+    def empty_cache(self, batch_size: int, length: int) -> NDArray[Any]:
+        """Keys or values of one layer."""
+        return np.zeros((batch_size, self.n_kv_head, length, self.head_size), self.dtype)
+
+    def stream(
+        self, prompts: Ints, count: int, sampling: Sampling, *, burst: int = 1
+    ) -> Iterator[Ints]:
+        """Draw tokens; the rule is that of `gptkit.generate`.
+
+        Args:
+            prompts: token ids, int64 (B, T), all of one length.
+            count: tokens to draw.
+            sampling: the rule's settings.
+            burst: steps between two looks at the tokens, which wait for the device.
+
+        Yields:
+            The next tokens, int64 (B, at most burst).
+        """
+        context = prompts[:, -self.block_size :]
+        steps = _Steps(self, len(prompts), count, sampling)
+        steps.start(context)
+        drawn = 0
+        while drawn < count:
+            room = self.block_size - context.shape[1] + 1
+            size = min(burst, room, count - drawn)
+            steps.run(size)
+            new = steps.tokens(drawn, drawn + size)
+            yield new
+            drawn += size
+            context = np.concatenate([context, new], axis=1)
+            if context.shape[1] > self.block_size:  # the cache is full
+                context = context[:, -max(1, self.block_size // 2) :]
+                steps.start(context)
+
+    def read(self, tokens: Ints) -> list[NDArray[Any]]:
+        """Keys and values of tokens (B, T), each (B, n_kv_head, T, head_size)."""
+        B, T = tokens.shape
+        feeds = {
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "position_ids": np.tile(np.arange(T), (B, 1)),
+            **{name: self.empty_cache(B, 0) for name in self.cache_names},
+        }
+        present = [name.replace("past_key_values", "present") for name in self.cache_names]
+        found: list[NDArray[Any]] = self.reader.run(present, feeds)
+        return found
+
+
+class _Steps:
+    """The buffers of one drawing, and the two bindings that take turns on them."""
+
+    def __init__(self, session: DecodeSession, B: int, count: int, sampling: Sampling) -> None:
+        self.session, self.turn = session, 0
+        empty = session.empty_cache(B, session.block_size)
+        self.caches = {name: self._buffer(empty) for name in session.cache_names}
+        table = [uniforms(sampling.seed, draw, B) for draw in range(count)]
+        fixed: Arrays = {
+            "uniforms": np.array(table, np.float32),
+            "temperature": np.array([sampling.temperature], np.float32),
+            "top_k": np.array([sampling.top_k], np.int64),
+            "top_p": np.array([sampling.top_p], np.float32),
+        }
+        self.fixed = {name: self._buffer(value) for name, value in fixed.items()}
+        state: Arrays = {
+            "input_ids": np.zeros((B, 1), np.int64),
+            "length": np.zeros(B, np.int32),
+            "draw": np.zeros(1, np.int64),
+            "tokens_in": np.zeros((count, B), np.int64),
+        }
+        self.states = [
+            {name: self._buffer(value) for name, value in state.items()} for _ in range(2)
+        ]
+        self.bindings = [self._bind(*self.states), self._bind(*reversed(self.states))]
+        self.options = [self._run_options() for _ in self.bindings]
+
+    def start(self, context: Ints) -> None:
+        """Read all but the last token of a context (B, T); the next step feeds that one."""
+        B, T = context.shape
+        for name, past in zip(self.caches, self._read(context[:, :-1]), strict=True):
+            self.caches[name].update_inplace(past)
+        state = self.states[self.turn]
+        state["input_ids"].update_inplace(np.ascontiguousarray(context[:, -1:]))
+        state["length"].update_inplace(np.full(B, T - 1, np.int32))
+
+    def run(self, count: int) -> None:
+        """Draw `count` tokens without looking at them."""
+        for _ in range(count):
+            self.session.drawer.run_with_iobinding(
+                self.bindings[self.turn], self.options[self.turn]
+            )
+            self.turn = 1 - self.turn
+
+    def tokens(self, first: int, last: int) -> Ints:
+        """What was drawn, int64 (B, last - first)."""
+        drawn: Ints = self.states[self.turn]["tokens_in"].numpy()
+        return drawn[first:last].T.copy()  # the buffer is written again
+
+    def _read(self, tokens: Ints) -> list[NDArray[Any]]:
+        """The whole cache after tokens (B, T), which may be none."""
+        B, T = tokens.shape
+        whole = [self.session.empty_cache(B, self.session.block_size) for _ in self.caches]
+        if T:
+            for cache, present in zip(whole, self.session.read(tokens), strict=True):
+                cache[:, :, :T] = present
+        return whole
+
+    def _buffer(self, array: NDArray[Any]) -> ort.OrtValue:
+        if not self.session.on_cuda:
+            return ort.OrtValue.ortvalue_from_numpy(array.copy())
+        options = self.session.drawer.get_provider_options()[CUDA]
+        return ort.OrtValue.ortvalue_from_numpy(array, "cuda", int(options["device_id"]))
+
+    def _bind(
+        self, read: dict[str, ort.OrtValue], written: dict[str, ort.OrtValue]
+    ) -> ort.IOBinding:
+        binding = self.session.drawer.io_binding()
+        for name, buffer in {**self.fixed, **read, **self.caches}.items():
+            binding.bind_ortvalue_input(name, buffer)
+        for name, output in HANDED_ON.items():
+            binding.bind_ortvalue_output(output, written[name])
+        for name, buffer in self.caches.items():  # written where it is read
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
+        return binding
+
+    def _run_options(self) -> ort.RunOptions:
+        options = ort.RunOptions()
+        if self.session.on_cuda:  # 0 is taken
+            self.session.recorded += 1
+            options.add_run_config_entry("gpu_graph_id", str(self.session.recorded))
+        return options

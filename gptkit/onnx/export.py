@@ -1,0 +1,141 @@
+"""From a checkpoint to an `.onnx` file or a kit: written aside, proven, then given its name."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from gptkit import folder, trained
+from gptkit.errors import RunError, UsageError
+from gptkit.onnx import kit, page
+from gptkit.onnx.blueprint import Blueprint
+from gptkit.onnx.compare import TOLERANCES, verdict
+from gptkit.onnx.metadata import Check
+from gptkit.onnx.prove import prove_generate
+from gptkit.onnx.prove_kit import prove_loss
+from gptkit.onnx.seal import seal
+from gptkit.onnx.weights import PRECISIONS
+from gptkit.plugin import Data
+
+LARGEST_FILE = 1_500_000_000
+"""Bytes of weights that go into a single file; protobuf ends at 2 GiB."""
+OPSETS = (21, 23)
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and the proof that it is equal to the checkpoint."""
+
+    path: Path
+    checks: list[Check]
+
+
+def export(
+    path: Path | None,
+    *,
+    onnx: bool = True,
+    out: Path | None = None,
+    web: Path | None = None,
+    which: str = "last",
+    dtype: str = "float32",
+    opset: int = 21,
+    device: str = "cpu",
+) -> Exported:
+    """Export a run's checkpoint: a single file if `out` ends in .onnx, else a kit.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        onnx: the format; there is no other.
+        out: the file or folder, model.onnx if None; an earlier file or kit is replaced.
+        web: a folder that gets model.onnx and a page that runs it.
+        which: "last", "best" or a step's number.
+        dtype: float32, float16, int8 or int4.
+        opset: 21, which onnxruntime 1.19 reads, or 23.
+        device: what a kit's decode.onnx is made for, "cpu" or "cuda".
+
+    Raises:
+        UsageError: an option is wrong, or the model is too large for a single file.
+        ExportError: what was written is not equal to the checkpoint; nothing stays behind.
+    """
+    for name, value, known in (
+        ("dtype", dtype, tuple(PRECISIONS)), ("opset", opset, OPSETS), ("device", device, DEVICES),
+    ):  # fmt: skip
+        if value not in known:
+            raise UsageError(f"{name} should be one of {', '.join(map(str, known))}, got {value}")
+    if not onnx:
+        raise UsageError("which format?", hint="gptkit export --onnx")
+    if web and out:
+        raise UsageError("--web has a place for the model: leave --out out")
+    out = out or (web / "model.onnx" if web else Path("model.onnx"))
+    single = out.suffix == ".onnx"
+    _check_target(out, single=single)
+    run = folder.open_run(path).path
+    data = None
+    if TOLERANCES[dtype].loss is None:
+        opened = trained.open_trained(run, which=which, device="cpu")
+    else:  # what quantising costs shows on the validation split
+        opened, data, *_ = trained.open_with_data(run, which=which, device="cpu")
+    blueprint = Blueprint(opened, PRECISIONS[dtype], opset, device)
+    if single and blueprint.weight_bytes > LARGEST_FILE:
+        raise UsageError(
+            f"{blueprint.weight_bytes / 1e9:.1f} GB of weights do not fit into a single file",
+            hint=f"gptkit export {folder.quote(run)} --onnx --dtype {dtype} "
+            f"--out {folder.quote(out.with_suffix(''))}",
+        )
+    with _staged(out) as target:
+        checks = (_write_file if single else kit.write)(blueprint, data, target)
+    if web:
+        page.write(web, blueprint.metadata("generate"))
+    return Exported(out, checks)
+
+
+def _write_file(blueprint: Blueprint, data: Data | None, target: Path) -> list[Check]:
+    """The graph `generate` with everything inside."""
+    model, name = blueprint.trained.model, blueprint.precision.name
+    ir.save(blueprint.model("generate"), target)
+    starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
+    checks = list(prove_generate(target, model, starts, name))
+    if data is not None:
+        step = target.with_name("step.onnx")
+        ir.save(blueprint.model("step"), step)
+        checks.append(prove_loss(step, model, data, name))
+    verdict(target.name, checks)
+    seal(target, checks)
+    return checks
+
+
+def _check_target(out: Path, *, single: bool) -> None:
+    """Raise a UsageError where something else is in the way."""
+    if single and out.is_dir():
+        raise UsageError(f"{out}: is a folder", hint="--out FILE.onnx, or a folder for a kit")
+    earlier = kit.is_kit(out)
+    if not single and out.exists() and not earlier and (out.is_file() or any(out.iterdir())):
+        raise UsageError(
+            f"{out}: already exists and is no kit", hint="--out FILE.onnx, or a new folder"
+        )
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A place beside `out` to write to; what is there at the end takes out's name."""
+    aside = out.absolute().with_name(f".{out.name}.tmp")
+    target = aside / out.name
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield target
+        if out.is_dir():
+            out.replace(aside / "before")
+        target.replace(out)
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written: {error.strerror or error}",
+            hint="--out takes another place",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,166 @@
+"""A kit: a folder with one weight file, small graphs that point into it, and what others need."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from gptkit.onnx import foreign
+from gptkit.onnx.blueprint import Blueprint, GraphName
+from gptkit.onnx.compare import Case, verdict
+from gptkit.onnx.decoding import DRAWER, READER
+from gptkit.onnx.metadata import Check, digest
+from gptkit.onnx.prove import prove_generate, torch_tokens
+from gptkit.onnx.prove_kit import prove_decode, prove_loss, prove_step
+from gptkit.onnx.seal import seal
+from gptkit.onnx.session import GENERATE, SELFTEST, feeds, open_model
+from gptkit.plugin import Data
+from gptkit.sampler import Ints, Sampling
+
+WEIGHTS = "model.safetensors"
+GRAPHS: dict[str, GraphName] = {GENERATE: "generate", READER: "step", DRAWER: "decode"}
+"""The graphs by file."""
+
+
+def is_kit(path: Path) -> bool:
+    """Whether a folder is a kit that was written earlier."""
+    return (path / GENERATE).is_file() and (path / SELFTEST).is_file()
+
+
+def write(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
+    """Write a kit into a new folder and prove it.
+
+    Raises:
+        ExportError: a graph is not equal to the checkpoint.
+    """
+    folder.mkdir()
+    _write_graphs(blueprint, folder)
+    checks = verdict(folder.name, _prove(blueprint, data, folder))
+    weights = {WEIGHTS: digest(folder / WEIGHTS)}
+    for name in GRAPHS:
+        seal(folder / name, checks, weights)
+    real = _real_text(blueprint)
+    rarest = foreign.rarest_token(blueprint.trained.model, real)
+    for name, value in foreign.files(blueprint, end_token=rarest).items():
+        _write_json(folder / name, value)
+    _write_json(folder / SELFTEST, _selftest(folder))
+    _write_readme(blueprint, folder)
+    return checks
+
+
+def _write_graphs(blueprint: Blueprint, folder: Path) -> None:
+    """The weights once, and graphs that name their places in the file."""
+    models = {name: blueprint.model(graph) for name, graph in GRAPHS.items()}
+    values = [value for model in models.values() for value in _weights(model, blueprint)]
+    arrays: dict[str, NDArray[Any]] = {str(v.name): _tensor(v).numpy() for v in values}
+    save_file(arrays, folder / WEIGHTS)
+    places = _places(folder / WEIGHTS)
+    for value in values:
+        tensor, (offset, length) = _tensor(value), places[str(value.name)]
+        value.const_value = ir.ExternalTensor(
+            WEIGHTS, offset, length, tensor.dtype,
+            shape=ir.Shape(tensor.numpy().shape), name=str(value.name), base_dir=folder,
+        )  # fmt: skip
+    for name, model in models.items():
+        ir.save(model, folder / name)
+    shutil.copymode(folder / GENERATE, folder / WEIGHTS)  # safetensors lets nobody else read
+
+
+def _weights(model: ir.Model, blueprint: Blueprint) -> list[ir.Value]:
+    """The initializers that are the model's parameters, quantised or not."""
+    parameters = set(blueprint.tensors)
+    graphs = [model.graph, *model.graph.subgraphs()]
+    return [
+        value
+        for graph in graphs
+        for name, value in graph.initializers.items()
+        if name in parameters or name.rpartition(".")[0] in parameters
+    ]
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a safetensors file is: its first byte, and how many it has."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    start = 8 + size
+    return {
+        name: (
+            start + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    }
+
+
+def _prove(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
+    model, dtype = blueprint.trained.model, blueprint.precision.name
+    starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
+    real = _real_text(blueprint)
+    return [
+        *prove_generate(folder / GENERATE, model, starts, dtype),
+        *prove_step(folder / READER, model, real, dtype),
+        *prove_decode(folder, model, dtype),
+        *([prove_loss(folder / READER, model, data, dtype)] if data else []),
+    ]
+
+
+def _real_text(blueprint: Blueprint) -> Ints:
+    """A text that the model drew, int64 (1, T)."""
+    model, start = blueprint.trained.model, blueprint.trained.codec.starts[0]
+    prompt = np.array([start], dtype=np.int64)
+    draws = min(model.config.block_size, 128) - len(start)
+    if draws < 1:
+        return prompt[:, : model.config.block_size]
+    case = Case("real", prompt, draws, Sampling(seed=5))
+    return np.concatenate([prompt, torch_tokens(model, case)], axis=1)
+
+
+def _selftest(folder: Path) -> dict[str, Any]:
+    """Runs of `generate.onnx` with their results, for ports to check themselves."""
+    model = open_model(folder, device="cpu")
+    prompt = np.array(model.metadata.tokens.starts[:1], dtype=np.int64)
+    cases = []
+    for sampling in (
+        Sampling(temperature=0), Sampling(seed=7),
+        Sampling(temperature=0.8, top_k=max(1, model.metadata.vocab_size // 2), top_p=0.9, seed=8),
+    ):  # fmt: skip
+        inputs = feeds(prompt, 32, sampling)
+        tokens = model.generate(prompt, 32, sampling)
+        cases.append({name: value.tolist() for name, value in inputs.items()})
+        cases[-1]["tokens"] = tokens.tolist()
+    return {"graph": GENERATE, "cases": cases}
+
+
+def _write_readme(blueprint: Blueprint, folder: Path) -> None:
+    metadata = blueprint.metadata("generate")
+    template = Path(__file__).with_name("templates") / "README.md"
+    legend = metadata.tokens.legend or {}
+    kind = "text" if "text" in legend else "image"
+    values = {
+        "name": folder.name, "dataset": metadata.dataset, "step": metadata.step,
+        "dtype": metadata.dtype, "opset": metadata.opset, "gptkit": metadata.gptkit,
+        "block_size": metadata.block_size, "vocab_size": metadata.vocab_size,
+        "start": metadata.tokens.starts[0], "temperature": metadata.tokens.temperature,
+        "count": (metadata.tokens.length or 201) - 1, "kind": kind,
+    }  # fmt: skip
+    text = Template(template.read_text(encoding="utf-8")).substitute(values)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + os.linesep, encoding="utf-8")
