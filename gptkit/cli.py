@@ -206,6 +206,15 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
     typer.echo(f"{recipe}: ok", err=True)
 
 
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Show versions and devices, and run a model on each onnxruntime provider."""
+    from gptkit import doctor
+    from gptkit.show import doctor as show
+
+    show.findings(doctor.examine(), as_json=json)
+
+
 @plugins_app.command("list")
 def plugins_list(json: JsonOption = False) -> None:
     """List the installed plugins; imports none of them."""

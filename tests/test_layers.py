@@ -27,6 +27,7 @@ FLOORS = [
     {"trainer", "generate"},
     {"trained"},
     {"run", "onnx", "measure"},
+    {"doctor"},
     {"show"},
     {"cli"},
     {"__main__"},
