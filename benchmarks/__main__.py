@@ -15,6 +15,7 @@ BENCHMARKS = {
     "step": "benchmarks.step",
     "memory": "benchmarks.memory",
     "sample": "benchmarks.sample",
+    "onnx": "benchmarks.onnx",
 }
 """Module by name; each has `measure(quick) -> report.Result`. They run in this order."""
 

@@ -32,11 +32,12 @@ class DecodeSession:
     Args:
         folder: of the kit.
         device: "cpu", "cuda", "cuda:N" or "auto".
+        threads: of the CPU; None takes one per core.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
-        self.reader = open_session(folder / READER, device)
-        self.drawer = open_session(folder / DRAWER, device, enable_cuda_graph="1")
+    def __init__(self, folder: Path, device: str, *, threads: int | None = None) -> None:
+        self.reader = open_session(folder / READER, device, threads=threads)
+        self.drawer = open_session(folder / DRAWER, device, threads=threads, enable_cuda_graph="1")
         caches = [x for x in self.drawer.get_inputs() if x.name.startswith("past_key_values.")]
         self.cache_names = [cache.name for cache in caches]
         _, self.n_kv_head, self.block_size, self.head_size = caches[0].shape

@@ -21,14 +21,14 @@ FATAL_ONLY = 4
 
 
 def open_session(
-    graph: Path | bytes, device: str, *, options: ort.SessionOptions | None = None, **cuda: str
+    graph: Path | bytes, device: str, *, threads: int | None = None, **cuda: str
 ) -> ort.InferenceSession:
     """A session on a device.
 
     Args:
         graph: the file, or its bytes.
         device: "cpu", "cuda", "cuda:N" or "auto", which takes a GPU if there is one.
-        options: of the session.
+        threads: of the CPU; None takes one per core.
         cuda: options of the CUDA provider.
 
     Raises:
@@ -36,7 +36,8 @@ def open_session(
         ModelFileError: onnxruntime cannot load the graph.
     """
     number = _cuda_number(device)
-    options = options or ort.SessionOptions()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     options.log_severity_level = FATAL_ONLY
     providers: list[Any] = [CPU]
     if number is not None:
