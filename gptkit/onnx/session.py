@@ -19,6 +19,7 @@ from gptkit.codec import Codec
 from gptkit.drawing import Drawing, Request
 from gptkit.errors import UsageError
 from gptkit.onnx import metadata
+from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
 from gptkit.onnx.metadata import Metadata
 from gptkit.onnx.providers import open_session, provider
 from gptkit.sampler import Ints, Sampling
@@ -38,7 +39,8 @@ def open_model(path: Path, *, device: str = "auto") -> "OnnxModel":
         ModelFileError: it is missing, damaged, from another program or of a newer gptkit.
         UsageError: the device is not there.
     """
-    file = path / GENERATE if path.is_dir() else path
+    is_kit = path.is_dir()
+    file = path / GENERATE if is_kit else path
     if not file.is_file():
         raise UsageError(f"{file}: no such file", hint="gptkit export --onnx writes one")
     metadata.check_file(file)
@@ -49,7 +51,11 @@ def open_model(path: Path, *, device: str = "auto") -> "OnnxModel":
             f"{file}: holds the graph {described.graph}, which does not draw by itself",
             hint=f"name {GENERATE} beside it, or the folder",
         )
-    return OnnxModel(file, session, described)
+    if not is_kit:
+        return OnnxModel(file, session, described)
+    for name in (READER, DRAWER):
+        metadata.check_file(path / name)
+    return OnnxModel(file, session, described, DecodeSession(path, device))
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class OnnxModel:
     path: Path
     session: ort.InferenceSession
     metadata: Metadata
+    steps: DecodeSession | None = None
+    """A kit's graphs, which draw token by token."""
 
     @cached_property
     def codec(self) -> Codec:
@@ -99,8 +107,13 @@ class OnnxModel:
         else:
             starts = [known.starts[i % len(known.starts)] for i in range(request.samples)]
         count = request.count(starts[0], known.length)
-        first = FIRST_RUN if watched else count
-        return Drawing(request.prompt, starts, self._stream(starts, count, sampling, first))
+        prompts = np.array(starts, dtype=np.int64)
+        if self.steps:
+            parts = self.steps.stream(prompts, count, sampling, burst=1 if watched else count)
+        else:
+            parts = self._runs(prompts, count, sampling, FIRST_RUN if watched else count)
+        tokens = (row for part in parts for row in part.T.tolist())
+        return Drawing(request.prompt, starts, tokens)
 
     def generate(
         self, prompt: Ints, count: int, sampling: Sampling, *, draw: int = 0, stop_token: int = -1
@@ -126,14 +139,13 @@ class OnnxModel:
         tokens: Ints = binding.copy_outputs_to_cpu()[0]
         return tokens
 
-    def _stream(
-        self, starts: list[list[int]], count: int, sampling: Sampling, first: int
-    ) -> Iterator[list[int]]:
-        context = np.array(starts, dtype=np.int64)[:, -self.metadata.block_size :]
+    def _runs(self, prompts: Ints, count: int, sampling: Sampling, first: int) -> Iterator[Ints]:
+        """Draw in runs, the first of so many tokens, each after it longer; int64 (B, n)."""
+        context = prompts[:, -self.metadata.block_size :]
         drawn, size = 0, first
         while drawn < count:
             new = self.generate(context, min(size, count - drawn), sampling, draw=drawn)
-            yield from new.T.tolist()
+            yield new
             context = next_context(context, new, self.metadata.block_size)
             drawn, size = drawn + new.shape[1], size * GROWTH
 
