@@ -188,10 +188,11 @@ def export(
     from gptkit.onnx import export as exporting
     from gptkit.show import exports
 
-    exported = exporting.export(
-        run_folder, onnx=to_onnx, out=out, web=web, which=checkpoint, dtype=dtype, opset=opset,
-        device=device,
-    )  # fmt: skip
+    with exports.working():
+        exported = exporting.export(
+            run_folder, onnx=to_onnx, out=out, web=web, which=checkpoint, dtype=dtype,
+            opset=opset, device=device,
+        )  # fmt: skip
     exports.proof(exported.checks)
     typer.echo(exported.path)
 

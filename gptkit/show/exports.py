@@ -1,11 +1,17 @@
 """The proof of an export."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.table import Table
 
 from gptkit.onnx.metadata import Check
+
+
+def working() -> AbstractContextManager[object]:
+    """Say on a terminal what takes a while."""
+    return Console(stderr=True).status("writing the graphs and comparing them with the checkpoint")
 
 
 def proof(checks: Sequence[Check]) -> None:
