@@ -23,6 +23,20 @@ class Context:
     length = 0
     """Tokens that came before this call."""
 
+    def positions(self, tokens: int) -> slice | Tensor:
+        """Where the tokens of this call stand, as an index into tables of block_size rows."""
+        return slice(self.length, self.length + tokens)
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """What queries (B, nh, T, hs) may see of keys (B, nkv, S, hs), bool (T, S).
+
+        None where a single token sees all, or where no past makes the mask merely causal.
+        """
+        T, S = q.size(2), k.size(2)
+        if T in (1, S):
+            return None
+        return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens so far, each (B, nkv, length + T, hs)."""
         return k, v
@@ -42,13 +56,19 @@ class KVCache(Context):
 
     def __init__(self, config: GPTConfig, batch_size: int, *, like: Tensor) -> None:
         shape = (config.n_layer, 2, batch_size, config.kv_heads, config.block_size)
-        self._cache = like.new_empty(*shape, config.head_size)
+        self._cache = like.new_zeros(*shape, config.head_size)
+        self.block_size = config.block_size
         self.length = 0
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's buffers of keys and values, each (B, nkv, block_size, hs)."""
+        keys, values = self._cache[layer]
+        return keys, values
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this call's keys and values; return all so far."""
         stop = self.length + k.size(2)
-        keys, values = self._cache[layer]
+        keys, values = self.layer(layer)
         keys[:, :, self.length : stop] = k
         values[:, :, self.length : stop] = v
         return keys[:, :, :stop], values[:, :, :stop]
@@ -62,6 +82,34 @@ class KVCache(Context):
         self.length = 0
 
 
+class FixedCache(Context):
+    """A `KVCache` seen as buffers that never change their shape, for one token at a time.
+
+    Nothing here depends on a number that the host knows, so a CUDA graph can repeat it.
+
+    Args:
+        cache: holds keys and values, also those of earlier calls.
+        position: int64 (1,), where the token stands; whoever calls moves it on.
+    """
+
+    def __init__(self, cache: KVCache, position: Tensor) -> None:
+        self.cache, self.position = cache, position
+        self.places = torch.arange(cache.block_size, device=position.device)
+
+    def positions(self, tokens: int) -> Tensor:
+        """The one position."""
+        return self.position
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor:
+        """The buffer up to the token itself."""
+        return (self.places <= self.position)[None]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the token's keys and values; return the whole buffers."""
+        keys, values = self.cache.layer(layer)
+        return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
+
+
 NO_PAST = Context()
 
 
@@ -72,11 +120,11 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
-        """Add positions start, start + 1, ... to x (B, T, C)."""
-        return x + self.wpe.weight[start : start + x.size(1)]
+    def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        """Add the vectors of T positions to x (B, T, C)."""
+        return x + self.wpe.weight[positions]
 
-    def rotate(self, x: Tensor, start: int) -> Tensor:
+    def rotate(self, x: Tensor, positions: slice | Tensor) -> Tensor:
         """Leave queries and keys as they are."""
         return x
 
@@ -95,14 +143,13 @@ class RotaryPosition(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hs/2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
+    def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
         """Leave the embedding as it is."""
         return x
 
-    def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Rotate x (B, nh, T, hs) by the angles of positions start, start + 1, ..."""
-        cos = self.cos[start : start + x.size(2)].to(x.dtype)
-        sin = self.sin[start : start + x.size(2)].to(x.dtype)
+    def rotate(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        """Rotate x (B, nh, T, hs) by the angles of T positions."""
+        cos, sin = self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype)
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -129,15 +176,17 @@ class Attention(nn.Module):
             part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for part in self.qkv(x).split(self.sizes, dim=-1)
         )
-        q = self.rotate(self.qk_norm(q), context.length)
-        k = self.rotate(self.qk_norm(k), context.length)
+        positions = context.positions(x.size(1))
+        q = self.rotate(self.qk_norm(q), positions)
+        k = self.rotate(self.qk_norm(k), positions)
         k, v = context.extend(self.layer, k, v)
+        mask = context.mask(q, k)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=_mask(q, k),
-            is_causal=q.size(2) == k.size(2),
+            attn_mask=mask,
+            is_causal=mask is None and q.size(2) == k.size(2),
             dropout_p=self.dropout * self.training,
             enable_gqa=self.grouped,
         )
@@ -228,11 +277,3 @@ class Block(nn.Module):
         """(B, T, C) to (B, T, C)."""
         x = x + self.drop(self.attn(self.ln_1(x), context))
         return x + self.drop(self.mlp(self.ln_2(x)))
-
-
-def _mask(q: Tensor, k: Tensor) -> Tensor | None:
-    """What several new tokens may see of a longer past; one token sees all, no past needs none."""
-    T, S = q.size(2), k.size(2)
-    if T in (1, S):
-        return None
-    return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)

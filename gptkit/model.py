@@ -48,7 +48,7 @@ class GPT(nn.Module):
 
     def features(self, x: Tensor, context: Context = NO_PAST) -> Tensor:
         """The residual stream after the last norm, (B, T) to (B, T, C)."""
-        h = self.drop(self.position.embed(self.wte(x), context.length))
+        h = self.drop(self.position.embed(self.wte(x), context.positions(x.size(1))))
         for block in self.h:
             h = block(h, context)
         context.advance(x.size(1))
@@ -59,7 +59,7 @@ class GPT(nn.Module):
 
         (B, T) to (n_layer + 1, B, C).
         """
-        h = self.drop(self.position.embed(self.wte(x), 0))
+        h = self.drop(self.position.embed(self.wte(x), NO_PAST.positions(x.size(1))))
         means = [h.mean(dim=1)]
         for block in self.h:
             h = block(h, NO_PAST)

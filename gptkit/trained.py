@@ -8,7 +8,7 @@ import torch
 
 from gptkit import checkpoint, folder, registry
 from gptkit.codec import Codec
-from gptkit.decoder import TorchDecoder, evaluating
+from gptkit.decoder import evaluating, make_decoder
 from gptkit.device import Placement, pick_device, place
 from gptkit.drawing import Drawing, Request
 from gptkit.errors import RunError
@@ -77,7 +77,7 @@ def sample(model: GPT, codec: Codec, request: Request, sampling: Sampling) -> Dr
     """
     starts = request.starts(codec)
     drawn = generate(
-        TorchDecoder(model, request.samples),
+        make_decoder(model, request.samples),
         starts,
         tokens=request.count(starts[0], codec.length),
         sampling=sampling,

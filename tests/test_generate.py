@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from gptkit.blocks import FixedCache, KVCache
 from gptkit.config import GPTConfig
-from gptkit.decoder import TorchDecoder, evaluating
+from gptkit.decoder import GraphDecoder, TorchDecoder, evaluating
 from gptkit.generate import generate
 from gptkit.model import GPT
 from gptkit.sampler import Sampling, choose, uniforms
@@ -141,6 +142,36 @@ def test_a_new_prompt_forgets_the_old_one() -> None:
     list(generate(decoder, [1, 2, 3], tokens=3, sampling=Sampling(seed=1)))
     again = generate(decoder, [4], tokens=12, sampling=Sampling(seed=1))
     assert [int(chosen[0]) for chosen in again] == draw(model, [4], tokens=12, seed=1)[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_a_step_of_fixed_shapes_gives_the_logits_of_a_growing_one(shape: dict[str, Any]) -> None:
+    model = make(**shape)
+    tokens = torch.randint(VOCAB, (3, 8))
+    growing, held = (KVCache(model.config, 3, like=model.wte.weight) for _ in range(2))
+    position = torch.zeros(1, dtype=torch.int64)
+    fixed = FixedCache(held, position)
+    for start, stop in ((0, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)):
+        expected = model.next_logits(tokens[:, start:stop], growing)
+        if stop - start > 1:
+            found = model.next_logits(tokens[:, start:stop], held)
+        else:  # the host tells it nothing but the contents of two buffers
+            position.fill_(start)
+            found = model.next_logits(tokens[:, start:stop], fixed)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_recorded_graph_draws_what_single_kernels_draw(shape: dict[str, Any]) -> None:
+    model = make(**shape).cuda()
+    sampling = Sampling(temperature=0)
+    drawn = [
+        [chosen.tolist() for chosen in generate(decoder, [1], tokens=30, sampling=sampling)]
+        for decoder in (TorchDecoder(model, 1), GraphDecoder(model, 1))
+    ]
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("training", [True, False])
