@@ -16,6 +16,7 @@ BENCHMARKS = {
     "memory": "benchmarks.memory",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
+    "gpu": "benchmarks.gpu",
 }
 """Module by name; each has `measure(quick) -> report.Result`. They run in this order."""
 
@@ -26,12 +27,19 @@ def main(arguments: Sequence[str]) -> None:
     """Run the named benchmarks, or all, one after the other."""
     options = _parse(arguments)
     out = options.out or (None if options.quick else RESULTS)
-    for name in options.names or BENCHMARKS:
+    for name in options.names or _all(quick=options.quick):
         print(f"{name} ...", file=sys.stderr, flush=True)
         section = _run(name, quick=options.quick)
         print(section)
         if out:
             report.update(out, name, section)
+
+
+def _all(*, quick: bool) -> list[str]:
+    """All that say something on this machine; quick ones only have to run."""
+    import torch
+
+    return [name for name in BENCHMARKS if name != "gpu" or quick or torch.cuda.is_available()]
 
 
 def _run(name: str, *, quick: bool) -> str:

@@ -1,0 +1,305 @@
+"""One GPU in one go: correctness first, then training, time to a loss, and sampling."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from benchmarks.report import Result, Table
+from benchmarks.timing import Spread
+from gptkit import registry
+from gptkit.config import PRESETS, GPTConfig, TrainOptions
+from gptkit.decoder import make_decoder
+from gptkit.device import place
+from gptkit.errors import GptkitError
+from gptkit.generate import generate
+from gptkit.model import GPT
+from gptkit.onnx.decode import decode_model
+from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
+from gptkit.onnx.loop import generate_model
+from gptkit.onnx.providers import open_session, provider
+from gptkit.onnx.session import GENERATE, feeds
+from gptkit.onnx.step import step_model
+from gptkit.onnx.weights import PRECISIONS
+from gptkit.plugin import Callback, Data, Split, TrainState
+from gptkit.sampler import Sampling
+from gptkit.trainer import Trainer
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
+"""Dense bfloat16 FLOP/s that the makers name (H100 and H200: the SXM form)."""
+TARGET = 1.4697
+"""nanoGPT's figure for its baby GPT, in nats per character."""
+CLOSE = 0.05
+"""How far the loss after a few steps on the device may be from the CPU's in float32."""
+LONGEST = 200.0
+"""Seconds that the time to a loss may take."""
+
+METHOD = """\
+{device}, torch {torch}. First a small model is trained for {steps} steps from one seed on the CPU
+in float32 and on the device as `auto` chooses; the losses are {losses}. Training: a GPT-2 of
+{parameters:,.0f} M parameters, {batch} x {block} random tokens an update, AdamW, the trainer as
+`gptkit train` runs it. MFU is 6 N + 12 L C T FLOPs a token over the dense bfloat16 peak that the
+maker names, or over a square matrix product measured here where none is known. Matrix product:
+{matmul:.1f} TFLOP/s. Sampling: 6L 6H 384, T 256, one sequence from one token; the limit is one pass
+over the weights for each token at {bandwidth:.0f} GB/s, as measured by copying."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work is done; small without a GPU, to see that all of it runs."""
+
+    model: dict[str, int]
+    vocab_size: int
+    block_size: int
+    batch_size: int
+    steps: int
+    warmup: int
+    tokens: int
+    matmul: int
+
+
+FULL = Scale(PRESETS["gpt2"], 50304, 1024, 32, 20, 8, 200, 8192)
+SMALL = Scale({"n_layer": 2, "n_head": 2, "n_embd": 32}, 65, 32, 4, 3, 1, 8, 256)
+
+
+class Noise(Split):
+    """Random tokens, as many as one asks for."""
+
+    def __init__(self, vocab_size: int, block_size: int) -> None:
+        self.vocab_size, self.stride = vocab_size, block_size
+
+    def __len__(self) -> int:
+        return 1 << 20
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(int(indices[0]))
+        shape = (len(indices), self.stride + 1)
+        rows = torch.randint(self.vocab_size, shape, generator=generator)
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def measure(quick: bool) -> Result:
+    """All of it; what needs a GPU runs in miniature on the CPU where there is none."""
+    cuda = torch.cuda.is_available()
+    scale = FULL if cuda and not quick else SMALL
+    device = torch.cuda.get_device_name() if cuda else "no GPU: everything in miniature on the CPU"
+    losses = check_device()
+    matmul, bandwidth = matrix_product(scale.matmul), copying(1 << (30 if cuda else 22))
+    rate = train_rate(scale)
+    peak = next((flops for name, flops in PEAKS.items() if name in device), matmul)
+    share = rate.median * _flops_per_token(scale) / peak
+    rows = [
+        ["training, tokens/s", rate.show(), f"{share:.1%} MFU of {peak / 1e12:,.1f} TFLOP/s"],
+        time_to_loss(quick or not cuda),
+        *sampling(scale, bandwidth),
+    ]
+    return Result(
+        title="training and sampling on one GPU",
+        table=Table(("what", "figure", "limit"), rows),
+        meaning=f"{device}: {rate.median:,.0f} tokens/s of training at {share:.1%} MFU.",
+        method=METHOD.format(
+            device=device, torch=torch.__version__, steps=20,
+            losses=" and ".join(f"{loss:.4f}" for loss in losses),
+            parameters=_parameters(scale) / 1e6, batch=scale.batch_size, block=scale.block_size,
+            matmul=matmul / 1e12, bandwidth=bandwidth / 1e9,
+        ).replace("\n", " "),
+    )  # fmt: skip
+
+
+def check_device() -> tuple[float, float]:
+    """Train a little on the CPU and on the device; both losses.
+
+    Raises:
+        RuntimeError: they are further apart than precision explains.
+    """
+    losses = []
+    for device, dtype in (("cpu", "float32"), ("auto", "auto")):
+        options = TrainOptions(
+            steps=20, batch_size=8, device=device, dtype=dtype, compile=False, eval_every=1000
+        )
+        trainer = _trainer(SMALL, options)
+        for _ in range(options.steps):
+            trainer.step()
+        losses.append(float(trainer.state.loss))
+    if abs(losses[0] - losses[1]) > CLOSE:
+        raise RuntimeError(f"the device trains differently: losses {losses}")
+    return losses[0], losses[1]
+
+
+def train_rate(scale: Scale) -> Spread:
+    """Tokens per second of `Trainer.step`, as the recipe's "auto" settings run it."""
+    options = TrainOptions(steps=10_000, batch_size=scale.batch_size, eval_every=10_000)
+    trainer = _trainer(scale, options)
+    for _ in range(scale.warmup):
+        trainer.step()
+    seconds = []
+    for _ in range(3):
+        _wait()
+        begin = perf_counter()
+        for _ in range(scale.steps):
+            trainer.step()
+        _wait()
+        seconds.append((perf_counter() - begin) / scale.steps)
+    return Spread(seconds).per(scale.batch_size * scale.block_size)
+
+
+def time_to_loss(quick: bool) -> list[str]:
+    """Seconds of nanoGPT's baby GPT to its validation loss, start-up and compiling included."""
+    name = f"baby GPT to a validation loss of {TARGET}"
+    text = Path(os.environ.get("GPTKIT_TEST_DATA", ".")) / "tinyshakespeare.txt"
+    overrides = [f"dataset.path={str(text)!r}"] if text.exists() else []
+    recipe = Path(__file__).parents[1] / "recipes" / "tinyshakespeare.toml"
+    try:
+        plugins = registry.build(registry.read_recipe(recipe, overrides))
+        data = plugins.dataset.load()
+    except GptkitError as error:
+        return [name, f"not measured: {error}", "-"]
+    shape = plugins.recipe.model.model_dump()
+    torch.manual_seed(plugins.recipe.seed)
+    model = GPT(GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size))
+    callbacks = {n: c for n, c in plugins.callbacks.items() if "(log" not in n}
+    options = plugins.recipe.train
+    if quick:
+        options = options.model_copy(update={"batch_size": 2, "eval_batches": 1, "eval_every": 1})
+    watch = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
+    trainer = Trainer(
+        model, data, options=options, placement=place(options), seed=plugins.recipe.seed,
+        callbacks={**callbacks, "stop": watch},
+    )  # fmt: skip
+    begin = perf_counter()
+    state = trainer.fit()
+    took = perf_counter() - begin
+    reached = state.val_loss is not None and state.val_loss <= TARGET
+    words = f"{took:.0f} s" if reached else f"not reached in {took:.0f} s"
+    return [name, f"{words}, {state.step} steps, then {state.val_loss:.4f}", "nanoGPT: 3 min, A100"]
+
+
+class StopBelow(Callback):
+    """End training at a loss, or after a while."""
+
+    loss: float
+    """Validation loss that is low enough, in nats."""
+    seconds: float
+    """Of training, at most."""
+    _begin: float = 0.0
+
+    def on_fit_start(self, state: TrainState) -> None:
+        """Start the clock."""
+        self._begin = perf_counter()
+
+    def on_eval_end(self, state: TrainState) -> None:
+        """Look at both."""
+        low = state.val_loss is not None and state.val_loss <= self.loss
+        state.stop = low or perf_counter() - self._begin > self.seconds
+
+
+def sampling(scale: Scale, bandwidth: float) -> Iterator[list[str]]:
+    """Tokens per second of one sequence in torch and in onnxruntime."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, vocab_size=65, block_size=256)).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = Sampling(temperature=0.8, seed=1)
+    limits = {name: bandwidth / (model.n_parameters() * size) for name, size in SIZES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        kits = {name: _write(model, Path(folder) / name, name) for name in SIZES}
+        runs: dict[str, tuple[str, Callable[[], Any]]] = {}
+        for name, kit in kits.items():
+            session = open_session(kit / GENERATE, device)
+            runs[f"{provider(session)}, generate.onnx, {name}"] = name, _looping(session, scale)
+            steps = DecodeSession(kit, device)
+            runs[f"{provider(steps.drawer)}, decode.onnx, {name}"] = name, _decoding(steps, scale)
+        decoder = make_decoder(model.to(device), 1)
+        runs["torch, float32"] = (
+            "float32",
+            lambda: list(generate(decoder, [0], tokens=scale.tokens, sampling=settings)),
+        )
+        for title, (name, run) in runs.items():
+            rate = Spread([_seconds(run) for _ in range(5)][1:]).per(scale.tokens)
+            yield [f"sampling, {title}, tokens/s", rate.show(), f"{limits[name]:,.0f}"]
+
+
+SIZES = {"float32": 4, "float16": 2}
+"""Bytes of a weight."""
+
+
+def matrix_product(size: int) -> float:
+    """FLOP/s of a square matrix product in the precision that training takes."""
+    placement = place(TrainOptions())
+    a = torch.randn(size, size, device=placement.device, dtype=placement.dtype)
+    best = min(_seconds(lambda: a @ a) for _ in range(10))
+    return float(2 * size**3 / best)
+
+
+def copying(size: int) -> float:
+    """Bytes per second that the device's memory reads and writes."""
+    a = torch.zeros(size, dtype=torch.uint8, device=place(TrainOptions()).device)
+    b = torch.empty_like(a)
+    return 2 * size / min(_seconds(lambda: b.copy_(a)) for _ in range(10))
+
+
+def _parameters(scale: Scale) -> int:
+    """Without the positions', which multiply nothing."""
+    config = _config(scale)
+    return GPT(config).n_parameters() - config.block_size * config.n_embd
+
+
+def _flops_per_token(scale: Scale) -> float:
+    """Of a training step (Chowdhery et al. 2022, appendix B)."""
+    config = _config(scale)
+    return 6 * _parameters(scale) + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def _config(scale: Scale) -> GPTConfig:
+    return GPTConfig(**scale.model, vocab_size=scale.vocab_size, block_size=scale.block_size)
+
+
+def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
+    noise = Noise(scale.vocab_size, scale.block_size)
+    torch.manual_seed(0)
+    codec: Any = None  # nobody samples
+    data = Data(noise, noise, codec, vocab_size=scale.vocab_size, block_size=scale.block_size)
+    return Trainer(GPT(_config(scale)), data, options=options, placement=place(options), seed=0)
+
+
+def _write(model: GPT, kit: Path, dtype: str) -> Path:
+    """The graphs, made for CUDA if there is a GPU."""
+    kit.mkdir()
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.weights().items()}
+    fused = dtype != "float32" or not torch.cuda.is_available()
+    options: dict[str, Any] = {"precision": PRECISIONS[dtype], "opset": 21}
+    ir.save(generate_model(model.config, tensors, **options), kit / GENERATE)
+    ir.save(step_model(model.config, tensors, **options), kit / READER)
+    ir.save(decode_model(model.config, tensors, fused=fused, **options), kit / DRAWER)
+    return kit
+
+
+def _looping(session: Any, scale: Scale) -> Callable[[], Any]:
+    inputs = feeds(np.zeros((1, 1), np.int64), scale.tokens, Sampling(temperature=0.8, seed=1))
+    return lambda: session.run(None, inputs)
+
+
+def _decoding(session: DecodeSession, scale: Scale) -> Callable[[], Any]:
+    prompts, settings = np.zeros((1, 1), np.int64), Sampling(temperature=0.8, seed=1)
+    return lambda: list(session.stream(prompts, scale.tokens, settings, burst=scale.tokens))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Of one call, the device's work included."""
+    _wait()
+    begin = perf_counter()
+    work()
+    _wait()
+    return perf_counter() - begin
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
