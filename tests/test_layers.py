@@ -23,7 +23,7 @@ FLOORS = [
         "registry", "data", "optimizer", "device", "parallel", "checkpoint", "sampler", "testing",
         "decoder",
     },
-    {"folder", "snapshot"},
+    {"folder", "snapshot", "finite"},
     {"trainer", "generate"},
     {"trained"},
     {"run", "onnx", "measure"},
