@@ -181,20 +181,21 @@ def join() -> Iterator[Ranks]:
         yield ranks
         return
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    server, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    store = PrefixStore(f"gptkit/{attempt}", server)  # the server outlives the ranks
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
         backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT
     )
     try:
         yield ranks
-    except (GptkitError, RuntimeError, KeyboardInterrupt) as error:
-        lost = _is_lost(error)
-        if isinstance(error, RuntimeError) and not lost:
-            raise  # a bug keeps its traceback
-        if _has_another_failed(store):
+    except BaseException as error:
+        lost, another_said_why = _is_lost(error), _has_another_failed(store)
+        if another_said_why and (lost or isinstance(error, GptkitError | KeyboardInterrupt)):
             raise PeerError(getattr(error, "exit_code", 1)) from None
         if lost:
             raise RunError(
@@ -231,7 +232,7 @@ def spread(
     return ddp
 
 
-def accumulating(module: nn.Module, parts: Iterable[T]) -> Iterator[T]:
+def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
     """Pass on the parts of a batch; DDP averages the gradients over the ranks at the last alone.
 
     FSDP2 does so at every part, since it would have to keep whole gradients otherwise.
@@ -307,9 +308,8 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _has_another_failed(store: Any) -> bool:
-    """Whether a rank was here before; the store belongs to torchrun and outlives the ranks."""
-    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    """Whether another rank was here before."""
     try:
-        return bool(store.add(f"gptkit/failed/{attempt}", 1) > 1)
+        return bool(store.add("failed", 1) > 1)
     except RuntimeError:
         return False  # torchrun is gone as well

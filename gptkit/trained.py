@@ -125,7 +125,7 @@ def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
     def preview(tokens: int, seed: int) -> bytes:
         sampling = Sampling(temperature=codec.temperature, seed=seed)
         whole = codec.length is not None
-        with evaluating(model):
+        with evaluating(model), torch.compiler.set_stance("force_eager"):  # lengths never repeat
             return sample(
                 model,
                 codec,
