@@ -195,7 +195,7 @@ def join() -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         lost, another_said_why = _is_lost(error), _has_another_failed(store)
-        if another_said_why and (lost or isinstance(error, GptkitError | KeyboardInterrupt)):
+        if another_said_why and (lost or isinstance(error, GptkitError)):
             raise PeerError(getattr(error, "exit_code", 1)) from None
         if lost:
             raise RunError(
