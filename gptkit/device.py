@@ -21,9 +21,14 @@ class Placement:
     compile: bool
     reasons: dict[str, str]
 
-    def autocast(self) -> torch.autocast:
-        """The context in which forward passes run."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, *, cache: bool = True) -> torch.autocast:
+        """The context in which forward passes run.
+
+        Args:
+            cache: keep weights in the lower precision for further passes in the same context.
+        """
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=cache)
 
     def put(self, tensor: Tensor) -> Tensor:
         """A batch on the device; the copy to a GPU runs beside what the host does next."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.errors import DivergedError
-from gptkit.parallel import whole
+from gptkit.sharding import whole
 
 
 @dataclass(frozen=True)

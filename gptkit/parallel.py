@@ -1,24 +1,23 @@
-"""Many processes that train one model, as torchrun starts them: ranks, DDP and FSDP2.
+"""The processes that train one model, as torchrun starts them, and what they tell one another.
 
-DDP (Li et al. 2020) keeps the whole model on every rank and averages gradients. FSDP2 (Zhao et al.
-2023) keeps 1/N of weights, gradients and moments on each and gathers a block when it is its turn.
-Without torchrun nothing distributed is imported.
+Without torchrun there is one, and nothing distributed is imported.
 """
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptkit.errors import GptkitError, PeerError, RunError, UsageError
-from gptkit.model import GPT
 from gptkit.plugin import IGNORE
 
 TIMEOUT = timedelta(minutes=30)
@@ -181,20 +180,16 @@ def join() -> Iterator[Ranks]:
         yield ranks
         return
     from torch import distributed
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
-    server, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-    store = PrefixStore(f"gptkit/{attempt}", server)  # the server outlives the ranks
+    store, board = _meet(ranks)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
         backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT
     )
     try:
-        yield ranks
+        yield replace(ranks, restarted=ranks.any(ranks.restarted))  # machines count for themselves
     except BaseException as error:
-        lost, another_said_why = _is_lost(error), _has_another_failed(store)
+        lost, another_said_why = _is_lost(error), _has_another_failed(board)
         if another_said_why and (lost or isinstance(error, GptkitError)):
             raise PeerError(getattr(error, "exit_code", 1)) from None
         if lost:
@@ -207,97 +202,6 @@ def join() -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-def spread(
-    model: GPT, ranks: Ranks, *, device: torch.device, shard: bool, compiled: bool
-) -> nn.Module:
-    """Put a model on this rank's device, or a part of it; what is called to train it.
-
-    That is the model itself on a single rank and with FSDP2, which changes its parameters into
-    DTensors, and otherwise DDP around it.
-    """
-    if ranks.size > 1 and device.type == "cuda":
-        torch.cuda.set_device(device)
-    if ranks.size > 1 and shard:
-        return _shard(model, device, compiled=compiled)
-    model.to(device)
-    if compiled:
-        model.compile()  # the call model(x, y) alone; everything else stays as it is
-    if ranks.size == 1:
-        return model
-    from torch.nn.parallel import DistributedDataParallel
-
-    devices = [device] if device.type == "cuda" else None
-    ddp = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    ddp.broadcast_buffers = False  # they are tables that never change
-    return ddp
-
-
-def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
-    """Pass on the parts of a batch; DDP averages the gradients over the ranks at the last alone.
-
-    FSDP2 does so at every part, since it would have to keep whole gradients otherwise.
-    """
-    if not hasattr(module, "no_sync"):
-        yield from parts
-        return
-    *others, last = parts
-    with module.no_sync():
-        yield from others
-    yield last
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together; any other as it is. Every rank has to take part."""
-    sharded: Any = tensor
-    return sharded.full_tensor() if hasattr(sharded, "full_tensor") else tensor
-
-
-def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """All tensors put together, sharded ones on the CPU; none where they are not to be kept."""
-    kept = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        if keep:
-            kept[name] = full if full is tensor else full.cpu()
-    return kept
-
-
-def scatter(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What `gather` gave, each tensor cut as the parameter that it belongs to.
-
-    Args:
-        tensors: whole ones, the same on every rank, as `<parameter>` or `<parameter>:<kind>`.
-        model: tells how the parameters are sharded, if they are.
-    """
-    parameters = dict(model.named_parameters())
-    return {key: _cut(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()}
-
-
-def _cut(tensor: Tensor, parameter: Any) -> Tensor:
-    if not hasattr(parameter, "full_tensor") or parameter.shape != tensor.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    where = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), *where, src_data_rank=None)
-
-
-def _shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:
-    from torch.distributed import get_world_size
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-    mesh = init_device_mesh(device.type, (get_world_size(),))
-    for block in model.h:
-        if compiled:
-            block.compile()
-        fully_shard(block, mesh=mesh)
-    # Cut again after every call, not only after a backward: an evaluation has none.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "next_logits")  # for samples
-    return model.to(device)  # the buffers
-
-
 def _is_lost(error: BaseException) -> bool:
     """Whether the connection to another rank broke: torch has no type of its own for gloo's."""
     from torch import distributed
@@ -307,9 +211,44 @@ def _is_lost(error: BaseException) -> bool:
     )
 
 
-def _has_another_failed(store: Any) -> bool:
+def _meet(ranks: Ranks) -> tuple[Any, Any]:
+    """A store that rank 0 holds for this start of the processes, and a board that outlives them.
+
+    The board is torchrun's store. It cannot serve for both, since after a restart it still says
+    where the dead processes were to be found; that is why an address in it is tried first.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    board, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    address = os.environ["MASTER_ADDR"]
+    if ranks.first:
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        board.set("gptkit/port", str(store.port))
+    else:
+        port = _open_port(address, lambda: int(board.get("gptkit/port")))
+        store = TCPStore(address, port, is_master=False, timeout=TIMEOUT)
+    return store, PrefixStore(f"gptkit/{store.port}", board)
+
+
+def _open_port(address: str, read: Callable[[], int]) -> int:
+    """The port that `read` gives, once somebody listens there."""
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while True:
+        try:
+            port = read()
+            socket.create_connection((address, port), timeout=5).close()
+            return port
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def _has_another_failed(board: Any) -> bool:
     """Whether another rank was here before."""
     try:
-        return bool(store.add("failed", 1) > 1)
+        return bool(board.add("failed", 1) > 1)
     except RuntimeError:
         return False  # torchrun is gone as well

@@ -11,8 +11,8 @@ from gptkit import optimizer
 from gptkit.checkpoint import State, Tensors
 from gptkit.errors import CheckpointError, PluginError
 from gptkit.model import GPT
-from gptkit.parallel import gather, scatter
 from gptkit.plugin import Callback, TrainState
+from gptkit.sharding import gather, scatter
 
 
 def take(

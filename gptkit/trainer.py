@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gptkit import checkpoint, optimizer, parallel, snapshot
+from gptkit import checkpoint, optimizer, sharding, snapshot
 from gptkit.config import TrainOptions
 from gptkit.data import batch_indices, walk
 from gptkit.decoder import evaluating
@@ -75,7 +75,7 @@ class Trainer:
         self.seed, self.callbacks, self.record = seed, dict(callbacks or {}), record
         self.part = ranks.rows(options.batch_size)
         model.recompute = options.recompute
-        self.module = parallel.spread(
+        self.module = sharding.spread(
             model, ranks, device=placement.device, shard=options.shard, compiled=placement.compile
         )
         """What is called to train: the model, or DDP around it."""
@@ -126,7 +126,7 @@ class Trainer:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.loss = torch.zeros((), device=self.placement.device)
         self.ranks.reseed(self.seed, self.state.step)
-        for x, y, share in parallel.accumulating(self.module, self.micro_batches()):
+        for x, y, share in sharding.accumulating(self.module, self.micro_batches()):
             self.backward(self.loss(x, y) * share)
         self.check_finite()
         self.emit("on_backward_end")
@@ -160,7 +160,7 @@ class Trainer:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch in the run's precision."""
-        with self.placement.autocast():
+        with self.placement.autocast(cache=False):  # of a sharded model it would hold every weight
             loss: Tensor = self.module(x, y)
         return loss
 
@@ -177,7 +177,7 @@ class Trainer:
         """
         state, ranks = self.state, self.ranks
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        state.grad_norm = parallel.whole(nn.utils.get_total_norm(gradients))
+        state.grad_norm = sharding.whole(nn.utils.get_total_norm(gradients))
         state.loss = ranks.mean(state.loss)
         self.watch.look(state.step + 1, state.loss, state.grad_norm)
 
