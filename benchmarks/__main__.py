@@ -13,6 +13,7 @@ from benchmarks.timing import Bystanders
 BENCHMARKS = {
     "start": "benchmarks.start",
     "step": "benchmarks.step",
+    "step_memory": "benchmarks.step_memory",
     "memory": "benchmarks.memory",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",

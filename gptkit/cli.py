@@ -1,5 +1,6 @@
 """The command line: a command parses, calls one function and prints. Heavy imports are inside."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,7 +77,7 @@ def train(
     """Train a recipe from the start into a new run folder; prints the folder."""
     from gptkit import run
 
-    typer.echo(run.train(recipe, overrides, out=out, report=_report).path)
+    _print_folder(run.train(recipe, overrides, out=out, report=_report).path)
 
 
 @app.command()
@@ -84,7 +85,7 @@ def resume(run_folder: RunArgument = None) -> None:
     """Continue a run from its newest checkpoint, exactly; prints the folder."""
     from gptkit import run
 
-    typer.echo(run.resume(run_folder, report=_report).path)
+    _print_folder(run.resume(run_folder, report=_report).path)
 
 
 @app.command()
@@ -293,6 +294,11 @@ def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
     from gptkit import trained
 
     return trained.open_trained(path, which=checkpoint, device=device)
+
+
+def _print_folder(path: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes only the first one prints
+        typer.echo(path)
 
 
 def _report(line: str) -> None:

@@ -134,9 +134,16 @@ class TrainOptions(Options):
     steps: PositiveInt = 1000
     """Updates of the weights."""
     batch_size: PositiveInt = 32
-    """Sequences per update, over all micro-batches."""
+    """Sequences per update, over all micro-batches and processes."""
     micro_batch_size: PositiveInt | None = None
-    """Sequences per forward pass; gradients accumulate up to batch_size. Unset: batch_size."""
+    """Sequences per forward pass; gradients accumulate up to a process's part of batch_size. Unset:
+    that part at once."""
+    recompute: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: less memory
+    for about a third more computation (Chen et al. 2016)."""
+    shard: bool = False
+    """Over several processes, keep a part of weights, gradients and moments on each (FSDP2) instead
+    of all on every one (DDP)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
     learning_rate: PositiveFloat = 1e-3
@@ -168,6 +175,10 @@ class TrainOptions(Options):
             raise ValueError(
                 f"batch_size {self.batch_size} should be a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
+            )
+        if self.shard and self.optimizer == "muon":
+            raise ValueError(
+                'optimizer "muon" works on whole matrices: not with shard; "adamw" does'
             )
         if max(self.betas) >= 1:
             raise ValueError(f"betas should be below 1, got {list(self.betas)}")

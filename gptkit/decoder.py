@@ -22,7 +22,12 @@ class TorchDecoder:
     def __init__(self, model: GPT, batch_size: int) -> None:
         self.model = model
         self.block_size = model.config.block_size
-        self._cache = KVCache(model.config, batch_size, like=model.wte.weight)
+        weight = model.wte.weight
+        like = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        self._cache = KVCache(model.config, batch_size, like=like)
+        # FSDP2 keeps for training what it gathers, and training can use no inference tensors.
+        sharded = hasattr(weight, "full_tensor")
+        self._mode = torch.no_grad if sharded else torch.inference_mode
 
     @property
     def length(self) -> int:
@@ -34,11 +39,13 @@ class TorchDecoder:
         self._cache.reset()
         return self.step(tokens)
 
-    @torch.inference_mode()
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab)."""
         x = torch.from_numpy(tokens).to(self.model.wte.weight.device)
-        logits: NDArray[np.float32] = self.model.next_logits(x, self._cache).float().cpu().numpy()
+        with self._mode():
+            logits: NDArray[np.float32] = (
+                self.model.next_logits(x, self._cache).float().cpu().numpy()
+            )
         return logits
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from gptkit.config import TrainOptions
 from gptkit.errors import UsageError
@@ -20,18 +21,36 @@ class Placement:
     compile: bool
     reasons: dict[str, str]
 
-    def autocast(self) -> torch.autocast:
-        """The context in which forward passes run."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, *, cache: bool = True) -> torch.autocast:
+        """The context in which forward passes run.
+
+        Args:
+            cache: keep weights in the lower precision for further passes in the same context.
+        """
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=cache)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A batch on the device; the copy to a GPU runs beside what the host does next."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
 
-def place(options: TrainOptions) -> Placement:
+def place(options: TrainOptions, *, local_rank: int | None = None) -> Placement:
     """Resolve every "auto" of the training options on this machine.
 
+    Args:
+        options: the recipe's.
+        local_rank: which of this machine's processes this is; None where it trains alone.
+
     Raises:
-        UsageError: a device was asked for that is not there.
+        UsageError: a device was asked for that is not there, or not for every process.
     """
-    device, why_device = pick_device(options.device)
+    if local_rank is None:
+        device, why_device = pick_device(options.device)
+    else:
+        device, why_device = _pick_own(options.device, local_rank)
     dtype, why_dtype = _pick_dtype(options.dtype, device)
     compiled, why_compile = _pick_compile(options.compile, device)
     reasons = {"device": why_device, "dtype": why_dtype, "compile": why_compile}
@@ -64,6 +83,23 @@ def pick_device(name: str) -> tuple[torch.device, str]:
     if missing:
         raise UsageError(f'device "{name}" is not available: {missing}', hint='use device "auto"')
     return device, "asked for"
+
+
+def _pick_own(name: str, local_rank: int) -> tuple[torch.device, str]:
+    """One of several processes' own device: a GPU each, or the CPU for all."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu"), "asked for" if name == "cpu" else "no CUDA GPU found"
+    if name not in ("auto", "cuda"):
+        raise UsageError(
+            f'device "{name}" is not one that several processes can train on',
+            hint='"auto" or "cuda" gives a GPU to each, "cpu" serves them all',
+        )
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise UsageError(
+            f"process {local_rank + 1} of this machine has no GPU: {_what_cuda()}",
+            hint=f"torchrun --nproc-per-node {max(count, 1)}, or --set train.device=cpu",
+        )
+    return torch.device("cuda", local_rank), f"one of {count} GPUs found, one for each process"
 
 
 def _what_cuda() -> str:

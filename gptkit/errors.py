@@ -68,8 +68,20 @@ class RunError(GptkitError):
     """A run folder cannot be used: missing, taken by another process or already there."""
 
 
+class PeerError(GptkitError):
+    """Another process of the same run has failed and said why; this one ends without a word.
+
+    Args:
+        exit_code: what this process ends with.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 class DivergedError(GptkitError):
-    """The loss or a gradient became infinite or NaN; the weights were not touched by it."""
+    """The loss, a gradient or a weight became infinite or NaN; nothing was written of it."""
 
     exit_code = 3
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptkit.blocks import MLP, NO_PAST, NORMS, POSITIONS, Attention, Block, Context
 from gptkit.config import GPTConfig
@@ -21,6 +22,8 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether training keeps only what enters each block and computes the rest again."""
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = POSITIONS[config.position](config)
         self.drop = nn.Dropout(config.dropout)
@@ -50,7 +53,7 @@ class GPT(nn.Module):
         """The residual stream after the last norm, (B, T) to (B, T, C)."""
         h = self.drop(self.position.embed(self.wte(x), context.positions(x.size(1))))
         for block in self.h:
-            h = block(h, context)
+            h = self._run(block, h, context)
         context.advance(x.size(1))
         return self.ln_f(h)
 
@@ -96,6 +99,12 @@ class GPT(nn.Module):
     def n_parameters(self) -> int:
         """Number of parameters, a tied head counted once."""
         return sum(p.numel() for p in self.parameters())
+
+    def _run(self, block: nn.Module, h: Tensor, context: Context) -> Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(h, context)
+        keeps_state = self.config.dropout > 0
+        return checkpoint(block, h, context, use_reentrant=False, preserve_rng_state=keeps_state)
 
     def _init(self, module: nn.Module) -> None:
         """GPT-2's: normal with std 0.02; what feeds the residual stream divided by its length."""

@@ -178,7 +178,8 @@ class TrainState:
     """What callbacks see of a training run, and the few things they may change."""
 
     model: nn.Module
-    """The plain model, neither compiled nor sharded."""
+    """The model itself, without what compiles it or connects it with other processes; under
+    `shard = true` its parameters are DTensors."""
     optimizer: torch.optim.Optimizer
     """Its groups carry `initial_lr`; a schedule sets `group["lr"]`."""
     codec: Codec
@@ -188,19 +189,25 @@ class TrainState:
     tokens_per_step: int
     """Target tokens per update, masked ones included."""
     run_dir: Path | None = None
-    """The run folder; None where nothing is written."""
+    """The run folder; None where nothing is written, and on every rank but 0."""
+    rank: int = 0
+    """This process's number among those that train together; only 0 prints and writes."""
     step: int = 0
     """Updates done."""
     loss: Tensor = field(default_factory=lambda: torch.tensor(float("nan")))
     """Training loss of the latest batch, on the device: reading its value waits for the device."""
     val_loss: float | None = None
     """Loss of the latest evaluation, in nats per token."""
+    grad_norm: Tensor | None = None
+    """L2 norm of all gradients as backward left them, on the device. Whoever changes the gradients
+    sets it anew, or to None: not known."""
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
     """The latest values that callbacks recorded, by name, for loggers to pick up."""
     stop: bool = False
-    """Set by a callback to end training after this step."""
+    """Set by a callback, on any rank, to end training after this step."""
     sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
-    """`sample(tokens, seed)` draws from the current weights, in the codec's format."""
+    """`sample(tokens, seed)` draws from the current weights, in the codec's format. It is called on
+    every rank or on none: under `shard = true` each holds a part of the weights."""
 
     @property
     def tokens(self) -> int:

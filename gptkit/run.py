@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from gptkit import __version__, checkpoint, folder, registry
+from gptkit import __version__, checkpoint, folder, parallel, registry
 from gptkit.config import GPTConfig
 from gptkit.device import Placement, place
 from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
 from gptkit.folder import RunFolder
 from gptkit.model import GPT
+from gptkit.parallel import Ranks
 from gptkit.plugin import Data
 from gptkit.recipe import Recipe
 from gptkit.registry import Plugins
@@ -43,17 +44,23 @@ def train(
         GptkitError: what went wrong, in the user's words.
         StoppedError: a signal ended it, after a checkpoint.
     """
-    plugins = registry.build(registry.read_recipe(recipe_path, overrides))
-    if out:
-        folder.check_unused(out)  # before the data, which may take long
-    placement = place(plugins.recipe.train)
-    data = plugins.dataset.load()
-    with folder.claim(out, recipe_path) as run:
-        trainer = _trainer(run, plugins, data, placement)
-        folder.write_json(run.environment, _environment(plugins, data, placement))
-        folder.write_text(run.recipe, plugins.recipe.to_toml())
-        report(_summary(trainer, run))
-        _fit(trainer, run)
+    with parallel.join() as ranks:
+        report = _on_rank_0(report, ranks)
+        if begun := _begun_by_this_job(ranks, out):
+            return _go_on(begun, ranks, report=report)
+        plugins = registry.build(registry.read_recipe(recipe_path, overrides))
+        ranks.rows(plugins.recipe.train.batch_size)
+        if out and ranks.first:
+            folder.check_unused(out)  # before the data, which may take long
+        placement = place(plugins.recipe.train, local_rank=ranks.local_rank)
+        data = ranks.in_turn(plugins.dataset.load)
+        with _claim(out, recipe_path, ranks) as run:
+            trainer = _trainer(run, plugins, data, placement, ranks)
+            if ranks.first:
+                folder.write_json(run.environment, _environment(plugins, data, placement, ranks))
+                folder.write_text(run.recipe, plugins.recipe.to_toml())
+            report(_summary(trainer, run))
+            _fit(trainer, run)
     return run
 
 
@@ -64,25 +71,61 @@ def resume(path: Path | None, *, report: Report) -> RunFolder:
         GptkitError: what went wrong, in the user's words.
         StoppedError: a signal ended it, after a checkpoint.
     """
-    run = folder.open_run(path)
-    with run.lock():
-        checkpoint.sweep(run.checkpoints)
-        state, files = _newest_intact(run, report)
+    with parallel.join() as ranks:
+        found = str(folder.open_run(path).path) if ranks.first else ""
+        run = RunFolder(Path(ranks.tell(found)))
+        if ranks.first:
+            run.step_folder("last")  # raises where there is none
+        return _go_on(run, ranks, report=_on_rank_0(report, ranks))
+
+
+def _go_on(run: RunFolder, ranks: Ranks, *, report: Report) -> RunFolder:
+    """Continue a run; from its start where it has no checkpoint yet."""
+    with run.lock() if ranks.first else nullcontext():
+        saved = _saved(run, ranks, report)
         plugins = registry.build(registry.read_recipe(run.recipe))
-        if state.step >= plugins.recipe.train.steps:
-            report(f"{run.path}: complete at step {state.step}")
+        step = saved[0].step if saved else 0
+        if step >= plugins.recipe.train.steps:
+            report(f"{run.path}: complete at step {step}")
             return run
-        placement = place(plugins.recipe.train)
-        data = plugins.dataset.load()
+        placement = place(plugins.recipe.train, local_rank=ranks.local_rank)
+        data = ranks.in_turn(plugins.dataset.load)
         check_same_data(run, data)
-        trainer = _trainer(run, plugins, data, placement)
-        trainer.load(state, files)
-        report(f"{_summary(trainer, run)}, from step {state.step}")
+        trainer = _trainer(run, plugins, data, placement, ranks)
+        if saved:
+            trainer.load(*saved)
+        report(f"{_summary(trainer, run)}, from step {step}")
         _fit(trainer, run)
     return run
 
 
-def _trainer(run: RunFolder, plugins: Plugins, data: Data, placement: Placement) -> Trainer:
+def _begun_by_this_job(ranks: Ranks, out: Path | None) -> RunFolder | None:
+    """The run that this call of torchrun began before it started its processes again."""
+    if not ranks.restarted:
+        return None
+    found = ""
+    if ranks.first:
+        runs = [RunFolder(out)] if out else reversed(folder.list_runs())
+        of_job = (str(run.path) for run in runs if run.read_environment().get("job") == ranks.job)
+        found = next(of_job, "")
+    begun = ranks.tell(found)
+    return RunFolder(Path(begun)) if begun else None
+
+
+@contextmanager
+def _claim(out: Path | None, recipe_path: Path, ranks: Ranks) -> Iterator[RunFolder]:
+    """A new run folder, which the first rank makes and holds."""
+    if ranks.first:
+        with folder.claim(out, recipe_path) as run:
+            ranks.tell(str(run.path))
+            yield run
+    else:
+        yield RunFolder(Path(ranks.tell()))
+
+
+def _trainer(
+    run: RunFolder, plugins: Plugins, data: Data, placement: Placement, ranks: Ranks
+) -> Trainer:
     entry = registry.codec_entry(data.codec)
     model = _new_model(plugins.recipe, data)
     record = checkpoint.Record(
@@ -102,6 +145,7 @@ def _trainer(run: RunFolder, plugins: Plugins, data: Data, placement: Placement)
         options=plugins.recipe.train,
         placement=placement,
         seed=plugins.recipe.seed,
+        ranks=ranks,
         callbacks=plugins.callbacks,
         run_dir=run.path,
         record=record,
@@ -117,23 +161,31 @@ def _new_model(recipe: Recipe, data: Data) -> GPT:
 
 
 def _fit(trainer: Trainer, run: RunFolder) -> None:
+    ranks = trainer.ranks
     with _stopping_on_signals(trainer) as received:
         trainer.fit()
-    if received and trainer.state.step < trainer.state.steps:
+        signum = int(ranks.most(received[0] if received else 0))
+    if signum and trainer.state.step < trainer.state.steps:
+        name = signal.Signals(signum).name
         raise StoppedError(
-            f"stopped by {received[0].name} at step {trainer.state.step}, checkpoint saved",
+            f"stopped by {name} at step {trainer.state.step}, checkpoint saved",
             hint=f"gptkit resume {folder.quote(run.path)}",
-            signum=received[0],
+            signum=signum,
         )
 
 
 @contextmanager
 def _stopping_on_signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
-    """The first SIGINT or SIGTERM ends training after the step; the second ends it at once."""
+    """The first SIGINT or SIGTERM ends training after the step; the second ends it at once.
+
+    Under torchrun a second one changes nothing: it is the first, which torchrun passes on.
+    """
     received: list[signal.Signals] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if received:
+            if trainer.ranks.job:
+                return
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
             os._exit(128 + signum)
@@ -152,10 +204,24 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
             signal.signal(signum, handler)
 
 
+def _saved(
+    run: RunFolder, ranks: Ranks, report: Report
+) -> tuple[checkpoint.State, dict[str, checkpoint.Tensors]] | None:
+    """The checkpoint that the first rank finds to be the newest intact one, read by every rank."""
+    found = None
+    if ranks.first:
+        checkpoint.sweep(run.checkpoints)
+        if checkpoint.step_folders(run.checkpoints):
+            found = _newest_intact(run, report)
+    step = int(ranks.most(found[0].step if found else -1))
+    if ranks.first or step < 0:
+        return found
+    return checkpoint.load(run.step_folder(str(step)))
+
+
 def _newest_intact(
     run: RunFolder, report: Report
 ) -> tuple[checkpoint.State, dict[str, checkpoint.Tensors]]:
-    run.step_folder("last")  # raises where there is none at all
     for step_folder in reversed(checkpoint.step_folders(run.checkpoints)):
         try:
             return checkpoint.load(step_folder)
@@ -172,15 +238,26 @@ def _newest_intact(
 def _summary(trainer: Trainer, run: RunFolder) -> str:
     millions = trainer.model.n_parameters() / 1e6
     dtype = str(trainer.placement.dtype).removeprefix("torch.")
-    return f"{run.path}: {millions:.2f} M parameters on {trainer.placement.device} in {dtype}"
+    device, ranks = str(trainer.placement.device), trainer.ranks
+    if ranks.size > 1:
+        device = f"{ranks.size} x {trainer.placement.device.type}"
+    return f"{run.path}: {millions:.2f} M parameters on {device} in {dtype}"
 
 
-def _environment(plugins: Plugins, data: Data, placement: Placement) -> dict[str, Any]:
+def _on_rank_0(report: Report, ranks: Ranks) -> Report:
+    return report if ranks.first else lambda line: None
+
+
+def _environment(
+    plugins: Plugins, data: Data, placement: Placement, ranks: Ranks
+) -> dict[str, Any]:
     packages = ("gptkit", "torch", "numpy", "pydantic", "safetensors")
     return {
         "argv": sys.argv,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "platform": platform.platform(),
+        "processes": ranks.size,
+        "job": ranks.job,
         "threads": torch.get_num_threads(),
         "device": str(placement.device),
         "dtype": str(placement.dtype).removeprefix("torch."),

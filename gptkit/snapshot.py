@@ -12,12 +12,15 @@ from gptkit.checkpoint import State, Tensors
 from gptkit.errors import CheckpointError, PluginError
 from gptkit.model import GPT
 from gptkit.plugin import Callback, TrainState
+from gptkit.sharding import gather, scatter
 
 
 def take(
     state: TrainState, model: GPT, callbacks: Mapping[str, Callback]
 ) -> tuple[dict[str, Any], dict[str, Tensors]]:
-    """Values for `checkpoint.State` and tensors by file name, for `checkpoint.save`.
+    """Values for `checkpoint.State` and tensors by file name, for `checkpoint.save` on rank 0.
+
+    Under `shard = true` every rank has to take part; the files of the others stay empty.
 
     Raises:
         PluginError: a callback's state is neither JSON nor tensors.
@@ -29,9 +32,10 @@ def take(
         "optimizer_groups": optimizer.group_numbers(state.optimizer),
         "callbacks": values,
     }
-    moments = optimizer.state_tensors(state.optimizer, model)
+    keep = state.rank == 0
+    moments = gather(optimizer.state_tensors(state.optimizer, model), keep=keep)
     files = {
-        "model": model.weights(),
+        "model": gather(model.weights(), keep=keep),
         "optimizer": moments | _generator_states(model.wte.weight.device),
         "callbacks": tensors,
     }
@@ -54,8 +58,8 @@ def restore(
     groups = len(state.optimizer.param_groups)
     _check_equal("callbacks", len(saved.callbacks), len(callbacks), saved.step)
     _check_equal("optimizer groups", len(saved.optimizer_groups), groups, saved.step)
-    model.load_weights(files["model"])
-    moments = dict(files["optimizer"])
+    model.load_weights(scatter(files["model"], model))
+    moments = scatter(files["optimizer"], model)
     _set_generator_states(moments, model.wte.weight.device)
     optimizer.load_state(state.optimizer, model, moments, saved.optimizer_groups)
     tensors = files.get("callbacks", {})

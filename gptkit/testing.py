@@ -4,10 +4,12 @@ def test_contract(tmp_path):
     check_callback(MyCallback(patience=3), tmp_path)
 """
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,8 @@ def drive(callback: Callback, state: TrainState) -> None:
             loss = state.model(torch.ones(2, 4)).square().mean()
             loss.backward()
             state.loss = loss.detach()
+            gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+            state.grad_norm = torch.nn.utils.get_total_norm(gradients)
             callback.on_backward_end(state)
             state.optimizer.step()
             state.step += 1
@@ -98,6 +102,7 @@ def check_callback(callback: Callback, run_dir: Path) -> None:
     assert overridden, "it overrides no event"
     fresh = callback.model_copy(deep=True)
     fresh.on_fit_end(make_state())  # comes even when on_fit_start failed
+    _check_quiet(callback.model_copy(deep=True))
     state = make_state(run_dir)
     drive(callback, state)
     assert all(parameter.isfinite().all() for parameter in state.model.parameters())
@@ -155,6 +160,15 @@ def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert "True" not in result.stdout, f"{type(codec).__module__} must not import torch"
+
+
+def _check_quiet(callback: Callback) -> None:
+    """Assert that a callback works on a rank that has no run folder, and prints nothing there."""
+    state, said = make_state(), io.StringIO()
+    state.rank = 1
+    with redirect_stdout(said), redirect_stderr(said):
+        drive(callback, state)
+    assert not said.getvalue(), "only rank 0 prints: look at state.rank"
 
 
 def _refused(action: Callable[..., Any], *arguments: Any) -> bool:

@@ -8,12 +8,12 @@ import torch
 
 from gptkit import checkpoint, folder, registry
 from gptkit.codec import Codec
-from gptkit.decoder import evaluating, make_decoder
+from gptkit.decoder import TorchDecoder, evaluating, make_decoder
 from gptkit.device import Placement, pick_device, place
 from gptkit.drawing import Drawing, Request
 from gptkit.errors import RunError
 from gptkit.folder import RunFolder
-from gptkit.generate import generate
+from gptkit.generate import Decoder, generate
 from gptkit.model import GPT
 from gptkit.plugin import Data
 from gptkit.sampler import Sampling
@@ -42,7 +42,7 @@ class Trained:
 
     def draw(self, request: Request, sampling: Sampling, *, watched: bool = False) -> Drawing:
         """Start drawing samples, token by token whether watched or not; see `sample`."""
-        return sample(self.model, self.codec, request, sampling)
+        return sample(make_decoder(self.model, request.samples), self.codec, request, sampling)
 
 
 def open_trained(path: Path | None, *, which: str = "last", device: str = "auto") -> Trained:
@@ -63,11 +63,11 @@ def open_trained(path: Path | None, *, which: str = "last", device: str = "auto"
     return Trained(model.to(target).eval(), codec, state)
 
 
-def sample(model: GPT, codec: Codec, request: Request, sampling: Sampling) -> Drawing:
+def sample(decoder: Decoder, codec: Codec, request: Request, sampling: Sampling) -> Drawing:
     """Start drawing samples; see `generate` for the rule.
 
     Args:
-        model: in evaluation mode.
+        decoder: of a model in evaluation mode, made for as many rows as there are samples.
         codec: reads the prompt.
         request: which samples.
         sampling: the rule's settings.
@@ -77,7 +77,7 @@ def sample(model: GPT, codec: Codec, request: Request, sampling: Sampling) -> Dr
     """
     starts = request.starts(codec)
     drawn = generate(
-        make_decoder(model, request.samples),
+        decoder,
         starts,
         tokens=request.count(starts[0], codec.length),
         sampling=sampling,
@@ -92,9 +92,10 @@ def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
     def preview(tokens: int, seed: int) -> bytes:
         sampling = Sampling(temperature=codec.temperature, seed=seed)
         whole = codec.length is not None
-        with evaluating(model):
-            request = Request(tokens=None if whole else tokens, samples=PREVIEWS if whole else 1)
-            return sample(model, codec, request, sampling).contents(codec)
+        request = Request(tokens=None if whole else tokens, samples=PREVIEWS if whole else 1)
+        decoder = TorchDecoder(model, request.samples)
+        with evaluating(model), torch.compiler.set_stance("force_eager"):  # lengths never repeat
+            return sample(decoder, codec, request, sampling).contents(codec)
 
     return preview
 

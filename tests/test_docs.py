@@ -1,10 +1,18 @@
 """The pages show real files: what docs/plugins.md prints is installed, used and tested here."""
 
+import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
+import torch
+
+from gptkit.config import GPTConfig
+from gptkit.model import GPT
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +51,80 @@ def test_the_plugin_of_the_page_installs_trains_and_passes_its_test(tmp_path: Pa
     run("pytest", "-q", "-p", "no:cacheprovider", "test_early_stop.py")
     complete = tomllib.loads(run("gptkit", "check", "recipe.toml"))
     assert complete["callbacks"][-1] == {"use": "early-stop", "patience": 5}
+
+
+def test_the_tables_of_the_scaling_page_are_what_its_program_prints() -> None:
+    page = (ROOT / "docs/scaling.md").read_text()
+    command = [sys.executable, ROOT / "docs/scaling.py"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    parameters, ddp = re.findall(r"[\d.]+", said.splitlines()[0])
+    assert f"P = 32 · 12 C² + V C = {parameters} billion" in page
+    sums = [ddp, *re.findall(r"FSDP2 on (?:8|64) GPUs ([\d.]+) GB", said)]
+    assert f"| sum | | {' | '.join(f'{gb} GB' for gb in sums)} |" in page
+    assert said[said.index("| GPUs") :] in page
+
+
+def test_the_parameters_on_the_scaling_page_are_those_of_the_model() -> None:
+    with torch.device("meta"):
+        shape = {"n_layer": 32, "n_head": 32, "n_embd": 4096, "norm": "rmsnorm", "bias": False}
+        sizes = {"position": "rotary", "vocab_size": 50_304, "block_size": 2048}
+        model = GPT(GPTConfig.model_validate(shape | sizes))
+    norms = (2 * 32 + 1) * 4096
+    assert model.n_parameters() - norms == 32 * 12 * 4096**2 + 50_304 * 4096
+
+
+SHORT = "--set train.steps=2 --set train.eval_batches=1 --set callbacks.log.sample_tokens=0"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A folder with the recipes."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    return tmp_path
+
+
+def sh(script: str, folder: Path, **variables: str) -> str:
+    """What a shell script prints on stderr; it must not fail."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables
+    command = ["bash", "-euc", script]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_scaling_page_run(shop: Path) -> None:
+    train, again, shard, restart, machines = blocks("docs/scaling.md", "sh")
+    assert "on 2 x cpu in float32" in sh(f"{train.strip()} {SHORT}", shop)
+    torchrun, alone = again.splitlines()
+    assert "complete at step 2" in sh(torchrun, shop)
+    assert "complete at step 2" in sh(alone, shop)
+    assert "on 2 x cpu in float32" in sh(f"{shard.strip()} {SHORT}", shop)
+    assert "on 2 x cpu in float32" in sh(f"{restart.strip()} {SHORT}", shop)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        command = machines.strip().replace("29400", str(free.getsockname()[1]))
+    command = command.replace("--nproc-per-node 2", "--nproc-per-node 1")
+    both = f"{command} {SHORT} & first=$!; {command} {SHORT}; wait $first"
+    said = sh(both, shop, HEAD="localhost")
+    assert said.count("runs/two-machines: 1.58 M parameters on 2 x cpu in float32\n") == 1
+
+
+@pytest.mark.slow
+def test_the_job_of_the_scaling_page_trains_and_goes_on(shop: Path) -> None:
+    """With stand-ins for Slurm's two programs: one machine, whose tasks run here."""
+    (job,) = blocks("docs/scaling.md", "bash")
+    stubs = {"srun": 'exec "$@"', "scontrol": "echo localhost"}
+    for name, line in stubs.items():
+        (shop / name).write_text(f"#!/bin/bash\n{line}\n")
+        (shop / name).chmod(0o755)
+    (shop / "train.sh").write_text(job.replace("--out $run", f"--out $run {SHORT}"))
+    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1"}
+    variables |= {"SLURM_GPUS_ON_NODE": "2"}
+    script = f"export PATH={shop}:$PATH; bash -e train.sh"
+    assert "runs/job-7: 1.58 M parameters on 2 x cpu" in sh(script, shop, **variables)
+    assert "runs/job-7: complete at step 2" in sh(script, shop, **variables)
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

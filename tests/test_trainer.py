@@ -605,6 +605,53 @@ def test_batches_follow_the_step_and_the_seed_alone(data: Data) -> None:
     assert [len(x) for x, _, _ in made.micro_batches()] == [2, 2, 2, 2]
 
 
+def saved_bytes(trainer: Trainer) -> int:
+    """What the forward pass of one batch keeps for its backward pass, without the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = [trainer.loss(x, y) for x, y, _ in trainer.micro_batches()]
+    assert all(loss.requires_grad for loss in losses)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputing_changes_no_bit_of_the_training(data: Data, dropout: float) -> None:
+    models = {}
+    for recompute in (False, True):
+        models[recompute] = make(dropout=dropout)
+        torch.manual_seed(1)
+        trainer(data, model=models[recompute], recompute=recompute, micro_batch_size=4).fit()
+    assert same(weights(models[True]), weights(models[False]))
+
+
+def test_recomputing_keeps_a_fraction_for_the_backward_pass(data: Data) -> None:
+    shape = {"n_layer": 8, "n_embd": 64}
+    whole = saved_bytes(trainer(data, model=make(**shape)))
+    recomputed = saved_bytes(trainer(data, model=make(**shape), recompute=True))
+    assert recomputed < whole / 5
+
+
+@pytest.mark.parametrize("micro_batch_size", [8, 2])
+def test_callbacks_get_the_norm_of_the_whole_gradient(data: Data, micro_batch_size: int) -> None:
+    norms: list[tuple[Tensor | None, Tensor]] = []
+
+    def look(state: TrainState) -> None:
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        norms.append((state.grad_norm, torch.nn.utils.get_total_norm(gradients)))
+
+    trainer(data, callbacks=acting(on_backward_end=look), micro_batch_size=micro_batch_size).fit()
+    assert len(norms) == 4
+    assert all(found is not None and torch.equal(found, own) for found, own in norms)
+
+
 def test_the_state_counts_tokens(data: Data) -> None:
     state = trainer(data, steps=3).fit()
     assert (state.tokens_per_step, state.tokens) == (64, 192)

@@ -1,7 +1,10 @@
 """Gradient clipping by global norm (Pascanu et al. 2013)."""
 
+from collections.abc import Iterable
+
 import torch
 from pydantic import PositiveFloat
+from torch import Tensor
 
 from gptkit.plugin import Callback, TrainState
 
@@ -16,8 +19,16 @@ class GradClip(Callback):
 
     def on_backward_end(self, state: TrainState) -> None:
         """Clip; record the norm before clipping as `grad_norm`."""
-        # One fused pass over all gradients (foreach) wherever the device and tensor type have it.
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.max_norm)
-        if hasattr(norm, "full_tensor"):  # sharded (DTensor): each rank holds a part of the norm
-            norm = norm.full_tensor()
+        parameters = list(state.model.parameters())
+        norm = state.grad_norm if state.grad_norm is not None else global_norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
+        state.grad_norm = None  # the gradients have changed
         state.metrics["grad_norm"] = norm  # stays on the device: .item() here would stall it
+
+
+def global_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The L2 norm of all gradients together, where nobody has computed it before."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if hasattr(norm, "full_tensor"):  # sharded (DTensor): each rank holds a part of the norm
+        norm = norm.full_tensor()
+    return norm

@@ -61,6 +61,16 @@ def test_the_norm_before_clipping_is_recorded_as_a_tensor(state: TrainState) -> 
     assert float(norm) == 5.0
 
 
+def test_a_norm_that_is_known_is_taken_and_no_longer_known_afterwards(state: TrainState) -> None:
+    before = gradients(state)
+    state.grad_norm = torch.tensor(10.0)  # twice what it is
+    GradClip(max_norm=1.0).on_backward_end(state)
+    assert state.metrics["grad_norm"] == 10
+    assert state.grad_norm is None
+    for old, new in zip(before, gradients(state), strict=True):
+        torch.testing.assert_close(new, old / 10, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, math.nan, "much"])
 def test_a_bound_must_be_positive(max_norm: float) -> None:
     with pytest.raises(ValidationError, match="max_norm"):

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing, suppress
 
 from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr
 from rich.console import Console
-from torch import Tensor, distributed
+from torch import Tensor
 
 from gptkit.plugin import Callback, TrainState
 from gptkit_log.display import Display, open_display, quote
@@ -40,7 +40,8 @@ class Log(Callback):
             metrics = MetricsFile(state.run_dir / "metrics.jsonl", step=state.step)
             self._metrics = self._open.enter_context(closing(metrics))
             self._speed = Speed(elapsed=metrics.elapsed)
-        display = open_display(stderr(), step=state.step, steps=state.steps)
+        console = Console(stderr=True, quiet=state.rank > 0)
+        display = open_display(console, step=state.step, steps=state.steps)
         self._display = self._open.enter_context(closing(display))
 
     def on_step_start(self, state: TrainState) -> None:
@@ -104,9 +105,3 @@ class Log(Callback):
             write_atomically(state.run_dir / "samples" / f"step-{state.step:08}{suffix}", sample)
         if suffix == ".txt":
             self._display.say(quote(sample.decode(errors="replace")))
-
-
-def stderr() -> Console:
-    """The console of progress and errors; silent on all ranks but the first."""
-    spawned = distributed.is_available() and distributed.is_initialized()
-    return Console(stderr=True, quiet=spawned and distributed.get_rank() > 0)

@@ -1,0 +1,188 @@
+"""Peak memory and time of one training step, with and without recomputing, beside transformers."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from benchmarks.peers import VOCABULARY, Shape, make_ours, make_theirs
+from benchmarks.report import Result, Table
+from benchmarks.timing import Spread, take_turns, timed
+from gptkit.config import TrainOptions
+from gptkit.device import place
+from gptkit.plugin import Data, TokenFile
+from gptkit.trainer import Trainer
+from gptkit_char_text.codec import CharCodec
+from gptkit_grad_clip import GradClip
+
+MB = 10**6
+LAYERS, HEADS, WIDTH, CONTEXT, BATCH = 12, 8, 256, 256, 8
+QUICK_LAYERS, QUICK_BATCH = 4, 2
+ROUNDS, STEPS = 5, 3
+WARMUP = 2
+SEED = 1
+INTERVAL = 0.002
+"""Seconds between looks at the process's memory."""
+
+OURS, RECOMPUTE = "gptkit", "gptkit, recompute"
+THEIRS, THEIR_RECOMPUTE = "transformers", "transformers, gradient checkpointing"
+CONTESTANTS = (OURS, RECOMPUTE, THEIRS, THEIR_RECOMPUTE)
+
+METHOD = """\
+One step is forward, backward, clipping to norm 1 and AdamW in float32, eager, one thread, over a
+vocabulary of 65: {layers} layers, {heads} heads, width {width}, {batch} x {context} tokens. Every
+contestant has a process of its own with the same weights, in turns (rounds: {rounds}); transformers
+runs with `attn_implementation="sdpa"`, no cache, fused AdamW and `gelu_pytorch_tanh`. The peak is
+the highest resident memory of {steps} steps after {warmup} to warm up, looked at every
+{interval:.0f} ms, less what the process had before its model was made; weights, gradients and the
+two moments are {state:.0f} MB of it. A step's time is the median of its steps."""
+
+
+def measure(quick: bool) -> Result:
+    """All contestants in turns, each in a process of its own."""
+    layers, batch = (QUICK_LAYERS, QUICK_BATCH) if quick else (LAYERS, BATCH)
+    rounds = 1 if quick else ROUNDS
+    runs = take_turns(
+        {name: partial(_in_a_process, name, layers, batch) for name in CONTESTANTS},
+        rounds=rounds,
+        warmup=0,
+    )
+    peaks = {name: Spread([run["peak"] for run in found]) for name, found in runs.items()}
+    times = {name: Spread([run["seconds"] for run in found]) for name, found in runs.items()}
+    rows = [
+        [
+            name,
+            peaks[name].show(unit=MB),
+            times[name].show(1, unit=1e-3),
+            peaks[name].over(peaks[OURS]).show(2),
+            times[name].over(times[OURS]).show(2),
+        ]
+        for name in CONTESTANTS
+    ]
+    return Result(
+        title="peak memory of a training step, and what recomputing costs",
+        table=Table(("contestant", "peak MB", "ms a step", "memory ratio", "time ratio"), rows),
+        meaning=_meaning(peaks, times),
+        method=METHOD.format(
+            layers=layers, heads=HEADS, width=WIDTH, batch=batch, context=CONTEXT, rounds=rounds,
+            steps=STEPS, warmup=WARMUP, interval=INTERVAL * 1e3,
+            state=runs[OURS][0]["parameters"] * 16 / MB,
+        ).replace("\n", " "),
+    )  # fmt: skip
+
+
+def _meaning(peaks: dict[str, Spread], times: dict[str, Spread]) -> str:
+    memory = peaks[RECOMPUTE].over(peaks[OURS]).median
+    price = times[RECOMPUTE].over(times[OURS]).median
+    beside = peaks[OURS].over(peaks[THEIRS]).median
+    return (
+        f"Recomputing takes {memory:.2f} of the memory for {price:.2f} times the time; without it "
+        f"a step of gptkit takes {beside:.2f} of transformers' memory."
+    )
+
+
+def _in_a_process(name: str, layers: int, batch: int) -> dict[str, float]:
+    """What `main` prints for a contestant."""
+    command = [sys.executable, "-m", __name__, name, str(layers), str(batch)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed:\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(name: str, layers: int, batch: int) -> None:
+    """Train a contestant in this process; print its peak, its time and its size as JSON."""
+    shape = Shape(layers, HEADS, WIDTH, CONTEXT, batch)
+    gc.collect()
+    before = _resident()
+    with tempfile.TemporaryDirectory() as folder:
+        recompute = name in (RECOMPUTE, THEIR_RECOMPUTE)
+        if name in (OURS, RECOMPUTE):
+            model, step = _ours(shape, Path(folder) / "tokens.bin", recompute=recompute)
+        else:
+            model, step = _theirs(shape, recompute=recompute)
+        for _ in range(WARMUP):
+            step()
+        with _Peak() as peak:
+            seconds = Spread([timed(step)() for _ in range(STEPS)]).median
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(json.dumps({"peak": peak.highest - before, "seconds": seconds, "parameters": parameters}))
+
+
+def _ours(shape: Shape, path: Path, *, recompute: bool) -> tuple[nn.Module, Callable[[], None]]:
+    """A Trainer on random tokens."""
+    model, tokens = make_ours(shape), 100 * shape.tokens
+    np.random.default_rng(SEED).integers(VOCABULARY, size=tokens, dtype=np.uint8).tofile(path)
+    split = TokenFile(path, "uint8", stop=tokens, block_size=shape.block_size)
+    codec = CharCodec(vocabulary="".join(map(chr, range(48, 48 + VOCABULARY))))
+    options = TrainOptions(batch_size=shape.batch_size, recompute=recompute, device="cpu")
+    trainer = Trainer(
+        model,
+        Data(split, split, codec, VOCABULARY, shape.block_size),
+        options=options,
+        placement=place(options),
+        seed=SEED,
+        callbacks={"grad-clip": GradClip(max_norm=1.0)},
+    )
+    return model, trainer.step
+
+
+def _theirs(shape: Shape, *, recompute: bool) -> tuple[nn.Module, Callable[[], None]]:
+    """Transformers' model and torch's AdamW, written as its users write it."""
+    model = make_theirs(make_ours(shape)).train()
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        x, y = torch.randint(VOCABULARY, (2, shape.batch_size, shape.block_size))
+        model(x, labels=x, shift_labels=y, use_cache=False).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return model, step
+
+
+class _Peak:
+    """Looks at this process's resident memory again and again, from a thread of its own."""
+
+    highest = 0.0
+
+    def __enter__(self) -> Self:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(INTERVAL):
+            self.highest = max(self.highest, _resident())
+
+
+def _resident() -> float:
+    """Bytes of memory that this process holds."""
+    return float(psutil.Process().memory_info().rss)
+
+
+if __name__ == "__main__":
+    contestant, depth, sequences = sys.argv[1:]
+    main(contestant, int(depth), int(sequences))

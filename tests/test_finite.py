@@ -1,0 +1,118 @@
+"""What is not finite is found: on a CPU at once, on a GPU a step later, without waiting for it."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptkit import checkpoint
+from gptkit.config import GPTConfig, TrainOptions
+from gptkit.data import batch_indices
+from gptkit.device import place
+from gptkit.errors import DivergedError
+from gptkit.finite import Watch
+from gptkit.model import GPT
+from gptkit.plugin import Data, Split
+from gptkit.testing import LetterCodec
+from gptkit.trainer import Trainer
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+GOOD = torch.tensor(1.0)
+
+
+class Letters(Split):
+    """Thirty windows of random letters."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        windows = torch.stack([batch_indices(26, 9, seed=1, step=int(i)) for i in indices])
+        return windows[:, :-1], windows[:, 1:]
+
+
+def trainer(**options: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=26, block_size=8))
+    data = Data(Letters(), Letters(), LetterCodec(), vocab_size=26, block_size=8)
+    chosen = TrainOptions(**{"steps": 6, "batch_size": 4} | options)
+    return Trainer(model, data, options=chosen, placement=place(chosen), seed=1)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("bad", "fault"),
+    [
+        (0, "step 3: the loss is not finite"),
+        (1, "step 3: the norm of the gradients is not finite"),
+    ],
+)
+def test_a_bad_step_is_named(value: float, bad: int, fault: str) -> None:
+    values = [GOOD, GOOD]
+    values[bad] = torch.tensor(value)
+    with pytest.raises(DivergedError, match=f"^{fault}$") as caught:
+        Watch(nn.Linear(2, 2)).look(3, *values)
+    assert caught.value.exit_code == 3
+
+
+def test_good_steps_and_weights_pass() -> None:
+    watch = Watch(nn.Linear(2, 2))
+    watch.look(1, GOOD, torch.tensor(3e38))
+    watch.settle(1)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_bad_weights_are_neither_evaluated_nor_saved(value: float) -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.data[1, 1] = value
+    with pytest.raises(DivergedError, match=r"^step 4: a weight is not finite$"):
+        Watch(layer).settle(4)
+
+
+def test_huge_weights_are_finite() -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.data.fill_(3e38)  # the sum of their squares is not
+    Watch(layer).settle(4)
+
+
+def test_an_update_that_goes_wrong_leaves_no_checkpoint(
+    tiny_recipe: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(train={"learning_rate": 1e40, "weight_decay": 0.0}, callbacks=[])
+    result = cli("train", recipe, "--set", "train.eval_every=1", "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert "error: step 1: a weight is not finite\n" in result.stderr
+    assert checkpoint.step_folders(tmp_path / "run/checkpoints") == []
+
+
+@needs_cuda
+def test_on_a_gpu_a_bad_step_is_found_one_step_later() -> None:
+    watch = Watch(nn.Linear(2, 2).cuda())
+    bad, good = torch.tensor(math.nan, device="cuda"), GOOD.cuda()
+    watch.look(1, good, good)
+    watch.look(2, bad, good)
+    with pytest.raises(DivergedError, match=r"^step 2: the loss is not finite$"):
+        watch.look(3, good, good)
+    watch.look(4, good, bad)
+    with pytest.raises(DivergedError, match=r"^step 4: the norm of the gradients is not"):
+        watch.settle(4)
+
+
+@needs_cuda
+@pytest.mark.parametrize("micro_batch_size", [4, 2])
+def test_on_a_gpu_no_step_waits_for_the_device(micro_batch_size: int) -> None:
+    made = trainer(device="cuda", compile=False, micro_batch_size=micro_batch_size)
+    made.step()  # what is only done once may wait
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            made.step()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    made.evaluate()
+    assert made.state.val_loss is not None
