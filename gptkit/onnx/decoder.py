@@ -57,6 +57,8 @@ class Decoder:
         x = self._embedding(ids)  # (B, T, C)
         if config.position == "learned":
             x = g.Add(x, g.Gather(self.weights["position.wpe.weight"], positions))
+        if config.embed_norm:
+            x = self._rms(x, self.weights.constant("embed_norm.ones", np.ones(config.n_embd)))
         shape = g.Shape(ids)
         heads = config.n_head + 2 * config.kv_heads
         self._by_head = g.Concat(shape, [heads, config.head_size], axis=0)
