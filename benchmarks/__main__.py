@@ -13,6 +13,7 @@ from benchmarks.timing import Bystanders
 BENCHMARKS = {
     "start": "benchmarks.start",
     "step": "benchmarks.step",
+    "time_to_loss": "benchmarks.time_to_loss",
     "memory": "benchmarks.memory",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
