@@ -21,9 +21,9 @@ from gptkit.trainer import Trainer
 BASE, FAST = "tinyshakespeare-cpu", "tinyshakespeare-speedrun"
 AIM = 1.88
 """Nats per character over the whole validation split: what nanoGPT's README reports."""
-SEEDS, QUICK_SEEDS = (1337, 1338, 1339, 1340, 1341), (1337,)
+SEEDS, QUICK_SEEDS = (1337, 1338, 1339), (1337,)
 QUICK_STEPS = 4
-POINTS = 10
+POINTS = 8
 """Evaluations per run; the clock stands still meanwhile."""
 PICTURE = Path(__file__).with_name("time_to_loss.png")
 
