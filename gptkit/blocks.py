@@ -167,7 +167,7 @@ class Attention(nn.Module):
         self.grouped = config.kv_heads != config.n_head
         self.qkv = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.qk_norm = HeadNorm(config) if config.qk_norm else nn.Identity()
+        self.qk_norm = PlainNorm(config.head_size) if config.qk_norm else nn.Identity()
         self.rotate = position.rotate  # the tables stay shared
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -193,15 +193,15 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
-class HeadNorm(nn.Module):
-    """RMS norm over the head, without a learned scale."""
+class PlainNorm(nn.Module):
+    """RMS norm over the last dimension, without a learned scale."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.shape = (config.head_size,)
+        self.shape = (width,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., hs) to (..., hs)."""
+        """(..., width) to (..., width)."""
         return F.rms_norm(x, self.shape, eps=NORM_EPS)
 
 

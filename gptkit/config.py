@@ -70,6 +70,8 @@ class ModelOptions(Options):
     """How the model knows where a token stands: a table, or rotated queries and keys."""
     mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """The MLP's non-linearity: GPT-2's tanh GELU, squared ReLU, or SiLU-gated."""
+    embed_norm: bool = False
+    """Normalise the embedding (RMS, without a learned scale): full-sized from the first step."""
     qk_norm: bool = False
     """Normalise queries and keys per head (RMS, without a learned scale)."""
     bias: bool = True
@@ -150,6 +152,8 @@ class TrainOptions(Options):
     """Base rate of AdamW."""
     muon_learning_rate: PositiveFloat = 0.02
     """Base rate of Muon."""
+    muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Averaging factor of Muon; a lower one suits a run of a few hundred steps."""
     betas: tuple[NonNegativeFloat, NonNegativeFloat] = Field(default=(0.9, 0.95), strict=False)
     """AdamW's two averaging factors, each below 1."""
     weight_decay: NonNegativeFloat = 0.1

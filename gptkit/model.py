@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptkit.blocks import MLP, NO_PAST, NORMS, POSITIONS, Attention, Block, Context
+from gptkit.blocks import MLP, NO_PAST, NORMS, POSITIONS, Attention, Block, Context, PlainNorm
 from gptkit.config import GPTConfig
 from gptkit.errors import CheckpointError
 
@@ -26,6 +26,7 @@ class GPT(nn.Module):
         """Whether training keeps only what enters each block and computes the rest again."""
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = POSITIONS[config.position](config)
+        self.embed_norm = PlainNorm(config.n_embd) if config.embed_norm else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, i, self.position) for i in range(config.n_layer))
         self.ln_f = NORMS[config.norm](config)
@@ -51,18 +52,22 @@ class GPT(nn.Module):
 
     def features(self, x: Tensor, context: Context = NO_PAST) -> Tensor:
         """The residual stream after the last norm, (B, T) to (B, T, C)."""
-        h = self.drop(self.position.embed(self.wte(x), context.positions(x.size(1))))
+        h = self.embed(x, context.positions(x.size(1)))
         for block in self.h:
             h = self._run(block, h, context)
         context.advance(x.size(1))
         return self.ln_f(h)
+
+    def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        """The residual stream before the first block, (B, T) to (B, T, C)."""
+        return self.drop(self.embed_norm(self.position.embed(self.wte(x), positions)))
 
     def layer_features(self, x: Tensor) -> Tensor:
         """The residual stream after the embedding and after each block, averaged over the tokens.
 
         (B, T) to (n_layer + 1, B, C).
         """
-        h = self.drop(self.position.embed(self.wte(x), NO_PAST.positions(x.size(1))))
+        h = self.embed(x, NO_PAST.positions(x.size(1)))
         means = [h.mean(dim=1)]
         for block in self.h:
             h = block(h, NO_PAST)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["start", "step", "step_memory", "memory", "sample"]
+NAMES = ["start", "step", "step_memory", "time_to_loss", "memory", "sample", "onnx", "gpu"]
 FIGURE = r"[\d,.]+ \([\d,.]+ to [\d,.]+\)"  # median (lowest to highest)
 
 

@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "rotary"),
     "mlp": ("gelu", "relu2", "swiglu"),
+    "embed_norm": (False, True),
     "qk_norm": (False, True),
     "n_kv_head": (None, 2, 1),
     "bias": (True, False),
@@ -96,6 +97,8 @@ def from_the_papers(model: GPT, x: Tensor) -> Tensor:
     h = w["wte.weight"][x]
     if config.position == "learned":
         h = h + w["position.wpe.weight"][: x.size(1)]
+    if config.embed_norm:
+        h = h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     for i in range(config.n_layer):
         h = h + attention(f"h.{i}.attn", norm(f"h.{i}.ln_1", h))
         h = h + mlp(f"h.{i}.mlp", norm(f"h.{i}.ln_2", h))

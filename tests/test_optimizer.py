@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +10,14 @@ from torch.optim import Optimizer
 
 from gptkit.config import GPTConfig, TrainOptions
 from gptkit.model import GPT
-from gptkit.optimizer import group_numbers, load_state, make_optimizer, state_tensors
+from gptkit.optimizer import (
+    Muon,
+    group_numbers,
+    load_state,
+    make_optimizer,
+    orthogonal,
+    state_tensors,
+)
 
 OPTIMIZERS: Any = pytest.mark.parametrize("name", ["adamw", "muon"])
 
@@ -118,6 +127,71 @@ def test_muon_moves_hidden_matrices_by_orthogonal_steps() -> None:
         change = before[name] - model.weights()[name].detach()
         values = torch.linalg.svdvals(change)  # Muon's iteration brings all of them near to one
         assert values.max() / values.min() < 3, name
+
+
+def gradients(*shapes: tuple[int, int], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def test_muon_takes_torchs_steps() -> None:
+    shapes = ((64, 16), (16, 64), (32, 32), (64, 16))
+    ours, theirs = ([torch.nn.Parameter(m) for m in gradients(*shapes, seed=0)] for _ in range(2))
+    own = Muon(ours, lr=0.1, momentum=0.9, weight_decay=0.3)
+    torchs = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.3)
+    for step in range(3):
+        for a, b, gradient in zip(ours, theirs, gradients(*shapes, seed=step + 1), strict=True):
+            a.grad, b.grad = gradient, gradient.clone()
+        own.step()
+        torchs.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=0.01, rtol=0)  # theirs iterates in bfloat16
+
+
+def test_muon_moves_a_matrix_alike_alone_and_among_others() -> None:
+    together = torch.stack(gradients((24, 8), (24, 8), (24, 8), seed=4))
+    alone = torch.cat([orthogonal(matrix[None]) for matrix in together])
+    torch.testing.assert_close(orthogonal(together), alone)
+    torch.testing.assert_close(orthogonal(together.mT), orthogonal(together).mT)
+    assert not orthogonal(torch.zeros(1, 3, 3)).any()
+
+
+def test_muon_leaves_what_has_no_gradient() -> None:
+    moved, left = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    muon = Muon([left, moved], lr=0.1, momentum=0.9, weight_decay=0.5)
+    moved.grad = torch.eye(4)
+    muon.step()
+    assert torch.equal(left, torch.ones(4, 4))
+    assert not torch.equal(moved, torch.ones(4, 4))
+    assert list(muon.state) == [moved]
+
+
+def test_muons_momentum_comes_from_the_recipe() -> None:
+    optimizer = make_optimizer(make(), options("muon", muon_momentum=0.8))
+    momenta = {group["name"]: group.get("momentum") for group in optimizer.param_groups}
+    assert momenta == {"decayed": None, "plain": None, "hidden": 0.8}
+
+
+STEP = """
+import sys, torch
+from gptkit.config import GPTConfig, TrainOptions
+from gptkit.model import GPT
+from gptkit.optimizer import make_optimizer
+model = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
+optimizer, x = make_optimizer(model, TrainOptions(optimizer=sys.argv[1])), torch.arange(4)[None]
+optimizer.zero_grad()
+model(x, x).backward()
+optimizer.step()
+print(*sys.modules)
+"""
+
+
+@OPTIMIZERS
+def test_a_step_imports_no_compiler(name: str) -> None:
+    command = [sys.executable, "-c", STEP, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "torch.optim" in done.stdout.split()
+    assert not {"torch._dynamo", "sympy"} & set(done.stdout.split())
 
 
 @OPTIMIZERS

@@ -57,6 +57,10 @@ class Decoder:
         x = self._embedding(ids)  # (B, T, C)
         if config.position == "learned":
             x = g.Add(x, g.Gather(self.weights["position.wpe.weight"], positions))
+        if config.embed_norm:
+            x = self._rms(x, self.weights.constant("embed_norm.ones", np.ones(config.n_embd)))
+        if config.embed_norm:
+            x = self._plain_rms(x, config.n_embd)
         shape = g.Shape(ids)
         heads = config.n_head + 2 * config.kv_heads
         self._by_head = g.Concat(shape, [heads, config.head_size], axis=0)
@@ -85,7 +89,8 @@ class Decoder:
         nh, nkv = config.n_head, config.kv_heads
         if config.qk_norm or config.position == "rotary":
             qk, v = g.Split(qkv, [nh + nkv, nkv], axis=1, outputs=2)
-            q, k = g.Split(self._rotate(self._head_norm(qk)), [nh, nkv], axis=1, outputs=2)
+            qk = self._plain_rms(qk, config.head_size) if config.qk_norm else qk
+            q, k = g.Split(self._rotate(qk), [nh, nkv], axis=1, outputs=2)
         else:
             q, k, v = g.Split(qkv, [nh, nkv, nkv], axis=1, outputs=3)
         y = g.Transpose(memory.attend(i, q, k, v), perm=[0, 2, 1, 3])  # (B, T, nh, hs)
@@ -113,10 +118,9 @@ class Decoder:
         bias = self.weights.get(f"{name}.bias")
         return self.g.LayerNormalization(x, scale, bias, axis=-1, epsilon=NORM_EPS)
 
-    def _head_norm(self, x: ir.Value) -> ir.Value:
-        if not self.config.qk_norm:
-            return x
-        return self._rms(x, self.weights.constant("qk_norm.ones", np.ones(self.config.head_size)))
+    def _plain_rms(self, x: ir.Value, width: int) -> ir.Value:
+        """RMS norm over the last dimension, without a learned scale."""
+        return self._rms(x, self.weights.constant(f"ones.{width}", np.ones(width)))
 
     def _rms(self, x: ir.Value, scale: ir.Value) -> ir.Value:
         """RMS norm over the last dimension; onnxruntime fuses the older spelling, too."""
