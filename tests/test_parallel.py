@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -378,6 +380,34 @@ def test_a_restart_before_the_first_checkpoint_begins_again_in_the_same_folder(
     assert ", from step 0\n" in rest
     run = workshop.folder / "early"
     assert [step for step, _ in curves(run)["loss"]] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_two_machines_meet_again_after_one_of_them_lost_a_process(
+    alone: Path, launch: Launch, workshop: Workshop
+) -> None:
+    """Each torchrun stands for a machine; only the one that lost a process counts a restart."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    flags = [
+        "--nnodes=2", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-id=pair",
+        f"--rdzv-endpoint={endpoint}",
+    ]  # fmt: skip
+    sets = ["--out", "machines", "--set", "train.save_every=5"]
+    machines = [launch(1, "train", workshop.recipe, *sets, flags=flags) for _ in range(2)]
+    metrics = workshop.folder / "machines/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 13:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    processes = [child for machine in machines for child in ranks_of(machine)]
+    next(child for child in processes if child.environ()["RANK"] == "1").kill()
+    said = [machine.communicate(timeout=100) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert sorted(stdout for stdout, _ in said) == ["", "machines\n"]
+    losses = [value for _, value in curves(workshop.folder / "machines")["loss"]]
+    assert losses == pytest.approx([value for _, value in curves(alone)["loss"]], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ FULL = {
               "norm": "rmsnorm", "position": "rotary", "qk_norm": True, "bias": False,
               "tie_embeddings": False, "dropout": 0.25},
     "train": {"steps": 7, "batch_size": 6, "micro_batch_size": 3, "optimizer": "muon",
+              "recompute": True, "shard": False,
               "learning_rate": 1e-7, "muon_learning_rate": 1 / 3, "betas": [0.0, 0.999],
               "weight_decay": 0.0, "eval_every": 3, "eval_batches": 2, "save_every": 5, "keep": 9,
               "device": "cuda:3", "dtype": "bfloat16", "compile": True},

@@ -58,8 +58,6 @@ class Decoder:
         if config.position == "learned":
             x = g.Add(x, g.Gather(self.weights["position.wpe.weight"], positions))
         if config.embed_norm:
-            x = self._rms(x, self.weights.constant("embed_norm.ones", np.ones(config.n_embd)))
-        if config.embed_norm:
             x = self._plain_rms(x, config.n_embd)
         shape = g.Shape(ids)
         heads = config.n_head + 2 * config.kv_heads
