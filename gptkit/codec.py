@@ -102,7 +102,8 @@ class Codec(BaseModel, ABC):
 
         Text: `{"text": [...]}`, a string per id. Images: `{"width": W, "height": H, "colors":
         [[r, g, b], ...]}`, a colour per id, or `"channels": 3` where red, green and blue are
-        tokens of their own with ids 0 to 255. None where neither fits.
+        tokens of their own with ids 0 to 255; `"classes": [...]` names the starts, where they
+        are several. None where neither fits.
         """
         return None
 

@@ -1,6 +1,7 @@
 """Fixtures for all tests: a private cache, a tiny recipe, the command line, made-up plugins."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import tomli_w
+from filelock import FileLock
+from platformdirs import user_cache_path
 from typer.testing import CliRunner, Result
 
 from gptkit.cli import app
@@ -33,6 +36,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTKIT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def downloaded() -> Callable[..., Path]:
+    """Fills a folder with what npm and pip download, once per user; its name has the versions."""
+
+    def folder(name: str, fill: Callable[[Path], None]) -> Path:
+        if shutil.which("npm") is None:
+            pytest.skip("npm is not installed")
+        target = user_cache_path("gptkit-tests") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_dir():
+                stage = Path(f"{target}.tmp")
+                shutil.rmtree(stage, ignore_errors=True)
+                stage.mkdir()
+                fill(stage)
+                stage.rename(target)
+        return target
+
+    return folder
 
 
 @pytest.fixture

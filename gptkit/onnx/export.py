@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from safetensors import SafetensorError
 
 from gptkit import folder, trained
 from gptkit.errors import RunError, UsageError
@@ -90,7 +91,7 @@ def export(
     with _staged(out) as target:
         checks = (_write_file if single else kit.write)(blueprint, data, target)
     if web:
-        page.write(web, blueprint.metadata("generate"))
+        page.write(web)
     return Exported(out, checks)
 
 
@@ -124,18 +125,20 @@ def _check_target(out: Path, *, single: bool) -> None:
 def _staged(out: Path) -> Iterator[Path]:
     """A place beside `out` to write to; what is there at the end takes out's name."""
     aside = out.absolute().with_name(f".{out.name}.tmp")
-    target = aside / out.name
+    target, before = aside / out.name, aside / "before"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield target
-        if out.is_dir():
-            out.replace(aside / "before")
+        if out.is_dir():  # a folder does not take another's place in one go
+            out.replace(before)
         target.replace(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{out}: cannot be written: {error.strerror or error}",
+            f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}",
             hint="--out takes another place",
         ) from error
     finally:
+        if before.exists() and not out.exists():
+            before.replace(out)
         shutil.rmtree(aside, ignore_errors=True)

@@ -29,7 +29,7 @@ def files(blueprint: Blueprint, *, end_token: int) -> dict[str, dict[str, Any]]:
         "genai_config.json": genai_config(config, codec.starts[0][0], end_token, blueprint.device),
     }
     legend = codec.legend() or {}
-    if "text" in legend:
+    if all(len(symbol) == 1 for symbol in legend.get("text", ["none"])):
         found["tokenizer.json"] = tokenizer(legend["text"])
         found["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -113,44 +113,36 @@ def genai_config(config: GPTConfig, start: int, end_token: int, device: str) -> 
 
 
 def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
-    """A tokenizer of single characters.
+    """A tokenizer of single characters: byte-level BPE, which onnxruntime-genai reads, too.
 
-    ASCII becomes byte-level BPE without merges, which onnxruntime-genai reads, too; its byte
-    alphabet cannot spell other characters, which get a table of words instead.
+    Merges put characters of several bytes together, out of pieces with ids behind the model's.
     """
-    if all(symbol.isascii() for symbol in symbols):
-        model: dict[str, Any] = {
-            "type": "BPE",
-            "vocab": {_byte_symbol(symbol): i for i, symbol in enumerate(symbols)},
-            "merges": [],
-            "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": False,
-        }  # fmt: skip
-        bytes_ = {
-            "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-            "use_regex": False,
-        }  # fmt: skip
-        splits, joins = bytes_, bytes_
-    else:
-        vocab = {symbol: i for i, symbol in enumerate(symbols)}
-        model = {"type": "WordLevel", "vocab": vocab, "unk_token": symbols[0]}
-        splits = {
-            "type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated",
-            "invert": False,
-        }  # fmt: skip
-        joins = {"type": "Fuse"}
+    vocab = {_spelled(symbol): i for i, symbol in enumerate(symbols)}
+    merges: dict[str, None] = {}
+    for character in list(vocab):
+        for end in range(1, len(character)):
+            start, byte = character[:end], character[end]
+            merges[f"{start} {byte}"] = None
+            for piece in (start, byte):
+                vocab.setdefault(piece, len(vocab))
+    bytes_ = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
+    }  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": splits, "post_processor": None, "decoder": joins,
-        "model": model,
+        "normalizer": None, "pre_tokenizer": bytes_, "post_processor": None, "decoder": bytes_,
+        "model": {
+            "type": "BPE", "vocab": vocab, "merges": list(merges), "dropout": None,
+            "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        },
     }  # fmt: skip
 
 
-def _byte_symbol(character: str) -> str:
-    """How byte-level BPE spells an ASCII character (Radford et al. 2019)."""
-    code = ord(character)
-    if 33 <= code <= 126:
-        return character
-    hidden = [*range(33), *range(127, 161), 173]
-    return chr(256 + hidden.index(code))
+def _spelled(character: str) -> str:
+    """How byte-level BPE spells a character: a visible one per byte (Radford et al. 2019)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [code for code in range(256) if code not in visible]
+    return "".join(
+        chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in character.encode()
+    )

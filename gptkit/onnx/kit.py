@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def write(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
     rarest = foreign.rarest_token(blueprint.trained.model, real)
     for name, value in foreign.files(blueprint, end_token=rarest).items():
         _write_json(folder / name, value)
-    _write_json(folder / SELFTEST, _selftest(folder))
+    cases = json.dumps(_selftest(folder))
+    (folder / SELFTEST).write_text(cases + os.linesep, encoding="utf-8")
     _write_readme(blueprint, folder)
     return checks
 
@@ -147,19 +149,28 @@ def _selftest(folder: Path) -> dict[str, Any]:
 
 
 def _write_readme(blueprint: Blueprint, folder: Path) -> None:
+    """What the kit holds and how to use it, with the model's own values."""
     metadata = blueprint.metadata("generate")
-    template = Path(__file__).with_name("templates") / "README.md"
-    legend = metadata.tokens.legend or {}
-    kind = "text" if "text" in legend else "image"
+    tokens, legend = metadata.tokens, metadata.tokens.legend or {}
+    kind = "text" if "text" in legend else "image" if "width" in legend else "other"
     values = {
         "name": folder.name, "dataset": metadata.dataset, "step": metadata.step,
         "dtype": metadata.dtype, "opset": metadata.opset, "gptkit": metadata.gptkit,
         "block_size": metadata.block_size, "vocab_size": metadata.vocab_size,
-        "start": metadata.tokens.starts[0], "temperature": metadata.tokens.temperature,
-        "count": (metadata.tokens.length or 201) - 1, "kind": kind,
+        "start": tokens.starts[0], "temperature": tokens.temperature,
+        "count": tokens.length - len(tokens.starts[0]) if tokens.length else 200,
+        "classes": f" (class 1 of {len(tokens.starts)})" if len(tokens.starts) > 1 else "",
+        "legend": json.dumps(legend.get("text"), ensure_ascii=False),
+        "sample": f"--seed 1{'' if tokens.suffix == '.txt' else f' --out drawn{tokens.suffix}'}",
     }  # fmt: skip
-    text = Template(template.read_text(encoding="utf-8")).substitute(values)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    template = Path(__file__).with_name("templates") / "README.md"
+    text = re.sub(
+        r"<!-- if (\w+) -->\n(.*?)<!-- end -->\n",
+        lambda part: part[2] if part[1] == kind else "",
+        template.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    (folder / "README.md").write_text(Template(text).substitute(values), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

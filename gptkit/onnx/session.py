@@ -95,7 +95,8 @@ class OnnxModel:
             request: which samples.
             sampling: the rule's settings.
             watched: draw in several runs that grow, so that the first tokens show at once;
-                otherwise one run draws everything.
+                otherwise one run draws everything. Each run reads its context anew, which rounds
+                otherwise than feeding it token by token did: only float32 stands that.
 
         Raises:
             PromptError: the codec cannot read the prompt, or nothing is left to draw.
@@ -111,7 +112,8 @@ class OnnxModel:
         if self.steps:
             parts = self.steps.stream(prompts, count, sampling, burst=1 if watched else count)
         else:
-            parts = self._runs(prompts, count, sampling, FIRST_RUN if watched else count)
+            in_parts = watched and self.metadata.dtype == "float32"
+            parts = self._runs(prompts, count, sampling, FIRST_RUN if in_parts else count)
         tokens = (row for part in parts for row in part.T.tolist())
         return Drawing(request.prompt, starts, tokens)
 

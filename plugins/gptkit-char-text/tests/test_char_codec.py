@@ -58,3 +58,7 @@ def test_json_keeps_the_codec() -> None:
 def test_the_codec_needs_no_torch() -> None:
     code = "import sys, gptkit_char_text.codec; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_legend_says_what_the_ids_stand_for() -> None:
+    assert CharCodec(vocabulary="\n aö").legend() == {"text": ["\n", " ", "a", "ö"]}

@@ -145,9 +145,9 @@ class PixelCodec(Codec):
         return numbers
 
     def legend(self) -> dict[str, Any]:
-        """The image's size, and the colours by id."""
-        size = {"width": self.size, "height": self.size}
-        return size | ({"colors": self.palette} if self.palette else {"channels": 3})
+        """The image's size, the colours by id, and the class of each start token."""
+        colors = {"colors": self.palette} if self.palette else {"channels": 3}
+        return {"width": self.size, "height": self.size, **colors, "classes": self.classes}
 
     @property
     def scale(self) -> int:

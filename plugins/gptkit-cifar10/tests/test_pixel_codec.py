@@ -170,3 +170,10 @@ def test_the_codec_imports_no_more_than_it_needs() -> None:
     heavy = {"torch", "torchvision", "sklearn", "scipy", "threadpoolctl"}
     code = f"import sys, gptkit_cifar10.codec; sys.exit({heavy} & set(sys.modules) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_legend_says_what_the_ids_stand_for() -> None:
+    size = {"width": 2, "height": 2}
+    assert CODEC.legend() == {**size, "colors": PALETTE, "classes": ()}
+    assert ANIMALS.legend() == {**size, "colors": PALETTE, "classes": ("cat", "dog", "horse")}
+    assert RGB.legend() == {**size, "channels": 3, "classes": ()}

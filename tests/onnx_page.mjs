@@ -1,0 +1,57 @@
+// Drives the page of an exported model in headless Chromium, for test_onnx_web.py.
+// Arguments: the browser, the proxy that sees every request which leaves localhost, the page, and
+// what to do there as JSON, a list of {action: [...]}. Prints what was found as JSON.
+import puppeteer from "puppeteer-core";
+
+const [executablePath, proxy, url, actions] = process.argv.slice(-4);
+const browser = await puppeteer.launch({
+  executablePath,
+  headless: "shell",
+  args: ["--no-sandbox", "--disable-gpu", `--proxy-server=${proxy}`],
+});
+const page = await browser.newPage();
+await page.setViewport({ width: 800, height: 900 });
+const found = { errors: [], results: [] };
+page.on("pageerror", (error) => found.errors.push(error.message));
+const idle = () => page.waitForFunction(() => !document.body.classList.contains("busy"));
+
+const known = {
+  async set(id, value) {
+    await page.$eval(`#${id}`, (field, text) => { field.value = text; }, value);
+  },
+  async write() {
+    await page.click("#write");
+    await idle();
+    return page.evaluate(() => ({
+      text: document.getElementById("text").textContent,
+      message: document.getElementById("message").textContent,
+      status: document.getElementById("status").textContent,
+      command: document.querySelector("#same code")?.textContent,
+      pictures: [...document.querySelectorAll("canvas")].map((canvas) => Array.from(
+        canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)),
+    }));
+  },
+  async stop() { // after the first tokens
+    await page.click("#write");
+    await page.waitForFunction(() => document.getElementById("drawn").textContent);
+    await page.click("#stop");
+    await idle();
+    return page.$eval("#drawn", (drawn) => drawn.textContent.length);
+  },
+  generate: (request) => page.evaluate((asked) => window.gptkit.generate(asked), request),
+  fetch: (address) => page.evaluate((to) => fetch(to).then(() => "", () => "failed"), address),
+  screenshot: (path) => page.screenshot({ path, fullPage: true }).then(() => null),
+};
+
+try {
+  await page.goto(url);
+  await page.evaluate(() => window.gptkit.ready.catch(() => null));
+  found.title = await page.$eval("#title", (title) => title.textContent);
+  found.message = await page.$eval("#message", (message) => message.textContent);
+  for (const [name, ...given] of JSON.parse(actions)) {
+    found.results.push(await known[name](...given) ?? null);
+  }
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify(found));

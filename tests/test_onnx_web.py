@@ -1,0 +1,247 @@
+"""The page in a real browser: the tokens of the command line, and nothing from elsewhere."""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from typer.testing import Result
+
+from gptkit import run
+from gptkit.onnx.export import export
+from gptkit.onnx.page import ONNXRUNTIME_WEB
+from gptkit.onnx.session import open_model
+from gptkit.sampler import Sampling
+
+PACKAGES = (
+    f"onnxruntime-web@{ONNXRUNTIME_WEB}",
+    "puppeteer-core@24.43.1",
+    "@sparticuz/chromium@147.0.2",  # the browser itself, packed
+)
+UNPACK = 'import c from "@sparticuz/chromium"; console.log(await c.executablePath())'
+TEXT = 'The quick brown fox\'s dög jumps over\tthe "lazy" dog \\ 🦊.\n' * 40
+
+Cli = Callable[..., Result]
+Visit = Callable[..., dict[str, Any]]
+
+
+@dataclass
+class Site:
+    """A web server for a folder, which is also the proxy of whoever looks elsewhere."""
+
+    folder: Path
+    requests: list[str] = field(default_factory=list)
+    address: str = ""
+
+    @property
+    def foreign(self) -> list[str]:
+        """What was asked for that is not on this server."""
+        return [line for line in self.requests if not line.split()[1].startswith("/")]
+
+
+class Recorder(http.server.SimpleHTTPRequestHandler):
+    """Serves files; notes every request, and refuses those to other hosts."""
+
+    def __init__(self, site: Site, *args: Any) -> None:
+        self.site = site
+        super().__init__(*args, directory=str(site.folder))
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        self.site.requests.append(self.requestline)
+        if parsed and not self.path.startswith("/"):
+            self.send_error(403)
+            return False
+        return parsed
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path / "site")
+    site.folder.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Recorder, site)) as server:
+        site.address = f"127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield site
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(downloaded: Callable[..., Path]) -> Path:
+    """A folder with node_modules and Chromium."""
+
+    def fill(folder: Path) -> None:
+        install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *PACKAGES]
+        execute(install, cwd=folder)
+        unpack = ["node", "--input-type=module", "--eval", UNPACK]
+        execute(unpack, cwd=folder, env=os.environ | {"TMPDIR": str(folder)})
+
+    return downloaded("-".join(PACKAGES).replace("/", "-"), fill)
+
+
+@pytest.fixture
+def visit(browser: Path, site: Site) -> Visit:
+    """Opens a page of the site, and does there what `tests/onnx_page.mjs` can do."""
+    if not (site.folder / "node_modules").exists():
+        (site.folder / "node_modules").symlink_to(browser / "node_modules")
+
+    def call(*actions: list[Any]) -> dict[str, Any]:
+        script = (Path(__file__).parent / "onnx_page.mjs").read_text(encoding="utf-8")
+        url = f"http://{site.address}/"
+        command = ["node", "--input-type=module", "--eval", script, "--", str(browser / "chromium")]
+        printed = execute([*command, site.address, url, json.dumps(actions)], cwd=browser)
+        found: dict[str, Any] = json.loads(printed)
+        assert found["errors"] == []
+        return found
+
+    return call
+
+
+def execute(command: list[str], **options: Any) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=280, **options
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+def train(folder: Path, dataset: dict[str, Any]) -> Path:
+    recipe = {
+        "seed": 1,
+        "dataset": dataset,
+        "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"},
+        "train": {"steps": 20, "batch_size": 8, "eval_batches": 1, "device": "cpu"},
+    }
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    return run.train(folder / "recipe.toml", out=folder / "run", report=print).path
+
+
+@pytest.fixture(scope="module")
+def text_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page for a model of text whose context is soon full."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    path = str(folder / "text.txt")
+    text_run = train(folder, {"use": "char-text", "path": path, "block_size": 24})
+    return export(text_run, web=folder / "page").path.parent
+
+
+def ids(result: Result) -> list[list[int]]:
+    """What `gptkit sample --ids` printed."""
+    assert result.exit_code == 0, result.output
+    return [[int(token) for token in line.split()] for line in result.stdout.splitlines()]
+
+
+def test_the_page_is_complete_and_names_what_it_needs(text_page: Path) -> None:
+    html = (text_page / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"\w+:?//\w[^\s\"'`]*", html) == ["http://localhost:8000"]  # in a message
+    package = json.loads((text_page / "package.json").read_text(encoding="utf-8"))
+    assert package["dependencies"] == {"onnxruntime-web": ONNXRUNTIME_WEB}
+
+
+def test_a_package_json_that_is_there_stays(text_page: Path, tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page/package.json").write_text("{}")
+    export(text_page.parent / "run", web=tmp_path / "page")
+    assert (tmp_path / "page/package.json").read_text() == "{}"
+    assert (tmp_path / "page/index.html").is_file()
+
+
+@pytest.mark.slow
+def test_text_is_what_the_command_line_writes(
+    text_page: Path, site: Site, visit: Visit, cli: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(text_page, site.folder, dirs_exist_ok=True)
+    prompt = 'The lazy dög\'s "fox"\n'
+    sampling = Sampling(temperature=0.9, top_k=7, top_p=0.8, seed=2**62 + 1)
+    settings = {"temperature": 0.9, "topK": 7, "topP": 0.8, "seed": str(sampling.seed)}
+    found = visit(
+        ["set", "prompt", prompt], ["set", "length", "200"], ["set", "seed", "5"], ["write"],
+        ["set", "prompt", ""], ["write"],
+        ["generate", {"starts": [[3, 1], [0, 2]], "count": 150, **settings}],
+        ["screenshot", str(tmp_path / "page.png")],
+        ["set", "length", "100000"], ["stop"],
+        ["set", "prompt", "thé é"], ["write"],
+        ["fetch", "http://example.com/anything"],
+    )  # fmt: skip
+    assert found["title"] == "A GPT for char-text"
+    prompted, empty, rows, stopped, unknown, outside = (
+        result for result in found["results"] if result is not None
+    )
+    model = site.folder / "model.onnx"
+    asked = ("--tokens", 200, "--temperature", 0.8, "--seed", 5)
+    for result, start in ((prompted, prompt), (empty, "")):
+        expected = cli("sample", model, "--prompt", start, *asked).stdout
+        assert result["text"] + "\n" == expected
+        assert result["message"] == ""
+        assert result["status"].startswith("200 tokens, ")
+    assert prompted["command"].split("--tokens")[1].split() == (
+        ["200", "--temperature", "0.8", "--seed", "5"]
+    )
+    drawn = open_model(model, device="cpu").generate(np.array([[3, 1], [0, 2]]), 150, sampling)
+    assert rows == drawn.tolist()
+    assert 0 < stopped < 100_000
+    assert unknown["message"].startswith("The model never saw é\nIt knows tab newline space ")
+    assert outside == "failed"
+    assert site.foreign == ["GET http://example.com/anything HTTP/1.1"]  # asked for by this test
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("colors", [8, "rgb"])
+def test_pictures_are_what_the_command_line_draws(
+    site: Site, visit: Visit, cli: Cli, tmp_path: Path, colors: Any
+) -> None:
+    shapes = {"use": "cifar10", "source": "shapes", "size": 6, "colors": colors}
+    path = train(tmp_path, shapes | {"class_conditional": True})
+    export(path, web=site.folder)
+    found = visit(
+        ["set", "seed", "3"], ["set", "samples", "12"], ["write"],
+        ["set", "start", "7"], ["set", "samples", "2"], ["write"],
+    )  # fmt: skip
+    each, chosen = (result for result in found["results"] if result is not None)
+    model, codec = site.folder / "model.onnx", open_model(site.folder / "model.onnx").codec
+    for result, arguments in (
+        (each, ("--samples", 12)),
+        (chosen, ("--samples", 2, "--class", "ring")),
+    ):
+        rows = ids(cli("sample", model, *arguments, "--seed", 3, "--ids"))
+        assert len(result["pictures"]) == len(rows)
+        for picture, row in zip(result["pictures"], rows, strict=True):
+            pixels = np.array(picture, np.uint8).reshape(6, 6, 4)
+            assert (pixels[..., :3] == codec.decode_array(row)).all()
+            assert (pixels[..., 3] == 255).all()
+    assert "--class ring --samples 2" in chosen["command"]
+    assert site.foreign == []
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_said_in_the_page(
+    text_page: Path, site: Site, visit: Visit, tmp_path: Path
+) -> None:
+    model = (text_page / "model.onnx").read_bytes()
+    shutil.copy(text_page / "index.html", site.folder)
+    assert "404" in visit()["message"]
+    spoilt = bytearray(model)
+    spoilt[len(model) // 2] ^= 1
+    for broken in (b"", b"no model at all", model[:-100], bytes(spoilt)):
+        (site.folder / "model.onnx").write_bytes(broken)
+        found = visit()
+        assert "no whole model that gptkit exported" in found["message"]
+        assert found["title"] == "The model cannot run here"
+    (site.folder / "node_modules").unlink()
+    assert "npm install" in visit()["message"]
