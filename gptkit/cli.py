@@ -195,6 +195,8 @@ def export(
             opset=opset, device=device,
         )  # fmt: skip
     exports.proof(exported.checks)
+    if web:
+        _report("in that folder: npm install && python -m http.server, then open localhost:8000")
     typer.echo(exported.path)
 
 
