@@ -1,0 +1,775 @@
+"""`gptkit export`: what is not equal to the checkpoint is never written, nothing is ever half."""
+
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tomli_w
+import torch
+from typer.testing import Result
+
+from gptkit import checkpoint, run
+from gptkit.errors import ExportError
+from gptkit.onnx import export as exporting
+from gptkit.onnx import kit as kits
+from gptkit.onnx import loop, sampling
+from gptkit.onnx.blueprint import Blueprint
+from gptkit.onnx.decoder import Decoder
+from gptkit.onnx.metadata import check_file
+from gptkit.onnx.session import open_model
+from gptkit.trained import open_trained
+
+Command = Callable[..., Result]
+Mutation = Callable[[ir.Model], None]
+
+CLASSIC: dict[str, Any] = {"mlp": "gelu", "tie_embeddings": True}
+MODERN: dict[str, Any] = {
+    "norm": "rmsnorm", "position": "rotary", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 2,
+    "bias": False, "tie_embeddings": False,
+}  # fmt: skip
+KIT_FILES = {
+    "generate.onnx", "model.onnx", "decode.onnx", "model.safetensors", "config.json",
+    "genai_config.json", "tokenizer.json", "tokenizer_config.json", "selftest.json", "README.md",
+}  # fmt: skip
+
+
+def train(folder: Path, *, block_size: int = 8, **shape: Any) -> Path:
+    """A run folder "r" whose checkpoint holds weights that all matter."""
+    recipe = {
+        "seed": 1,
+        "dataset": {"use": "char-text", "path": str(folder / "text.txt"), "block_size": block_size},
+        "model": {"n_layer": 2, "n_head": 4, "n_embd": 32, **shape},
+        "train": {"steps": 1, "batch_size": 2, "eval_batches": 1, "device": "cpu"},
+    }
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 50)
+    (folder / "r.toml").write_text(tomli_w.dumps(recipe))
+    path = run.train(folder / "r.toml", out=folder / "r", report=print).path
+    (step_folder,) = checkpoint.step_folders(path / "checkpoints")
+    state, files = checkpoint.load(step_folder)
+    torch.manual_seed(2)
+    weights = {name: torch.randn_like(tensor) * 0.3 for name, tensor in files["model"].items()}
+    checkpoint.save(path / "checkpoints", state, files | {"model": weights})
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders by name, which no test changes."""
+    shapes: dict[str, dict[str, Any]] = {
+        "classic": CLASSIC, "modern": MODERN, "long": {"block_size": 140, **CLASSIC}
+    }  # fmt: skip
+    return {name: train(tmp_path_factory.mktemp(name), **s) for name, s in shapes.items()}
+
+
+@pytest.fixture
+def r(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The modern run, as "r" in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs["modern"], tmp_path / "r")
+    return Path("r")
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Everything below a folder, None for folders."""
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+# What is not equal to the checkpoint. Each mutation is made to the graph before it is written.
+
+
+def nodes(model: ir.Model, operator: str) -> list[ir.Node]:
+    return [node for node in model.graph.all_nodes() if node.op_type == operator]
+
+
+def initializers(model: ir.Model) -> dict[str, ir.Value]:
+    graphs = [model.graph, *model.graph.subgraphs()]
+    return {name: value for graph in graphs for name, value in graph.initializers.items()}
+
+
+def change(value: ir.Value | None, function: Callable[[Any], Any]) -> None:
+    """Put another array in the place of an initializer's."""
+    assert value is not None
+    assert value.const_value is not None
+    before = value.const_value.numpy()
+    after = np.asarray(function(before.copy()), before.dtype)
+    value.const_value = ir.Tensor(after, name=value.name)
+
+
+def weight(name: str, function: Callable[[Any], Any]) -> Mutation:
+    return lambda model: change(initializers(model)[name], function)
+
+
+def swap_transpose(model: ir.Model) -> None:
+    """The new queries' heads and places change roles wherever both are as many."""
+    change(initializers(model)["h.0.attn.proj.weight"], np.transpose)
+
+
+def other_axis(model: ir.Model) -> None:
+    softmax = next(n for n in nodes(model, "Softmax") if n.inputs[0].producer().op_type != "Div")
+    softmax.attributes["axis"] = ir.AttrInt64("axis", -2)
+
+
+def exact_gelu(model: ir.Model) -> None:
+    nodes(model, "Gelu")[0].attributes["approximate"] = ir.AttrString("approximate", "none")
+
+
+def swap_inputs(operator: str) -> Mutation:
+    def mutate(model: ir.Model) -> None:
+        node = nodes(model, operator)[0]
+        first, second = node.inputs[0], node.inputs[1]
+        node.replace_input_with(0, second)
+        node.replace_input_with(1, first)
+
+    return mutate
+
+
+def roll_over(change_half: Callable[[Any], Any]) -> Mutation:
+    def mutate(model: ir.Model) -> None:
+        graph = next(g for g in model.graph.subgraphs() if g.name == "start_anew")
+        change(next(n for n in graph if n.op_type == "Slice").inputs[1], change_half)
+
+    return mutate
+
+
+def forget_the_gate(model: ir.Model) -> None:
+    sigmoid = nodes(model, "Sigmoid")[0]
+    gate = sigmoid.inputs[0]
+    (product,) = [n for n, _ in sigmoid.outputs[0].uses()]
+    product.replace_input_with(1, gate)
+
+
+def swap_halves(model: ir.Model) -> None:
+    """Which half gates and which is gated."""
+    first, second = nodes(model, "Sigmoid")[0].inputs[0].producer().outputs
+    uses = [(*use, value) for value in (first, second) for use in value.uses()]
+    for node, index, value in uses:
+        node.replace_input_with(index, second if value is first else first)
+
+
+def other_epsilon(operator: str) -> Mutation:
+    def mutate(model: ir.Model) -> None:
+        nodes(model, operator)[0].attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-2)
+
+    return mutate
+
+
+def perturb(array: Any) -> Any:
+    """One number of a tensor."""
+    array.flat[array.size // 2] += 0.05
+    return array
+
+
+WRONG_GRAPHS: dict[str, tuple[str, Mutation]] = {
+    "a swapped transpose": ("modern", swap_transpose),
+    "a perturbed embedding": ("modern", weight("wte.weight", perturb)),
+    "a perturbed place": ("classic", weight("position.wpe.weight", perturb)),
+    "a perturbed norm": ("classic", weight("h.0.ln_1.bias", perturb)),
+    "a perturbed attention": ("classic", weight("h.0.attn.qkv.weight", perturb)),
+    "a perturbed bias": ("classic", weight("h.0.mlp.proj.bias", perturb)),
+    "a perturbed MLP": ("modern", weight("h.0.mlp.up.weight", perturb)),
+    "a perturbed head": ("modern", weight("lm_head.weight", perturb)),
+    "the wrong rotary sign": ("modern", weight("rotary.sin", np.negative)),
+    "rotary angles of other places": ("modern", weight("rotary.cos", lambda a: np.roll(a, 1, 0))),
+    "a dropped mask": ("modern", weight("attention.hidden", np.zeros_like)),
+    "an inverted mask": ("classic", swap_inputs("LessOrEqual")),
+    "unscaled queries": ("classic", weight("attention.scale", np.ones_like)),
+    "softmax along the wrong axis": ("modern", other_axis),
+    "another GELU": ("classic", exact_gelu),
+    "another epsilon": ("classic", other_epsilon("LayerNormalization")),
+    "a gate that lets everything through": ("modern", forget_the_gate),
+    "gate and value swapped": ("modern", swap_halves),
+    "half a context and one": ("modern", roll_over(lambda a: a - 1)),
+    "half a context but one": ("modern", roll_over(lambda a: a + 1)),
+    "a whole context": ("classic", roll_over(lambda a: a * 2)),
+}
+"""The run that shows it, and what goes wrong in its graph `generate`."""
+
+
+def mutate_graph(patch: pytest.MonkeyPatch, name: str, mutate: Mutation) -> None:
+    build = Blueprint.model
+
+    def model(self: Blueprint, graph: Any) -> ir.Model:
+        built = build(self, graph)
+        if graph == name:
+            mutate(built)
+        return built
+
+    patch.setattr(Blueprint, "model", model)
+
+
+@pytest.fixture
+def caught(tmp_path: Path) -> Callable[..., str]:
+    """Exports a run, which must fail and leave everything as it was; gives the error."""
+
+    def call(path: Path, out: str = "model.onnx", **options: Any) -> str:
+        (tmp_path / "model.onnx").write_text("an earlier file")
+        before = contents(tmp_path)
+        with pytest.raises(ExportError) as error:
+            exporting.export(path, out=tmp_path / out, **options)
+        assert contents(tmp_path) == before
+        said = str(error.value)
+        assert all(f"{out} is not equal to the checkpoint: " in x for x in said.splitlines())
+        assert error.value.exit_code == 4
+        assert error.value.hint
+        return said
+
+    return call
+
+
+@pytest.mark.parametrize("wrong", WRONG_GRAPHS)
+def test_a_wrong_graph_is_caught(
+    wrong: str,
+    runs: dict[str, Path],
+    caught: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, mutate = WRONG_GRAPHS[wrong]
+    mutate_graph(monkeypatch, "generate", mutate)
+    said = caught(runs[name])
+    assert "at most 0" in said
+    assert "(" in said  # the place
+
+
+def rotate_queries_only(self: Decoder, x: ir.Value) -> ir.Value:
+    """What is cached was not rotated."""
+    nh, nkv = self.config.n_head, self.config.kv_heads
+    rotated, _ = self.g.Split(ROTATE(self, x), [nh, nkv], axis=1, outputs=2)
+    _, k = self.g.Split(x, [nh, nkv], axis=1, outputs=2)
+    return self.g.Concat(rotated, k, axis=1)
+
+
+def next_places(self: Decoder, ids: ir.Value, positions: ir.Value, memory: Any) -> ir.Value:
+    later = self.g.Min(self.g.Add(positions, 1), self.config.block_size - 1)
+    return FEATURES(self, ids, later, memory)
+
+
+def heads_of_other_groups(g: Any, q: ir.Value, weights: Any, config: Any) -> ir.Value:
+    order = np.arange(config.n_head).reshape(config.kv_heads, -1).T.ravel()
+    return GROUPED(g, g.Gather(q, order, axis=1), weights, config)
+
+
+ROTATE, FEATURES, GROUPED = Decoder._rotate, Decoder.features, loop.grouped
+RULE, INVERT, UNIFORMS = sampling.Rule.__init__, sampling.invert, loop.uniforms
+ANY, TOP = sampling.Rule._choose_any, sampling.Rule._choose_top
+
+
+def rule(**wrong: Callable[..., Any]) -> Callable[..., None]:
+    def make(self: sampling.Rule, g: Any, settings: Any, vocab_size: int) -> None:
+        RULE(self, g, settings, vocab_size)
+        for name, function in wrong.items():
+            setattr(self, name, function(g, self))
+
+    return make
+
+
+WRONG_CODE: dict[str, tuple[str, object, str, Callable[..., Any]]] = {
+    "keys cached before they are rotated": ("modern", Decoder, "_rotate", rotate_queries_only),
+    "places off by one": ("classic", Decoder, "features", next_places),
+    "queries of other groups": ("modern", loop, "grouped", heads_of_other_groups),
+    "random numbers off by one": (
+        "modern", loop, "uniforms", lambda g, seed, n: UNIFORMS(g, g.Add(seed, 1), n)
+    ),
+    "random numbers without a shift": (
+        "modern", sampling, "_shift_in", lambda g, z, bits: z if bits == 27 else SHIFT(g, z, bits)
+    ),
+    "the next token": (
+        "modern", sampling, "invert", lambda g, p, u: g.Add(INVERT(g, p, u), 1)
+    ),
+    "a mass off by one": (
+        "modern", sampling, "invert", lambda g, p, u: INVERT(g, p, g.Mul(u, 0.99))
+    ),
+    "one candidate too few": (
+        "modern", sampling.Rule, "__init__", rule(k=lambda g, x: g.Max(g.Sub(x.k, 1), [1]))
+    ),
+    "a temperature that is ignored": (
+        "modern", sampling.Rule, "__init__", rule(temperature=lambda g, x: 1.0)
+    ),
+    "top_p that is ignored": (
+        "modern", sampling.Rule, "__init__", rule(top_p=lambda g, x: 1.0)
+    ),
+    "the unlikeliest": (
+        "modern", sampling.Rule, "_choose_top", lambda self, g, x, u: TOP(self, g, g.Neg(x), u)
+    ),
+    "a stop token that is not kept": (
+        "modern", loop, "all_true", lambda g, flags: np.array(False)
+    ),
+}  # fmt: skip
+SHIFT = sampling._shift_in
+
+
+@pytest.mark.parametrize("wrong", WRONG_CODE)
+def test_wrong_code_is_caught(
+    wrong: str,
+    runs: dict[str, Path],
+    caught: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, place, attribute, function = WRONG_CODE[wrong]
+    monkeypatch.setattr(place, attribute, function)
+    caught(runs[name])
+
+
+def swap_keys_on_growth(model: ir.Model) -> None:
+    graph = next(g for g in model.graph.subgraphs() if g.name == "grow")
+    for node in graph:
+        if node.op_type == "Concat" and node.attributes["axis"].as_int() == 3:
+            first, second = node.inputs
+            node.replace_input_with(0, second)
+            node.replace_input_with(1, first)
+
+
+def test_a_cache_that_grows_the_wrong_way_is_caught(
+    runs: dict[str, Path], caught: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate_graph(monkeypatch, "generate", swap_keys_on_growth)
+    assert "logits: " in caught(runs["long"])
+
+
+def break_shapes(model: ir.Model) -> None:
+    """A transpose that onnxruntime finds out about while it runs."""
+    transpose = next(n for n in nodes(model, "Transpose") if "Concat" in uses_of(n.outputs[0]))
+    transpose.attributes["perm"] = ir.AttrInt64s("perm", [0, 1, 2, 3])
+
+
+def uses_of(value: ir.Value) -> set[str]:
+    return {node.op_type for node, _ in value.uses()}
+
+
+def unknown_operator(model: ir.Model) -> None:
+    nodes(model, "Gemm")[0].op_type = "Gemmm"
+
+
+@pytest.mark.parametrize("mutate", [break_shapes, unknown_operator])
+def test_a_graph_that_does_not_run_is_not_written(
+    mutate: Mutation, r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate_graph(monkeypatch, "generate", mutate)
+    before = contents(tmp_path)
+    for out in ("model.onnx", "kit"):
+        result = cli("export", r, "--onnx", "--out", out)
+        assert result.exit_code == 4, result.output
+        assert result.stderr.startswith("error: ")
+        assert contents(tmp_path) == before
+
+
+def swap_present(model: ir.Model) -> None:
+    names = [value.name for value in model.graph.outputs[1:]]
+    for value, name in zip(model.graph.outputs[1:], names[::-1], strict=True):
+        value.name = f"{name}."
+    for value in model.graph.outputs[1:]:
+        value.name = str(value.name)[:-1]
+
+
+def ignore_padding(model: ir.Model) -> None:
+    nodes(model, "Greater")[0].replace_input_with(1, initial(model, "below", np.int64(-1)))
+
+
+def draw_with_others_numbers(model: ir.Model) -> None:
+    gather = next(n for n in nodes(model, "Gather") if n.inputs[0].name == "uniforms")
+    table = model.graph.inputs[3]
+    assert table.name == "uniforms"
+    flipped = ir.node("Sub", [initial(model, "one", np.float32(1)), table])
+    model.graph.insert_before(gather, flipped)
+    gather.replace_input_with(0, flipped.outputs[0])
+
+
+def initial(model: ir.Model, name: str, value: Any) -> ir.Value:
+    tensor = ir.Tensor(np.asarray(value), name=name)
+    found = ir.Value(name=name, const_value=tensor, shape=tensor.shape)
+    found.type = ir.TensorType(tensor.dtype)
+    model.graph.initializers[name] = found
+    return found
+
+
+WRONG_KITS: dict[str, tuple[str, str, Mutation, dict[str, Any]]] = {
+    "a rotary sign in step": ("modern", "step", weight("rotary.sin", np.negative), {}),
+    "a rotary sign in decode": ("modern", "decode", weight("rotary.sin", np.negative), {}),
+    "a rotary sign in all but step": (
+        "modern", "decode", weight("rotary.sin", np.negative), {"opset": 23}
+    ),
+    "a dropped mask in step": ("modern", "step", weight("attention.hidden", np.zeros_like), {}),
+    "a dropped mask in decode": (
+        "modern", "decode", weight("attention.hidden", np.zeros_like), {"device": "cuda"}
+    ),
+    "padding that is seen": ("classic", "step", ignore_padding, {}),
+    "keys and values swapped": ("classic", "step", swap_present, {}),
+    "other random numbers": ("classic", "decode", draw_with_others_numbers, {}),
+    "a wrong generate": ("classic", "generate", exact_gelu, {}),
+}  # fmt: skip
+"""The run that shows it, the graph, what goes wrong in it, and options of the export."""
+
+
+@pytest.mark.parametrize("wrong", WRONG_KITS)
+def test_a_wrong_kit_is_caught(
+    wrong: str,
+    runs: dict[str, Path],
+    caught: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    name, graph, mutate, options = WRONG_KITS[wrong]
+    (tmp_path / "kit").mkdir()
+    for file in ("generate.onnx", "selftest.json"):
+        (tmp_path / "kit" / file).write_text("an earlier kit")
+    assert kits.is_kit(tmp_path / "kit")
+    mutate_graph(monkeypatch, graph, mutate)
+    said = caught(runs[name], "kit", **options)
+    checks = [line.partition("checkpoint: ")[2] for line in said.splitlines()]
+    if graph == "generate":
+        assert checks[0].startswith("logits: ")
+    else:
+        assert all(check.startswith(("step: ", "decode: ")) for check in checks)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("wrong", ["the wrong rotary sign", "a dropped mask"])
+def test_rough_precision_hides_no_wrong_graph(
+    wrong: str,
+    dtype: str,
+    runs: dict[str, Path],
+    caught: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, mutate = WRONG_GRAPHS[wrong]
+    mutate_graph(monkeypatch, "generate", mutate)
+    assert "logits" in caught(runs[name], dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["classic", "modern"])
+def test_every_weight_is_looked_at(
+    name: str, runs: dict[str, Path], caught: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change too small to turn a token, but not one that rounding makes."""
+    for parameter in open_trained(runs[name], device="cpu").model.weights():
+        with monkeypatch.context() as patch:
+            mutate_graph(patch, "generate", weight(parameter, lambda a: a * (1 + 1e-3)))
+            caught(runs[name])
+
+
+def test_a_weight_of_a_token_that_nobody_draws_is_looked_at(
+    runs: dict[str, Path], caught: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One number alone, the smallest of the table: no logit shows it."""
+
+    def nudge(array: Any) -> Any:
+        array.flat[np.abs(array).argmin()] += 1e-6
+        return array
+
+    mutate_graph(monkeypatch, "generate", weight("wte.weight", nudge))
+    caught(runs["modern"])
+
+
+def test_an_unequal_export_on_the_command_line(
+    r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate_graph(monkeypatch, "generate", weight("rotary.sin", np.negative))
+    before = contents(tmp_path)
+    for out in ("model.onnx", "deep/er/model.onnx", "kit"):
+        result = cli("export", r, "--onnx", "--out", out)
+        assert (result.exit_code, result.stdout) == (4, "")
+        name = Path(out).name
+        assert result.stderr.startswith(f"error: {name} is not equal to the checkpoint: logits: ")
+        first = result.stderr.splitlines()[0]
+        assert "largest difference / largest logit, at most 0.0001 (from the start, at (" in first
+        assert "\nhint:  nothing was written." in result.stderr
+        assert contents(tmp_path) == before
+
+
+# What is equal.
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [
+        ("classic", 21), ("modern", 23),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in [("modern", 21), ("classic", 23)])
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])
+def test_every_precision_and_opset_passes(
+    name: str, opset: int, dtype: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    for out, device in (("m.onnx", "cpu"), ("kit", "cpu")) if opset == 21 else (("kit", "cuda"),):
+        exported = exporting.export(
+            runs[name], out=tmp_path / out, dtype=dtype, opset=opset, device=device
+        )
+        assert all(check.passed for check in exported.checks)
+        file = exported.path / "generate.onnx" if out == "kit" else exported.path
+        assert check_file(file).checks == exported.checks
+        described = open_model(exported.path, device="cpu").metadata
+        assert (described.dtype, described.opset) == (dtype, opset)
+    assert {path.name for path in tmp_path.iterdir()} <= {"kit", "m.onnx"}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"block_size": 1}, {"block_size": 2}, {"block_size": 3, "n_head": 1, "n_embd": 5},
+        {"n_head": 2, "n_embd": 12, "position": "rotary"}, {"n_embd": 20, "n_inner": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_sizes_pass(shape: dict[str, Any], tmp_path: Path) -> None:
+    path = train(tmp_path, **shape)
+    for dtype in ("float32", "int4") if shape.get("n_embd", 32) % 32 else ("float32",):
+        exported = exporting.export(path, out=tmp_path / "kit", dtype=dtype)
+        assert all(check.passed for check in exported.checks)
+
+
+def test_the_proof_is_shown(r: Path, cli: Command, tmp_path: Path) -> None:
+    result = cli("export", r, "--onnx")
+    assert (result.exit_code, result.stdout) == (0, "model.onnx\n")
+    assert "logits" in result.stderr
+    assert "gptkit sample, " in result.stderr
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+    result = cli("export", r, "--onnx", "--out", "kit", "--dtype", "int8")
+    assert (result.exit_code, result.stdout) == (0, "kit\n")
+    for name in ("validation loss", "step: padded rows", "decode: "):
+        assert name in result.stderr
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["r"], "which format?"),
+        (["r", "--onnx", "--dtype", "bfloat16"], "dtype should be one of float32, float16, int8"),
+        (["r", "--onnx", "--dtype", "int3"], "got int3"),
+        (["r", "--onnx", "--opset", "22"], "opset should be one of 21, 23, got 22"),
+        (["r", "--onnx", "--device", "mps", "--out", "kit"], "device should be one of cpu, cuda"),
+        (["r", "--onnx", "--out", "r"], "r: already exists and is no kit"),
+        (["r", "--onnx", "--out", "r/recipe.toml"], "r/recipe.toml: already exists and is no kit"),
+        (["r", "--onnx", "--out", "a.onnx"], "a.onnx: is a folder"),
+        (["r", "--onnx", "--web", "w", "--out", "b.onnx"], "leave --out out"),
+        (["nope", "--onnx"], "nope: no such run folder"),
+        (["a.onnx", "--onnx"], "a.onnx: is not a run folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_options_that_make_no_sense(
+    arguments: list[str], said: str, r: Path, cli: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "a.onnx").mkdir()
+    before = contents(tmp_path)
+    result = cli("export", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_that_is_not_there(r: Path, cli: Command, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    result = cli("export", r, "--onnx", "--checkpoint", 9)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no checkpoint 9" in result.stderr
+    assert contents(tmp_path) == before
+
+
+def test_what_is_too_large_for_a_single_file_becomes_a_kit(
+    r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "LARGEST_FILE", 10_000)
+    before = contents(tmp_path)
+    result = cli("export", r, "--onnx", "--out", "big.onnx", "--dtype", "float16")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "do not fit into a single file" in result.stderr
+    assert contents(tmp_path) == before
+    hint = shlex.split(result.stderr.splitlines()[-1])
+    assert hint[:2] == ["hint:", "gptkit"]
+    result = cli(*hint[2:])
+    assert (result.exit_code, result.stdout) == (0, "big\n")
+    assert open_model(tmp_path / "big", device="cpu").metadata.dtype == "float16"
+
+
+def test_quantising_needs_the_data_and_says_so(r: Path, cli: Command, tmp_path: Path) -> None:
+    text = Path(run.folder.open_run(r).recipe.read_text().partition('path = "')[2].split('"')[0])
+    moved = text.rename(text.with_suffix(".bak"))
+    try:
+        before = contents(tmp_path)
+        result = cli("export", r, "--onnx", "--dtype", "int8")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{text}: no such file or folder" in result.stderr
+        text.write_text("Something else altogether. " * 100)
+        result = cli("export", r, "--onnx", "--dtype", "int4")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "the training data is not what this run began with" in result.stderr
+        text.unlink()
+        assert contents(tmp_path) == before
+        assert cli("export", r, "--onnx").exit_code == 0
+    finally:
+        moved.rename(text)
+
+
+# Files that were there.
+
+
+def test_an_earlier_file_is_replaced(r: Path, cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("an earlier file")
+    with (tmp_path / "model.onnx").open("rb") as reader:
+        assert cli("export", r, "--onnx").exit_code == 0
+        assert reader.read() == b"an earlier file", "who reads it goes on reading it"
+    check_file(tmp_path / "model.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "r"]
+
+
+def test_an_earlier_kit_is_replaced(r: Path, cli: Command, tmp_path: Path) -> None:
+    assert cli("export", r, "--onnx", "--out", "kit", "--dtype", "int8").exit_code == 0
+    (tmp_path / "kit" / "notes.txt").write_text("mine")
+    assert cli("export", r, "--onnx", "--out", "kit").exit_code == 0
+    assert {path.name for path in (tmp_path / "kit").iterdir()} - {"notes.txt"} == KIT_FILES
+    assert open_model(tmp_path / "kit", device="cpu").metadata.dtype == "float32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kit", "r"]
+
+
+def test_an_empty_folder_may_become_a_kit(r: Path, cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "kit").mkdir()
+    assert cli("export", r, "--onnx", "--out", "kit").exit_code == 0
+    assert {path.name for path in (tmp_path / "kit").iterdir()} == KIT_FILES
+
+
+def test_a_kit_that_cannot_take_its_name_leaves_the_earlier_one(
+    r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("export", r, "--onnx", "--out", "kit", "--dtype", "int8").exit_code == 0
+    before = contents(tmp_path)
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.parent.name == ".kit.tmp" and self.name == "kit":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    result = cli("export", r, "--onnx", "--out", "kit")
+    assert result.exit_code == 1
+    assert "kit: cannot be written: No space left on device" in result.stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/m.onnx", "/proc/nope/kit", "r/recipe.toml/m.onnx"])
+def test_a_place_that_cannot_be_written(place: str, r: Path, cli: Command, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    result = cli("export", r, "--onnx", "--out", place)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: {place}: cannot be written: " in result.stderr
+    assert contents(tmp_path) == before
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Every write beyond a size fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("out", "size"),
+    [("model.onnx", 100), ("model.onnx", 30_000), ("kit", 1000), ("kit", 10_000), ("kit", 100_000)],
+)
+def test_a_disk_that_is_full(out: str, size: int, r: Path, cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("an earlier file")
+    before = contents(tmp_path)
+    with limited(size):
+        result = cli("export", r, "--onnx", "--out", out)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: {out}: cannot be written: " in result.stderr
+    assert contents(tmp_path) == before
+
+
+SLOWLY = """
+import sys, time
+from gptkit.cli import main
+from gptkit.onnx import export, kit
+prove = export.prove_generate
+def slowly(*arguments):
+    print("proving", file=sys.stderr, flush=True)
+    time.sleep(60)
+    yield from prove(*arguments)
+export.prove_generate = kit.prove_generate = slowly
+main()
+"""
+
+
+@pytest.fixture
+def proving() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts an export, and waits until it is at its proof."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def call(*arguments: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", SLOWLY, "export", *map(str, arguments)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stderr
+        assert "proving" in process.stderr.readline()
+        return process
+
+    yield call
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stderr
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("out", ["model.onnx", pytest.param("kit", marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_at_its_proof(
+    out: str, r: Path, cli: Command, tmp_path: Path, proving: Callable[..., Any]
+) -> None:
+    earlier = exporting.export(r, out=Path(out), dtype="int8").path
+    before = contents(earlier) if out == "kit" else earlier.read_bytes()
+    process = proving(r, "--onnx", "--out", out)
+    process.kill()
+    process.wait()
+    assert (contents(earlier) if out == "kit" else earlier.read_bytes()) == before
+    assert open_model(earlier, device="cpu").metadata.dtype == "int8"
+    assert cli("export", r, "--onnx", "--out", out).exit_code == 0
+    assert open_model(earlier, device="cpu").metadata.dtype == "float32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out, "r"]
+
+
+def test_ctrl_c_at_the_proof_leaves_nothing(
+    r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert (tmp_path / ".model.onnx.tmp" / "model.onnx").is_file()
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(exporting, "prove_generate", interrupted)
+    before = contents(tmp_path)
+    result = cli("export", r, "--onnx")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.strip() == "stopped"
+    assert contents(tmp_path) == before
+
+
+def test_everybody_may_read_what_was_written(r: Path, cli: Command, tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        cli("export", r, "--onnx", "--out", "m.onnx")
+        cli("export", r, "--onnx", "--out", "kit")
+    finally:
+        os.umask(mask)
+    for path in (tmp_path / "m.onnx", *(tmp_path / "kit").iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o644, path
+    assert (tmp_path / "kit").stat().st_mode & 0o777 == 0o755
+    assert kits.is_kit(tmp_path / "kit")

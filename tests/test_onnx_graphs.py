@@ -1,0 +1,541 @@
+"""The graphs against torch and against other implementations of ONNX, for models of all shapes."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from gptkit.config import GPTConfig
+from gptkit.decoder import TorchDecoder
+from gptkit.generate import generate
+from gptkit.model import GPT
+from gptkit.onnx.decode import decode_model
+from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
+from gptkit.onnx.loop import generate_model
+from gptkit.onnx.session import feeds
+from gptkit.onnx.step import step_model
+from gptkit.onnx.weights import BLOCK, PRECISIONS, quantise
+from gptkit.sampler import Sampling
+
+Array = NDArray[Any]
+
+CLASSIC: dict[str, Any] = {}
+MODERN = {
+    "norm": "rmsnorm", "position": "rotary", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 1,
+    "bias": False, "tie_embeddings": False,
+}  # fmt: skip
+CHOICES: dict[str, Sequence[Any]] = {
+    "norm": ("layernorm", "rmsnorm"),
+    "position": ("learned", "rotary"),
+    "mlp": ("gelu", "relu2", "swiglu"),
+    "qk_norm": (False, True),
+    "tie_embeddings": (False, True),
+    "bias": (False, True),
+    "n_layer": (1, 2),
+    "n_inner": (None, 19),
+    "vocab_size": (2, 3, 11, 65),
+    "block_size": (1, 2, 3, 7, 8, 16),
+}
+HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 3), (6, 2), (3, 1))
+"""n_head and n_kv_head."""
+SAMPLE, SWEEP = range(14), range(14, 150)
+"""Seeds of the random models: in every run of the suite, and among the slow tests."""
+
+
+def random_config(seed: int) -> GPTConfig:
+    """A small model of any shape; consecutive seeds have other opsets, see `opset_of`."""
+    random = np.random.default_rng(seed)
+    chosen = {name: values[random.integers(len(values))] for name, values in CHOICES.items()}
+    n_head, n_kv_head = HEADS[random.integers(len(HEADS))]
+    sizes = (2, 4, 6, 8, 16) if chosen["position"] == "rotary" else (1, 2, 5, 8, 16)
+    n_embd = n_head * sizes[random.integers(len(sizes))]
+    return GPTConfig(n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd, **chosen)
+
+
+def opset_of(seed: int) -> int:
+    return (21, 23)[seed % 2]
+
+
+def make(config: GPTConfig | None = None, /, *, std: float = 0.4, **shape: Any) -> GPT:
+    """A model whose every weight matters."""
+    sizes = {"vocab_size": 9, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    torch.manual_seed(4)
+    model = GPT(config or GPTConfig(**sizes | shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=std)
+    return model
+
+
+def tensors(model: GPT) -> dict[str, Array]:
+    return {name: tensor.detach().numpy() for name, tensor in model.weights().items()}
+
+
+def build(maker: Any, model: GPT, *, opset: int = 21, dtype: str = "float32", **more: Any) -> Any:
+    """A graph as a protobuf."""
+    precision = PRECISIONS[dtype]
+    return ir.to_proto(
+        maker(model.config, tensors(model), precision=precision, opset=opset, **more)
+    )
+
+
+def session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def torch_tokens(model: GPT, prompts: Array, count: int, sampling: Sampling) -> Array:
+    """What `gptkit sample` draws, (B, count)."""
+    rows = len(prompts)
+    drawn = generate(
+        TorchDecoder(model, rows), prompts.tolist(), tokens=count, sampling=sampling, samples=rows
+    )
+    return np.stack(list(drawn), axis=1)
+
+
+@torch.no_grad()
+def torch_logits(model: GPT, ids: Array) -> Array:
+    return model.logits(torch.from_numpy(ids)).numpy()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A `step` graph, in onnxruntime or in anything else that has its `run`."""
+
+    config: GPTConfig
+    runner: Any
+    real: Any = np.float32
+
+    @property
+    def names(self) -> list[str]:
+        return [
+            f"past_key_values.{i}.{kind}"
+            for i in range(self.config.n_layer)
+            for kind in ("key", "value")
+        ]
+
+    def __call__(
+        self, ids: Array, past: Sequence[Array] = (), *, attended: Array | None = None
+    ) -> tuple[Array, list[Array]]:
+        """Logits of ids (B, T) after a past, and the present; `attended` is 0 for padding."""
+        if not past:
+            nothing = (len(ids), self.config.kv_heads, 0, self.config.head_size)
+            past = [np.zeros(nothing, self.real)] * len(self.names)
+        if attended is None:
+            attended = np.ones((len(ids), past[0].shape[2] + ids.shape[1]), np.int64)
+        positions = np.maximum(attended.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        inputs = {"input_ids": ids, "attention_mask": attended, "position_ids": positions}
+        logits, *present = self.runner.run(None, inputs | dict(zip(self.names, past, strict=True)))
+        return logits, present
+
+
+def prompts_of(model: GPT, rows: int, length: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).integers(0, model.config.vocab_size, (rows, length))
+
+
+def settings_of(config: GPTConfig) -> Iterator[tuple[int, int, int, Sampling]]:
+    """Rows, length of the prompt, tokens and settings: below, at and past the block size."""
+    size, k = config.block_size, config.vocab_size
+    yield 1, 1, 2 * size + 3, Sampling(temperature=0)
+    yield 3, size + 2, size + 2, Sampling(seed=2**63 - 1)
+    yield 2, size, 2 * size + 1, Sampling(temperature=0.7, top_k=max(1, k // 2), seed=2)
+    yield 2, max(1, size - 1), 9, Sampling(top_p=0.8, seed=3)
+    yield 1, max(1, size // 2), size + 2, Sampling(1.4, top_k=k + 3, top_p=0.6, seed=4)
+
+
+# Models of every shape: tokens and logits.
+
+
+def check_generate(seed: int) -> None:
+    model = make(random_config(seed))
+    graph = session(build(generate_model, model, opset=opset_of(seed)))
+    for rows, length, count, sampling in settings_of(model.config):
+        prompts = prompts_of(model, rows, length)
+        expected = torch_tokens(model, prompts, count, sampling)
+        (tokens,) = graph.run(None, feeds(prompts, count, sampling))
+        assert tokens.tolist() == expected.tolist(), (model.config, length, sampling)
+
+
+def check_step(seed: int) -> None:
+    model = make(random_config(seed))
+    step = Step(model.config, session(build(step_model, model, opset=opset_of(seed))))
+    size = model.config.block_size
+    ids = prompts_of(model, 3, size)
+    expected = torch_logits(model, ids)
+    limit = 2e-5 * max(1.0, float(np.abs(expected).max()))
+    for parts in ([size], [1] * size, [1, size // 2, size - 1 - size // 2]):
+        past: list[Array] = []
+        found, at = [], 0
+        for part in filter(None, parts):
+            logits, past = step(ids[:, at : at + part], past)
+            at += part
+            found.append(logits)
+            assert {x.shape for x in past} == {(3, model.config.kv_heads, at, past[0].shape[3])}
+        np.testing.assert_allclose(np.concatenate(found, axis=1), expected[:, :at], atol=limit)
+    check_padding(step, ids, expected, limit)
+
+
+def check_padding(step: Step, ids: Array, expected: Array, limit: float) -> None:
+    """Rows of other lengths, padded on the left, then continued token by token."""
+    size = ids.shape[1]
+    lengths = [size, max(1, size // 2), 1]
+    padded = np.zeros_like(ids)
+    attended = np.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        padded[row, size - length :] = ids[row, :length]
+        attended[row, size - length :] = 1
+    logits, past = step(padded, attended=attended)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logits[row, size - length :], expected[row, :length], atol=limit)
+    for more in range(size - max(lengths[1:])):  # the padding stays in the cache
+        places = np.minimum(np.array(lengths) + more, size - 1)
+        new = ids[np.arange(3), places][:, None]
+        attended = np.concatenate([attended, np.ones((3, 1), np.int64)], axis=1)
+        attended[0] = 0  # a row that is complete
+        attended[0, -1] = 1
+        logits, past = step(new, past, attended=attended)
+        for row in (1, 2):
+            place = lengths[row] + more
+            np.testing.assert_allclose(logits[row, 0], expected[row, place], atol=limit)
+
+
+def check_decode(seed: int, folder: Path) -> None:
+    model = make(random_config(seed))
+    folder.mkdir(exist_ok=True)
+    onnx.save(build(step_model, model, opset=opset_of(seed)), folder / READER)
+    fusable = model.config.head_size % 8 == 0  # all that GroupQueryAttention knows
+    for fused in (False, True)[: 1 + fusable]:
+        onnx.save(build(decode_model, model, opset=opset_of(seed), fused=fused), folder / DRAWER)
+        decoding = DecodeSession(folder, "cpu")
+        for burst, (rows, length, count, sampling) in zip(
+            (1, 3, 64, 2, 5), settings_of(model.config), strict=True
+        ):
+            prompts = prompts_of(model, rows, length)
+            expected = torch_tokens(model, prompts, count, sampling)
+            drawn = list(decoding.stream(prompts, count, sampling, burst=burst))
+            assert max(part.shape[1] for part in drawn) <= burst
+            tokens = np.concatenate(drawn, axis=1)
+            assert tokens.tolist() == expected.tolist(), (model.config, fused, sampling)
+
+
+def test_the_sample_has_every_choice() -> None:
+    configs = [random_config(seed) for seed in SAMPLE]
+    for name, values in CHOICES.items():
+        assert {getattr(config, name) for config in configs} == set(values), name
+    assert {(config.n_head, config.n_kv_head) for config in configs} >= {(2, 1), (6, 3), (1, 1)}
+    assert {config.n_embd % BLOCK == 0 for config in configs} == {True, False}
+    assert {config.head_size % 8 == 0 for config in configs} == {True, False}
+
+
+@pytest.mark.parametrize("seed", SAMPLE)
+def test_generate_draws_what_torch_draws(seed: int) -> None:
+    check_generate(seed)
+
+
+@pytest.mark.parametrize("seed", SAMPLE)
+def test_step_has_torchs_logits(seed: int) -> None:
+    check_step(seed)
+
+
+@pytest.mark.parametrize("seed", SAMPLE)
+def test_decode_draws_what_torch_draws(seed: int, tmp_path: Path) -> None:
+    check_decode(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_over_models(tmp_path: Path) -> None:
+    for seed in SWEEP:
+        check_generate(seed)
+        check_step(seed)
+        check_decode(seed, tmp_path)
+
+
+# The loop: blocks, stop tokens, nothing to draw.
+
+
+@pytest.mark.parametrize(("block_size", "prompt"), [(150, 1), (150, 80), (64, 64), (65, 1)])
+def test_tokens_across_blocks_of_the_cache(block_size: int, prompt: int) -> None:
+    model = make(block_size=block_size, n_layer=1, vocab_size=31)
+    graph = session(build(generate_model, model))
+    prompts = prompts_of(model, 2, prompt)
+    for count in (63, 64, 65, 66, 129, 240):
+        expected = torch_tokens(model, prompts, count, Sampling(seed=count))
+        (tokens,) = graph.run(None, feeds(prompts, count, Sampling(seed=count)))
+        assert tokens.tolist() == expected.tolist(), count
+
+
+@pytest.mark.parametrize("shape", [CLASSIC, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_stop_token_ends_a_row(shape: dict[str, Any], rows: int) -> None:
+    model = make(**shape)
+    graph = session(build(generate_model, model))
+    prompts, sampling = prompts_of(model, rows, 3), Sampling(seed=9)
+    endless = torch_tokens(model, prompts, 100, sampling)
+    lengths = set()
+    for stop in range(model.config.vocab_size):
+        drawn_before = np.cumsum(endless == stop, axis=1) - (endless == stop) > 0
+        expected = np.where(drawn_before, stop, endless)
+        going = ~drawn_before.all(axis=0)
+        (tokens,) = graph.run(None, feeds(prompts, 100, sampling, stop_token=stop))
+        assert tokens.tolist() == expected[:, going].tolist(), stop
+        lengths.add(tokens.shape[1])
+    assert min(lengths) < 8  # within the first context
+    assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_nothing_to_draw(count: int) -> None:
+    model = make()
+    (tokens,) = session(build(generate_model, model)).run(
+        None, feeds(prompts_of(model, 2, 3), count, Sampling())
+    )
+    assert tokens.shape == (2, 0)
+
+
+# The sampling rule.
+
+EDGES = [
+    Sampling(temperature=1e-7), Sampling(temperature=1e-5, seed=1), Sampling(temperature=-1),
+    Sampling(temperature=50, seed=2), Sampling(top_k=1), Sampling(top_k=10**12, seed=3),
+    Sampling(top_p=1e-30, seed=4), Sampling(top_p=1e-60, seed=4), Sampling(top_p=0.5, seed=5),
+    Sampling(top_p=1 - 2**-24, seed=6), Sampling(top_p=1 - 1e-12, seed=7),
+    Sampling(top_k=2, top_p=0.999, seed=8), Sampling(seed=2**63 - 1), Sampling(seed=2**62),
+]  # fmt: skip
+"""Settings at the ends of their ranges."""
+
+
+@pytest.mark.parametrize("std", [0.4, 0.0, 3.0], ids=["usual", "all alike", "wild"])
+def test_the_edges_of_the_sampling_rule(std: float, tmp_path: Path) -> None:
+    model = make(n_layer=1, vocab_size=33, std=std)  # std 0: every logit is the same
+    graph = session(build(generate_model, model))
+    onnx.save(build(step_model, model), tmp_path / READER)
+    onnx.save(build(decode_model, model), tmp_path / DRAWER)
+    decoding = DecodeSession(tmp_path, "cpu")
+    prompts = prompts_of(model, 3, 2)
+    for sampling in EDGES:
+        expected = torch_tokens(model, prompts, 12, sampling).tolist()
+        (tokens,) = graph.run(None, feeds(prompts, 12, sampling))
+        assert tokens.tolist() == expected, sampling
+        drawn = decoding.stream(prompts, 12, sampling, burst=12)
+        assert np.concatenate(list(drawn), axis=1).tolist() == expected, sampling
+
+
+# Other precisions.
+
+
+@pytest.mark.parametrize("opset", [21, 23])
+@pytest.mark.parametrize("shape", [CLASSIC, MODERN], ids=["classic", "modern"])
+def test_float16_is_near(shape: dict[str, Any], opset: int, tmp_path: Path) -> None:
+    model = make(block_size=16, std=0.2, **shape)
+    ids = prompts_of(model, 3, 16)
+    expected = torch_logits(model, ids)
+    step = Step(
+        model.config, session(build(step_model, model, opset=opset, dtype="float16")), np.float16
+    )
+    first, past = step(ids[:, :5])
+    second, _ = step(ids[:, 5:], past)
+    found = np.concatenate([first, second], axis=1)
+    assert found.dtype == np.float32
+    assert {x.dtype for x in past} == {np.dtype(np.float16)}
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+    greedy = Sampling(temperature=0)
+    proto = build(generate_model, model, opset=opset, dtype="float16")
+    (tokens,) = session(proto).run(None, feeds(ids[:, :4], 13, greedy))
+    onnx.save(build(step_model, model, opset=opset, dtype="float16"), tmp_path / READER)
+    for fused in (True, False):
+        proto = build(decode_model, model, opset=opset, dtype="float16", fused=fused)
+        onnx.save(proto, tmp_path / DRAWER)
+        drawn = DecodeSession(tmp_path, "cpu").stream(ids[:, :4], 13, greedy, burst=13)
+        assert np.concatenate(list(drawn), axis=1).tolist() == tokens.tolist()
+    clear = np.sort(expected, axis=-1)[..., -1] - np.sort(expected, axis=-1)[..., -2] > 0.1
+    fed = np.concatenate([ids[:, :4], tokens[:, :-1]], axis=1)
+    likeliest = torch_logits(model, fed)[:, 3:].argmax(axis=-1)
+    assert (likeliest == tokens)[clear[:, 3:]].mean() > 0.9
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [(7, 64), (5, 33), (3, 20), (2, 1)])
+def test_quantising_is_within_half_a_level(bits: int, size: tuple[int, int]) -> None:
+    weight = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    weight[0] = 0
+    packed, _ = quantise(weight, bits)
+    assert packed.shape == (size[0], -(-size[1] // BLOCK), BLOCK * bits // 8)
+    blocks = np.pad(weight, ((0, 0), (0, -size[1] % BLOCK))).reshape(size[0], -1, BLOCK)
+    level = np.abs(blocks).max(axis=-1) / 2 ** (bits - 1)  # of either sign, but one is clipped
+    error = np.abs(np.pad(restore(weight, bits) - weight, ((0, 0), (0, -size[1] % BLOCK))))
+    assert (error.reshape(blocks.shape).max(axis=-1) <= level * 1.001).all()
+    assert np.median(error) <= level.mean() / 2
+    assert not restore(weight, bits)[0].any()
+
+
+def restore(weight: Array, bits: int) -> Array:
+    """The numbers that quantised blocks stand for, as onnxruntime's documentation has it."""
+    packed, scales = quantise(weight, bits)
+    if bits == 4:
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], BLOCK)
+    values = (packed.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
+    return values.reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
+@pytest.mark.parametrize("n_embd", [32, 20, 64])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("shape", [CLASSIC, MODERN], ids=["classic", "modern"])
+def test_quantised_graphs_are_the_model_with_rounded_weights(
+    shape: dict[str, Any], dtype: str, n_embd: int
+) -> None:
+    model = make(block_size=16, n_embd=n_embd, std=0.2, **shape)
+    bits = PRECISIONS[dtype].bits
+    assert bits
+    step = Step(model.config, session(build(step_model, model, dtype=dtype)))
+    ids = prompts_of(model, 3, 16)
+    found, _ = step(ids)
+    original = torch_logits(model, ids)
+    linear = [n for n, t in model.weights().items() if t.ndim == 2 and "wte" not in n]
+    linear = [name for name in linear if "wpe" not in name]
+    tied = model.config.tie_embeddings
+    names = linear + (["wte.weight"] if tied and n_embd % BLOCK == 0 else [])
+    with torch.no_grad():
+        for name, tensor in model.weights().items():
+            if name in names:
+                tensor.copy_(torch.from_numpy(restore(tensor.numpy(), bits)))
+    expected = torch_logits(model, ids)
+    if tied and n_embd % BLOCK:  # the table is looked up whole, the head multiplies rounded numbers
+        head = torch.from_numpy(restore(model.wte.weight.detach().numpy(), bits))
+        with torch.no_grad():
+            expected = (model.features(torch.from_numpy(ids)) @ head.T).numpy()
+    spread = original.std()
+    assert np.sqrt(np.square(found - expected).mean()) < 0.03 * spread  # int8 activations
+    assert np.sqrt(np.square(found - original).mean()) < (0.05 if bits == 8 else 0.5) * spread
+
+    greedy, prompts = Sampling(temperature=0), ids[:, :4]
+    (tokens,) = session(build(generate_model, model_again(model, shape, n_embd), dtype=dtype)).run(
+        None, feeds(prompts, 13, greedy)
+    )
+    logits, _ = step(np.concatenate([prompts, tokens[:, :-1]], axis=1))
+    ordered = np.sort(logits[:, 3:], axis=-1)
+    clear = ordered[..., -1] - ordered[..., -2] > 0.05 * spread
+    assert (logits[:, 3:].argmax(axis=-1) == tokens)[clear].all()
+    assert clear.mean() > 0.5
+
+
+def model_again(model: GPT, shape: dict[str, Any], n_embd: int) -> GPT:
+    return make(block_size=16, n_embd=n_embd, std=0.2, **shape)
+
+
+# Other implementations.
+
+
+@pytest.mark.parametrize("opset", [21, 23])
+@pytest.mark.parametrize("shape", [CLASSIC, MODERN], ids=["classic", "modern"])
+def test_the_reference_implementation_of_onnx_agrees(shape: dict[str, Any], opset: int) -> None:
+    model = make(block_size=6, **shape)
+    evaluator = ReferenceEvaluator(build(generate_model, model, opset=opset))
+    for rows, length, sampling in (
+        (1, 1, Sampling(temperature=0)), (2, 8, Sampling(seed=1)),
+        (2, 3, Sampling(temperature=0.7, top_k=4, top_p=0.9, seed=2)),
+    ):  # fmt: skip
+        prompts = prompts_of(model, rows, length)
+        expected = torch_tokens(model, prompts, 10, sampling)
+        (tokens,) = evaluator.run(None, feeds(prompts, 10, sampling))
+        assert tokens.tolist() == expected.tolist()
+    step = Step(model.config, ReferenceEvaluator(build(step_model, model, opset=opset)))
+    ids = prompts_of(model, 2, 6)
+    first, past = step(ids[:, :4])
+    second, _ = step(ids[:, 4:], past)
+    found = np.concatenate([first, second], axis=1)
+    np.testing.assert_allclose(found, torch_logits(model, ids), atol=2e-5)
+
+
+def test_the_reference_implementation_draws_one_token_like_decode() -> None:
+    model = make(**MODERN)
+    proto = build(decode_model, model, fused=False)
+    evaluator, runtime = ReferenceEvaluator(proto), session(proto)
+    random = np.random.default_rng(0)
+    inputs: dict[str, Array] = {
+        "input_ids": np.array([[3], [4]]), "length": np.array([5, 2], np.int32),
+        "draw": np.array([1]), "uniforms": random.random((3, 2), np.float32),
+        "tokens_in": np.array([[7, 8], [0, 0], [0, 0]]),
+        "temperature": np.array([0.8], np.float32), "top_k": np.array([5]),
+        "top_p": np.array([0.9], np.float32),
+    }  # fmt: skip
+    for value in runtime.get_inputs():
+        if value.name.startswith("past_key_values"):
+            shape = [2, *value.shape[1:]]
+            inputs[value.name] = random.normal(size=shape).astype(np.float32)
+    ours, theirs = runtime.run(None, inputs), evaluator.run(None, inputs)
+    assert ours[1].tolist() == [6, 3]
+    assert ours[3][0].tolist() == [7, 8]
+    assert ours[3][1].tolist() == ours[0][:, 0].tolist()
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "opset", "dtype"),
+    [*itertools.product([CLASSIC, MODERN], [21, 23], ["float32", "float16"])],
+)
+def test_the_graphs_are_valid(shape: dict[str, Any], opset: int, dtype: str) -> None:
+    model = make(**shape)
+    for maker, more in (
+        (generate_model, {}), (step_model, {}), (decode_model, {"fused": False}),
+        (decode_model, {"fused": True}),
+    ):  # fmt: skip
+        proto = build(maker, model, opset=opset, dtype=dtype, **more)
+        onnx.checker.check_model(proto, full_check=True)
+        assert proto.ir_version == 10
+        opsets = {entry.domain: entry.version for entry in proto.opset_import}
+        assert opsets[""] == opset
+        foreign = {node.domain for node in every_node(proto.graph)} - {""}
+        assert foreign == ({"com.microsoft"} if more.get("fused") else set())
+        defaults = {x.name for x in proto.graph.input} & {x.name for x in proto.graph.initializer}
+        assert defaults == set(), "onnxruntime-web and -node do not take inputs with defaults"
+
+
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from every_node(attribute.g)
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model.logits(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "opset"), [(CLASSIC, 21), (MODERN, 21), (MODERN, 23)])
+def test_torchs_own_exporter_agrees(shape: dict[str, Any], opset: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
+    model = make(**shape)
+    ids = prompts_of(model, 3, 8)
+    program = torch.onnx.export(
+        Logits(model).eval(), (torch.from_numpy(ids),), dynamo=True, opset_version=opset,
+        verbose=False,
+    )  # fmt: skip
+    assert program
+    program.save(tmp_path / "torch.onnx")
+    theirs = session(onnx.load(tmp_path / "torch.onnx"))
+    (expected,) = theirs.run(None, {theirs.get_inputs()[0].name: ids})
+    step = Step(model.config, session(build(step_model, model, opset=opset)))
+    np.testing.assert_allclose(step(ids)[0], expected, atol=1e-5)

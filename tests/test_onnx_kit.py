@@ -1,0 +1,405 @@
+"""A kit: small graphs that share one weight file, and everything that other programs need."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import tomli_w
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from gptkit import checkpoint, run
+from gptkit.decoder import TorchDecoder
+from gptkit.generate import generate
+from gptkit.onnx.decoding import DecodeSession
+from gptkit.onnx.export import export
+from gptkit.onnx.foreign import tokenizer
+from gptkit.sampler import Sampling
+from gptkit.trained import Trained, open_trained
+
+Array = NDArray[Any]
+
+FOREIGN = "Über Straße, naïve façade — “日本語” Жизнь 🙂 ñ\t…\n"
+SHAPE = {
+    "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "norm": "rmsnorm",
+    "position": "rotary", "mlp": "swiglu", "qk_norm": True, "bias": False,
+}  # fmt: skip
+GRAPHS = ("generate.onnx", "model.onnx", "decode.onnx")
+
+
+def train(folder: Path, dataset: dict[str, Any]) -> Path:
+    """A run folder whose checkpoint holds weights that all matter."""
+    recipe = {
+        "seed": 1, "dataset": dataset, "model": SHAPE,
+        "train": {"steps": 1, "batch_size": 2, "eval_batches": 1, "device": "cpu"},
+    }  # fmt: skip
+    (folder / "r.toml").write_text(tomli_w.dumps(recipe))
+    path = run.train(folder / "r.toml", out=folder / "r", report=print).path
+    (step_folder,) = checkpoint.step_folders(path / "checkpoints")
+    state, files = checkpoint.load(step_folder)
+    torch.manual_seed(3)
+    weights = {name: torch.randn_like(tensor) * 0.2 for name, tensor in files["model"].items()}
+    checkpoint.save(path / "checkpoints", state, files | {"model": weights})
+    return path
+
+
+DATASETS: dict[str, dict[str, Any]] = {
+    "ascii": {"use": "char-text", "block_size": 24},
+    "foreign": {"use": "char-text", "path": "foreign.txt", "block_size": 24},
+    "pixels": {"use": "cifar10", "source": "shapes", "size": 4, "colors": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """By data set, a folder with the run "r" and its "kit"; no test changes them."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, dataset in DATASETS.items():
+            found[name] = tmp_path_factory.mktemp(name)
+            patch.chdir(found[name])
+            Path("foreign.txt").write_text(FOREIGN * 40, encoding="utf-8")
+            export(train(found[name], dataset), out=found[name] / "kit")
+    yield found
+
+
+@pytest.fixture
+def kit(folders: dict[str, Path]) -> Path:
+    return folders["ascii"] / "kit"
+
+
+@pytest.fixture
+def trained(folders: dict[str, Path]) -> Trained:
+    return open_trained(folders["ascii"] / "r", device="cpu")
+
+
+def session(path: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def torch_tokens(trained: Trained, prompts: Array, count: int, sampling: Sampling) -> Array:
+    """What `gptkit sample` draws from the checkpoint, (B, count)."""
+    rows = len(prompts)
+    drawn = generate(
+        TorchDecoder(trained.model, rows), prompts.tolist(), tokens=count, sampling=sampling,
+        samples=rows,
+    )  # fmt: skip
+    return np.stack(list(drawn), axis=1)
+
+
+# The files.
+
+
+def test_graphs_are_small_and_weights_are_there_once(kit: Path, trained: Trained) -> None:
+    held = load_file(kit / "model.safetensors")
+    weights = trained.model.weights()
+    assert set(held) == set(weights)
+    for name, tensor in weights.items():
+        np.testing.assert_array_equal(held[name], tensor.detach().numpy())
+    for name in GRAPHS:
+        assert (kit / name).stat().st_size < 200_000
+        onnx.checker.check_model(kit / name)  # with the weights, which lie beside it
+        proto = onnx.load(kit / name, load_external_data=False)
+        used = {x.name: x for x in external(proto.graph)}
+        assert set(used) == set(weights)
+        for tensor in used.values():
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            assert entries["location"] == "model.safetensors"
+            assert int(entries["length"]) == 4 * np.prod(tensor.dims, dtype=int)
+
+
+def external(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """Tensors whose data is in another file, in this graph and those inside it."""
+    found = [x for x in graph.initializer if x.data_location == onnx.TensorProto.EXTERNAL]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found += external(attribute.g)
+    return found
+
+
+def test_quantised_weights_are_there_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    sizes = {}
+    for dtype in ("float32", "float16", "int8", "int4"):
+        path = export(folders["ascii"] / "r", out=tmp_path / dtype, dtype=dtype).path
+        assert all((path / name).stat().st_size < 200_000 for name in GRAPHS)
+        sizes[dtype] = (path / "model.safetensors").stat().st_size
+    ratios = {dtype: sizes["float32"] / size for dtype, size in sizes.items()}
+    assert ratios["float16"] > 1.8
+    assert ratios["int8"] > 2.8  # names and norms weigh much in a model this small
+    assert ratios["int4"] > 4
+
+
+def test_every_file_of_a_kit_of_pictures(folders: dict[str, Path]) -> None:
+    assert {path.name for path in (folders["pixels"] / "kit").iterdir()} == {
+        *GRAPHS, "model.safetensors", "config.json", "genai_config.json", "selftest.json",
+        "README.md",
+    }  # fmt: skip
+
+
+def test_the_step_graph_has_transformers_names(kit: Path) -> None:
+    graph = session(kit / "model.onnx")
+    past = ["batch_size", 2, "past_sequence_length", 8]
+    caches = [f"{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    assert {x.name: (x.type, x.shape) for x in graph.get_inputs()} == {
+        "input_ids": ("tensor(int64)", ["batch_size", "sequence_length"]),
+        "attention_mask": ("tensor(int64)", ["batch_size", "total_sequence_length"]),
+        "position_ids": ("tensor(int64)", ["batch_size", "sequence_length"]),
+        **{f"past_key_values.{x}": ("tensor(float)", past) for x in caches},
+    }
+    vocab_size = json.loads((kit / "config.json").read_text())["vocab_size"]
+    outputs = {x.name: (x.type, x.shape) for x in graph.get_outputs()}
+    assert outputs.pop("logits") == (
+        "tensor(float)", ["batch_size", "sequence_length", vocab_size]
+    )  # fmt: skip
+    assert set(outputs) == {f"present.{x}" for x in caches}
+    for kind, shape in outputs.values():
+        assert (kind, shape[0], shape[1], shape[3]) == ("tensor(float)", "batch_size", 2, 8)
+
+
+def test_the_loop_graph_says_what_it_takes(kit: Path) -> None:
+    graph = session(kit / "generate.onnx")
+    assert [(x.name, x.type, x.shape) for x in graph.get_inputs()] == [
+        ("prompt_ids", "tensor(int64)", ["batch", "prompt"]),
+        ("max_new_tokens", "tensor(int64)", []), ("temperature", "tensor(float)", []),
+        ("top_k", "tensor(int64)", []), ("top_p", "tensor(float)", []),
+        ("seed", "tensor(int64)", []), ("stop_token", "tensor(int64)", []),
+    ]  # fmt: skip
+    (tokens,) = graph.get_outputs()
+    assert (tokens.name, tokens.type, tokens.shape) == (
+        "tokens", "tensor(int64)", ["batch", "generated"]
+    )  # fmt: skip
+
+
+def test_configs_tell_the_sizes(kit: Path, trained: Trained) -> None:
+    config, shape = json.loads((kit / "config.json").read_text()), trained.model.config
+    expected = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 24,
+        "vocab_size": shape.vocab_size, "intermediate_size": shape.inner_size,
+    }  # fmt: skip
+    assert {name: config[name] for name in expected} == expected
+    assert config["gptkit"] == shape.model_dump(mode="json")
+    assert 0 <= config["eos_token_id"] < shape.vocab_size
+    for name in ("tokenizer.json", "tokenizer_config.json", "genai_config.json", "selftest.json"):
+        assert isinstance(json.loads((kit / name).read_text(encoding="utf-8")), dict)
+    page = (kit / "README.md").read_text(encoding="utf-8")
+    assert "$" not in page.replace("$ ", ""), "a value was not filled in"
+    assert "char-text" in page
+
+
+# The same tokens.
+
+
+@pytest.mark.parametrize("name", ["ascii", "foreign", "pixels"])
+def test_the_selftest_holds_in_a_fresh_session(name: str, folders: dict[str, Path]) -> None:
+    folder = folders[name]
+    code = """
+import json, sys
+import numpy as np, onnxruntime as ort
+test = json.load(open("selftest.json"))
+session = ort.InferenceSession(test["graph"], providers=["CPUExecutionProvider"])
+types = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+for case in test["cases"]:
+    inputs = {x.name: np.array(case[x.name], types[x.type]) for x in session.get_inputs()}
+    assert session.run(["tokens"], inputs)[0].tolist() == case["tokens"], case
+print(len(test["cases"]), "gptkit" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder / "kit", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "3 False\n"
+    trained = open_trained(folder / "r", device="cpu")
+    for case in json.loads((folder / "kit" / "selftest.json").read_text())["cases"]:
+        sampling = Sampling(
+            temperature=case["temperature"], top_k=case["top_k"], top_p=case["top_p"],
+            seed=case["seed"],
+        )  # fmt: skip
+        prompts = np.array(case["prompt_ids"])
+        drawn = torch_tokens(trained, prompts, case["max_new_tokens"], sampling)
+        assert drawn.tolist() == case["tokens"]
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 5), (2, 24), (1, 40)])
+@pytest.mark.parametrize("burst", [1, 7, 100])
+def test_decode_draws_what_generate_draws(
+    rows: int, length: int, burst: int, kit: Path, trained: Trained
+) -> None:
+    vocab_size = trained.model.config.vocab_size
+    prompts = np.random.default_rng(length).integers(0, vocab_size, (rows, length))
+    decoding = DecodeSession(kit, "cpu")
+    for sampling in (Sampling(seed=4), Sampling(top_k=9, top_p=0.9, seed=5)):
+        drawn = list(decoding.stream(prompts, 70, sampling, burst=burst))
+        assert max(part.shape[1] for part in drawn) <= burst
+        tokens = np.concatenate(drawn, axis=1)
+        assert tokens.tolist() == torch_tokens(trained, prompts, 70, sampling).tolist()
+
+
+def test_two_drawings_at_once_do_not_meet(kit: Path, trained: Trained) -> None:
+    decoding, prompts = DecodeSession(kit, "cpu"), np.array([[1, 2, 3]])
+    streams = [decoding.stream(prompts, 40, Sampling(seed=seed)) for seed in (1, 2)]
+    turns = list(zip(*streams, strict=True))
+    for i, seed in enumerate((1, 2)):
+        tokens = np.concatenate([turn[i] for turn in turns], axis=1)
+        assert tokens.tolist() == torch_tokens(trained, prompts, 40, Sampling(seed=seed)).tolist()
+
+
+# Other programs.
+
+VOCABULARIES = {
+    "ascii": "".join(map(chr, range(128))),
+    "foreign": "".join(sorted(set(FOREIGN + "ÿ\x7f\x80\xa0\xad\u2028€\U0010ffff"))),
+    "one": "é",
+}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_tokenizers_read_and_write_every_character(name: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    symbols = VOCABULARIES[name]
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer(list(symbols))))
+    random = np.random.default_rng(0)
+    texts = [symbols, symbols[::-1], *symbols]
+    texts += ["".join(random.choice(list(symbols), 50)) for _ in range(50)]
+    for text in texts:
+        ids = theirs.encode(text).ids
+        assert ids == [symbols.index(character) for character in text]
+        assert theirs.decode(ids) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ascii", "foreign"])
+def test_transformers_loads_the_tokenizer(name: str, folders: dict[str, Path]) -> None:
+    code = """
+import sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(".")
+text = sys.argv[1]
+ids = tokenizer(text)["input_ids"]
+assert tokenizer.decode(ids) == text
+print(*ids)
+"""
+    pytest.importorskip("tokenizers")
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    codec = open_trained(folders[name] / "r", device="cpu").codec
+    text = "When I do count the clock\n" if name == "ascii" else FOREIGN
+    done = subprocess.run(
+        [sys.executable, "-c", code, text], cwd=folders[name] / "kit", capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [int(i) for i in done.stdout.split()] == codec.encode(text)
+
+
+GENAI = """
+import json, sys
+import numpy as np
+import onnxruntime_genai as og
+
+prompt, start = json.loads(sys.argv[1])
+model = og.Model(".")
+found = {}
+if prompt:
+    tokenizer = og.Tokenizer(model)
+    start = tokenizer.encode(prompt).tolist()
+    found["decoded"] = tokenizer.decode(np.array(start, dtype=np.int32))
+    stream = tokenizer.create_stream()
+    found["streamed"] = "".join(stream.decode(i) for i in start)
+found["ids"] = start
+for name, options in (("greedy", {"do_sample": False}), ("sampled", {})):
+    settings = og.GeneratorParams(model)
+    settings.set_search_options(**options)
+    generator = og.Generator(model, settings)
+    generator.append_tokens(np.array(start, dtype=np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    found[name] = generator.get_sequence(0).tolist()
+print(json.dumps(found))
+"""
+
+
+def genai(kit: Path, prompt: str, start: list[int]) -> dict[str, Any]:
+    """What onnxruntime-genai makes of a kit, in a process of its own: it brings another runtime."""
+    done = subprocess.run(
+        [sys.executable, "-c", GENAI, json.dumps([prompt, start])], cwd=kit, capture_output=True,
+        text=True, check=False, env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [("ascii", "Shall I compare\n"), ("foreign", "日本語 naïve"), ("pixels", "")],
+)
+def test_onnxruntime_genai_draws_the_same_tokens(
+    name: str, prompt: str, folders: dict[str, Path]
+) -> None:
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        pytest.skip("onnxruntime-genai is not installed")
+    trained = open_trained(folders[name] / "r", device="cpu")
+    start = trained.codec.encode(prompt)
+    found = genai(folders[name] / "kit", prompt, start)
+    if prompt:
+        assert found["ids"] == start
+        assert found["decoded"] == found["streamed"] == prompt
+    block_size = trained.model.config.block_size
+    greedy = torch_tokens(
+        trained, np.array([start]), block_size - len(start), Sampling(temperature=0)
+    )
+    config = json.loads((folders[name] / "kit" / "genai_config.json").read_text())
+    expected = [*start, *greedy[0].tolist()]
+    end = config["model"]["eos_token_id"]
+    if end in expected[len(start) :]:
+        expected = expected[: expected.index(end, len(start))]
+    assert found["greedy"] == expected
+    assert found["sampled"][: len(start)] == start
+    assert max(found["sampled"]) < trained.model.config.vocab_size
+
+
+def test_transformers_like_runners_find_the_names(kit: Path, trained: Trained) -> None:
+    """A loop over model.onnx as optimum and transformers.js have it: names alone."""
+    graph = session(kit / "model.onnx")
+    names = [x.name for x in graph.get_inputs()]
+    outputs = [x.name for x in graph.get_outputs()]
+    past = {n: np.zeros((1, 2, 0, 8), np.float32) for n in names if n.startswith("past_key_")}
+    ids, drawn = np.array([[5, 6, 7]]), []
+    total = 0
+    for _ in range(20):
+        total += ids.shape[1]
+        inputs = {
+            "input_ids": ids, "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(total - ids.shape[1], total)[None], **past,
+        }  # fmt: skip
+        found = dict(zip(outputs, graph.run(None, inputs), strict=True))
+        past = {name: found[name.replace("past_key_values", "present")] for name in past}
+        ids = found["logits"][:, -1:].argmax(axis=-1)
+        drawn.append(int(ids[0, 0]))
+    expected = torch_tokens(trained, np.array([[5, 6, 7]]), 20, Sampling(temperature=0))
+    assert drawn == expected[0].tolist()
+
+
+def test_symbols_of_several_characters_have_no_tokenizer(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A foreign codec's tokens may be whole words, which a table of characters cannot cut."""
+    path = folders["ascii"] / "r"
+    codec = type(open_trained(path, device="cpu").codec)
+    legend: Callable[[Any], dict[str, Any]] = codec.legend  # type: ignore[assignment]
+    words = lambda self: {"text": [f"{x}{x}" for x in legend(self)["text"]]}  # noqa: E731
+    monkeypatch.setattr(codec, "legend", words)
+    kit = export(path, out=tmp_path / "kit").path
+    assert not (kit / "tokenizer.json").exists()
+    assert (kit / "config.json").exists()

@@ -1,0 +1,641 @@
+"""`gptkit sample model.onnx`: the checkpoint's samples without torch; files that are no model."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tomli_w
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+from typer.testing import Result
+
+from gptkit import checkpoint, run
+from gptkit.drawing import Request
+from gptkit.errors import GptkitError, UsageError
+from gptkit.onnx.export import export
+from gptkit.onnx.metadata import FORMAT, KEY, PROOF_KEY
+from gptkit.onnx.providers import gpus
+from gptkit.onnx.seal import seal
+from gptkit.onnx.session import OnnxModel, next_context, open_model
+from gptkit.sampler import Sampling
+from gptkit.trained import open_trained
+
+Command = Callable[..., Result]
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+DATASETS: dict[str, dict[str, Any]] = {
+    "text": {"use": "char-text", "block_size": 16},
+    "pixels": {
+        "use": "cifar10", "source": "shapes", "size": 4, "colors": 8, "class_conditional": True
+    },
+}  # fmt: skip
+MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "position": "rotary", "norm": "rmsnorm"}
+
+
+def train(folder: Path, dataset: dict[str, Any]) -> Path:
+    """A run folder "r" whose checkpoint holds weights that all matter."""
+    recipe = {
+        "seed": 1, "dataset": dataset, "model": MODEL,
+        "train": {"steps": 1, "batch_size": 2, "eval_batches": 1, "device": "cpu"},
+    }  # fmt: skip
+    (folder / "r.toml").write_text(tomli_w.dumps(recipe))
+    path = run.train(folder / "r.toml", out=folder / "r", report=print).path
+    (step_folder,) = checkpoint.step_folders(path / "checkpoints")
+    state, files = checkpoint.load(step_folder)
+    torch.manual_seed(3)
+    weights = {name: torch.randn_like(tensor) * 0.3 for name, tensor in files["model"].items()}
+    checkpoint.save(path / "checkpoints", state, files | {"model": weights})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By data set, a folder with a run "r", a "model.onnx" and a "kit"; no test changes them."""
+    found = {}
+    for name, dataset in DATASETS.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        path = train(found[name], dataset)
+        export(path, out=found[name] / "model.onnx")
+        export(path, out=found[name] / "kit")
+    return found
+
+
+@pytest.fixture
+def text(folders: dict[str, Path]) -> Path:
+    return folders["text"]
+
+
+@pytest.fixture
+def pixels(folders: dict[str, Path]) -> Path:
+    return folders["pixels"]
+
+
+# The same samples.
+
+
+def test_real_processes_print_the_same_text(text: Path, gptkit: Program) -> None:
+    options = ["--prompt", "Shall I compare thee to", "--tokens", 60, "--seed", 5]
+    expected = gptkit("sample", text / "r", *options)
+    assert (expected.returncode, expected.stderr) == (0, "")
+    assert len(expected.stdout) == 23 + 60 + 1
+    for exported in ("model.onnx", "kit"):
+        found = gptkit("sample", text / exported, *options)
+        assert (found.returncode, found.stdout) == (0, expected.stdout)
+        assert found.stderr == "running on CPUExecutionProvider\n" or gpus()
+
+
+@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [], ["--seed", 3, "--tokens", 5], ["--temperature", 0, "--tokens", 50],
+        ["--top-k", 4, "--tokens", 50, "--temperature", 1.2],
+        ["--top-p", 0.7, "--tokens", 50, "--samples", 3],
+        ["--prompt", "From fairest creatures", "--keep", 0.5, "--samples", 2, "--tokens", 9],
+        ["--tokens", 3, "--ids", "--samples", 2], ["--ids", "--prompt", "a", "--seed", 2**63 - 1],
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)  # fmt: skip
+def test_every_option_means_the_same(
+    exported: str, options: list[object], text: Path, cli: Command
+) -> None:
+    ours = cli("sample", text / exported, *options, "--device", "cpu")
+    theirs = cli("sample", text / "r", *options, "--device", "cpu")
+    assert (ours.exit_code, ours.stderr) == (0, "")
+    assert ours.stdout == theirs.stdout
+
+
+def test_samples_go_to_a_file(text: Path, cli: Command, tmp_path: Path) -> None:
+    for name, source in (("a", "model.onnx"), ("b", "kit"), ("c", "r")):
+        for options in ([], ["--ids"]):
+            out = tmp_path / f"{name}{len(options)}.txt"
+            result = cli("sample", text / source, "--samples", 2, "--out", out, *options)
+            assert (result.exit_code, result.stdout) == (0, "")
+    for i in (0, 1):
+        contents = {(tmp_path / f"{name}{i}.txt").read_bytes() for name in "abc"}
+        assert len(contents) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [], ["--samples", 4, "--seed", 3], ["--class", "ring", "--samples", 2],
+        ["--tokens", 5, "--top-k", 3],
+        ["--prompt", "photo.png", "--keep", 0.5, "--class", "ring"],
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)  # fmt: skip
+def test_pictures_are_the_same_byte_for_byte(
+    options: list[object], pixels: Path, cli: Command, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.png")
+    for name, source in (("a.png", "model.onnx"), ("b.png", "kit"), ("c.png", "r")):
+        result = cli("sample", pixels / source, *options, "--out", name)
+        assert result.exit_code == 0, result.output
+    pictures = {(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png")}
+    assert len(pictures) == 1
+    assert pictures.pop().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt", "Ω"], "Ω"), (["--class", "cat"], "this model knows no classes"),
+        (["--keep", "2"], "keep should be between 0 and 1, got 2"),
+        (["--top-p", "0"], "top_p should be above 0"), (["--seed", "-1"], "seed should be 0"),
+        (["--device", "mps"], 'an exported model does not run on "mps"'),
+        (["--device", "tpu"], 'an exported model does not run on "tpu"'),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_as_for_a_run(
+    options: list[str], said: str, text: Path, cli: Command
+) -> None:
+    result = cli("sample", text / "model.onnx", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+
+
+def test_whole_pictures_cannot_be_continued(pixels: Path, cli: Command, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
+    result = cli("sample", pixels / "model.onnx", "--prompt", "photo.png", "--out", "no.png")
+    assert result.exit_code == 2
+    assert "the prompt is whole: nothing is left to draw" in result.stderr
+    result = cli("sample", pixels / "model.onnx")
+    assert result.exit_code == 2
+    assert "--out out.png" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+# Watched or not.
+
+
+@pytest.fixture(params=["model.onnx", "kit"])
+def model(request: pytest.FixtureRequest, text: Path) -> OnnxModel:
+    return open_model(text / request.param, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ("", {}), ("a", {"top_k": 5, "top_p": 0.9, "seed": 4}),
+        ("Shall I compare thee to a summer's day?", {"temperature": 0}),
+    ],
+    ids=["sampled", "of the likeliest", "greedy"],
+)  # fmt: skip
+def test_drawing_in_parts_is_drawing_at_once(
+    prompt: str, options: dict[str, Any], model: OnnxModel, text: Path
+) -> None:
+    sampling = Sampling(**options)
+    trained = open_trained(text / "r", device="cpu")
+    for samples, tokens in ((1, 130), (3, 50), (2, 1), (1, 15), (1, 16), (1, 17)):
+        request = Request(prompt, tokens=tokens, samples=samples)
+        expected = trained.draw(request, sampling).rows()
+        assert model.draw(request, sampling, watched=True).rows() == expected
+        assert model.draw(request, sampling).rows() == expected
+
+
+@pytest.mark.timeout(40)
+def test_the_first_tokens_come_early(model: OnnxModel) -> None:
+    drawing = model.draw(Request(tokens=10**8), Sampling(), watched=True)
+    first = [next(drawing.stream) for _ in range(40)]
+    assert {len(row) for row in first} == {1}
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 5, 8])
+def test_the_context_between_two_runs(block_size: int) -> None:
+    for length in range(1, block_size + 1):
+        for count in range(40):
+            tokens = np.arange(length + count)[None]
+            window = length
+            for _ in range(count):
+                window = max(1, block_size // 2) if window == block_size else window + 1
+            found = next_context(tokens[:, :length], tokens[:, length:], block_size)
+            assert found.tolist() == [list(range(length + count - window, length + count))]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_on_a_terminal_the_text_is_the_same(text: Path, cli: Command) -> None:
+    options = ["--tokens", "80", "--seed", "6"]
+    expected = cli("sample", text / "r", *options).stdout
+    command = [sys.executable, "-m", "gptkit", "sample", str(text / "model.onnx"), *options]
+    keyboard, terminal = os.openpty()
+    with open(keyboard, "rb", buffering=0) as screen:  # noqa: PTH123 (a descriptor, no path)
+        with subprocess.Popen(command, stdout=terminal, stderr=subprocess.PIPE) as process:
+            os.close(terminal)
+            shown = b"".join(read_to_the_end(screen))
+            assert process.wait(60) == 0
+    assert shown.decode().replace("\r\n", "\n") == expected
+
+
+def read_to_the_end(screen: Any) -> Iterator[bytes]:
+    try:
+        while chunk := screen.read(1024):
+            yield chunk
+    except OSError:  # how Linux says that the other side has closed the terminal
+        return
+
+
+@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+def test_a_reader_that_leaves_ends_sampling(exported: str, text: Path) -> None:
+    command = [sys.executable, "-m", "gptkit", "sample", str(text / exported), "--device", "cpu"]
+    command += ["--tokens", "20000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert len(process.stdout.read(20)) == 20
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) != 0
+
+
+def test_a_stop_token_ends_the_rows(text: Path) -> None:
+    single = open_model(text / "model.onnx", device="cpu")
+    prompt = np.array([[1, 2], [3, 4]])
+    endless = single.generate(prompt, 60, Sampling(seed=2))
+    stop = int(endless[0, 7])
+    found = single.generate(prompt, 60, Sampling(seed=2), stop_token=stop)
+    ends = [row.tolist().index(stop) if stop in row else 60 for row in endless]
+    assert found.shape[1] == min(60, max(ends) + 1)
+    for row, whole, end in zip(found, endless, ends, strict=True):
+        assert row[:end].tolist() == whole[:end].tolist()
+        assert set(row[end:]) <= {stop}
+
+
+# What is imported, and what need not be installed.
+
+TELL_MODULES = """
+import atexit, sys
+from gptkit.cli import main
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+main()
+"""
+
+
+@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+def test_torch_is_not_imported(exported: str, text: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TELL_MODULES, "sample", str(text / exported), "--tokens", "3"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    packages = {name.partition(".")[0] for name in result.stderr.split()}
+    assert packages >= {"gptkit", "gptkit_char_text", "onnxruntime"}
+    assert not packages & {"torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript"}
+
+
+RUNES = """
+    from gptkit_char_text.codec import CharCodec
+    from gptkit_char_text.dataset import CharText
+    from gptkit.plugin import Data
+
+    class Runes(CharCodec):
+        pass
+
+    class RuneText(CharText):
+        def load(self):
+            data = super().load()
+            codec = Runes(vocabulary=data.codec.vocabulary)
+            return Data(data.train, data.val, codec, data.vocab_size, data.block_size)
+"""
+
+
+@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+def test_a_codec_that_is_not_installed(
+    exported: str, distribution: Callable[..., Path], cli: Command, tmp_path: Path
+) -> None:
+    entries = {"datasets": "runes = RuneText", "codecs": "runes = Runes"}
+    site = distribution("acme-runes", RUNES, **entries)
+    path = train(tmp_path, {"use": "runes", "block_size": 16})
+    export(path, out=tmp_path / exported)
+    with_codec = cli("sample", exported, "--ids", "--samples", 2, "--device", "cpu")
+    assert with_codec.exit_code == 0
+    next(site.glob("*.dist-info/entry_points.txt")).unlink()
+    for options in ([], ["--prompt", "a"], ["--prompt", "a", "--ids"], ["--out", "x.txt"]):
+        result = cli("sample", exported, *options, "--device", "cpu")
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        assert 'error: the codec "runes" that this model needs is not installed' in result.stderr
+        assert "hint:  pip install acme-runes" in result.stderr
+        assert not (tmp_path / "x.txt").exists()
+    result = cli("sample", exported, "--ids", "--samples", 2, "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (0, with_codec.stdout)
+    assert len(result.stdout.splitlines()) == 2
+
+
+# Devices.
+
+
+@pytest.mark.skipif(gpus() > 0, reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+def test_cuda_that_is_not_there_is_an_error(
+    exported: str, device: str, text: Path, cli: Command
+) -> None:
+    result = cli("sample", text / exported, "--device", device)
+    assert (result.exit_code, result.stdout) == (2, "")
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: CUDA is not available: ")
+    assert "CPUExecutionProvider" in error
+    assert 'pip install "onnxruntime-gpu[cuda,cudnn]"' in hint
+    assert "gptkit doctor" in hint
+    assert "--device cpu" in hint
+
+
+def test_auto_says_what_it_took(text: Path, cli: Command) -> None:
+    for exported in ("model.onnx", "kit"):
+        result = cli("sample", text / exported, "--tokens", 3)
+        assert result.exit_code == 0
+        assert result.stderr in {
+            "running on CPUExecutionProvider\n", "running on CUDAExecutionProvider\n"
+        }  # fmt: skip
+        assert cli("sample", text / exported, "--tokens", 3, "--device", "cpu").stderr == ""
+
+
+# Files that are damaged, or something else.
+
+
+@pytest.fixture
+def refused(cli: Command, tmp_path: Path) -> Callable[..., str]:
+    """Samples from a file, which must fail and write nothing; gives the error."""
+
+    def call(path: Path, *options: object, exit_code: int = 1) -> str:
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+        result = cli("sample", path, *options, "--device", "cpu", "--out", "no.txt")
+        assert (result.exit_code, result.stdout) == (exit_code, ""), result.output
+        assert result.stderr.startswith("error: ")
+        assert "\nhint:  " in result.stderr
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+        return result.stderr
+
+    return call
+
+
+def test_a_file_that_is_cut_off(text: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    whole = (text / "model.onnx").read_bytes()
+    proof = whole.rindex(PROOF_KEY.encode())
+    places = [len(whole) * i // 50 for i in range(50)]
+    places += [*range(proof - 30, len(whole), 7), len(whole) - 1]
+    for place in places:
+        (tmp_path / "cut.onnx").write_bytes(whole[:place])
+        said = refused(tmp_path / "cut.onnx")
+        lacks = f'cut.onnx: it lacks the metadata "{PROOF_KEY}"'
+        assert lacks in said or "cut.onnx: damaged: " in said, place
+
+
+def test_flipped_bits(text: Path, cli: Command, tmp_path: Path) -> None:
+    whole = (text / "model.onnx").read_bytes()
+    proof = whole.rindex(PROOF_KEY.encode()) - 30
+    random = np.random.default_rng(0)
+    expected = cli("sample", text / "model.onnx", "--tokens", 5, "--device", "cpu").stdout
+    places = [*random.integers(0, proof, 60), *random.integers(proof, len(whole), 60)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(8)
+        (tmp_path / "flipped.onnx").write_bytes(damaged)
+        result = cli("sample", tmp_path / "flipped.onnx", "--tokens", 5, "--device", "cpu")
+        if result.exit_code == 0:  # in what is only told, not used
+            assert place >= proof
+            assert result.stdout == expected
+        else:
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "flipped.onnx: " in result.stderr
+
+
+def test_more_bytes_at_the_end(text: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    whole = (text / "model.onnx").read_bytes()
+    for more in (b"\0", b"\n", b"}", b"garbage", whole):
+        (tmp_path / "long.onnx").write_bytes(whole + more)
+        refused(tmp_path / "long.onnx")
+
+
+def tiny() -> onnx.ModelProto:
+    """What another program may have written."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "tiny", [x], [y])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def test_files_of_other_programs(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "other.onnx"
+    for contents in (b"", b"\0" * 5000, b"A poem.\n" * 9, tiny().SerializeToString()):
+        path.write_bytes(contents)
+        said = refused(path)
+        assert f'other.onnx: it lacks the metadata "{PROOF_KEY}"' in said
+        assert "only whole files that gptkit export --onnx wrote can be sampled" in said
+    seal(path, [])
+    assert f'other.onnx: it lacks the metadata "{KEY}"' in refused(path)
+
+
+@pytest.mark.parametrize("name", ["none.onnx", "folder.onnx", "deep/er/none.onnx"])
+def test_files_that_are_not_there(name: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    assert "no such file" in refused(tmp_path / name, exit_code=2)
+
+
+def test_a_file_that_cannot_be_read(
+    text: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.suffix == ".onnx":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "model.onnx: cannot be read: Permission denied" in refused(text / "model.onnx")
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a whole, sealed file that describes itself in other words, by default of any graph."""
+
+    def write(metadata: Any, graph: Path | None = None) -> Path:
+        proto = onnx.load(graph) if graph else tiny()
+        del proto.metadata_props[:]
+        said = metadata if isinstance(metadata, str) else json.dumps(metadata)
+        proto.metadata_props.add(key=KEY, value=said)
+        path = tmp_path / "described.onnx"
+        onnx.save(proto, path)
+        seal(path, [])
+        return path
+
+    return write
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    found: dict[str, Any] = json.loads(entries[KEY])
+    return found
+
+
+def test_a_newer_format(
+    text: Path, described: Callable[..., Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    newer = metadata_of(text / "model.onnx") | {"format": FORMAT + 1}
+    del newer["codec"]
+    said = refused(described(newer))
+    assert f"exported in format {FORMAT + 1}, this gptkit reads {FORMAT}" in said
+    assert "hint:  pip install --upgrade gptkit" in said
+    path = tmp_path / "newer.onnx"
+    whole = (text / "model.onnx").read_bytes()
+    at = whole.rindex(b'{"format":1')
+    path.write_bytes(whole[:at] + b'{"format":7' + whole[at + 11 :])
+    assert f"exported in format 7, this gptkit reads {FORMAT}" in refused(path)
+
+
+def test_fields_that_are_unknown_are_passed_over(
+    text: Path, described: Callable[..., Path], cli: Command
+) -> None:
+    more = metadata_of(text / "model.onnx") | {"mixture": [1, 2]}
+    ours = cli("sample", described(more, text / "model.onnx"), "--tokens", 9)
+    assert (ours.exit_code, ours.stdout) == (
+        0, cli("sample", text / "model.onnx", "--tokens", 9).stdout
+    )  # fmt: skip
+
+
+def fields(value: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
+    """The paths of all fields whose shape gptkit relies on."""
+    for name, inner in value.items():
+        yield (*above, name)
+        if name in {"codec", "tokens"}:
+            yield from fields(inner, *above, name)
+
+
+def test_metadata_of_the_wrong_shape(
+    text: Path, described: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    good = metadata_of(text / "model.onnx")
+    places = list(fields(good))
+    assert len(places) > 20
+    for *above, name in places:
+        missing = object()
+        for wrong in (missing, None, [[]], {"a": [1]}, "nonsense", -3.5):
+            if fits(good, above, name, wrong):
+                continue
+            metadata = json.loads(json.dumps(good))
+            holder = metadata
+            for key in above:
+                holder = holder[key]
+            if wrong is missing:
+                del holder[name]
+            else:
+                holder[name] = wrong
+            said = refused(described(metadata))
+            assert f"metadata gptkit.{'.'.join((*above, name))}" in said, (above, name, wrong)
+
+
+def fits(good: dict[str, Any], above: list[str], name: str, wrong: Any) -> bool:
+    """Whether that value, or none, is as good as any."""
+    value: Any = good
+    for key in (*above, name):
+        value = value[key]
+    if name == "format":  # the only one with a default
+        return not isinstance(wrong, str | list | dict | None)
+    if name in {"val_loss", "length", "legend"} and wrong is None:
+        return True
+    if name == "graph":
+        return False
+    kinds = {type(value)} | ({float} if name in {"val_loss", "temperature"} else set())
+    return type(wrong) in kinds | ({dict} if name == "legend" else set())
+
+
+@pytest.mark.parametrize("wrong", ["", "null", "[]", "{", '{"format":1', "1e999", '"x"', "[" * 999])
+def test_metadata_that_is_no_object(
+    wrong: str, described: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    assert "described.onnx: damaged: metadata gptkit" in refused(described(wrong))
+
+
+@pytest.mark.parametrize("starts", [[], [[]], [[10**6]], [[-1]], [[1], [1, 2]], [[0.5]], [["a"]]])
+def test_starts_that_the_model_cannot_read(
+    starts: Any, text: Path, described: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    metadata = metadata_of(text / "model.onnx")
+    metadata["tokens"]["starts"] = starts
+    assert "starts" in refused(described(metadata, text / "model.onnx"), "--samples", 2)
+
+
+def test_a_codec_of_another_shape(
+    text: Path, described: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    metadata = metadata_of(text / "model.onnx")
+    metadata["codec"]["options"] = {"vocabulary": 5}
+    assert "vocabulary" in refused(described(metadata), exit_code=2)
+    metadata["codec"] = {"name": "nope", "distribution": "acme", "options": {}}
+    assert "hint:  pip install acme" in refused(described(metadata), exit_code=2)
+
+
+# Kits.
+
+
+@pytest.fixture
+def kit(text: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "kit"
+    folder.mkdir()
+    for path in (text / "kit").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_kit_may_be_moved(kit: Path, cli: Command) -> None:
+    assert cli("sample", kit, "--tokens", 5).exit_code == 0
+    assert cli("sample", kit / "generate.onnx", "--tokens", 5).exit_code == 0
+
+
+@pytest.mark.parametrize("named", ["", "generate.onnx"])
+def test_weights_that_are_missing_swapped_or_damaged(
+    named: str, kit: Path, pixels: Path, refused: Callable[..., str]
+) -> None:
+    weights = kit / "model.safetensors"
+    whole = weights.read_bytes()
+    random = np.random.default_rng(1)
+    other = (pixels / "kit" / "model.safetensors").read_bytes()
+    flipped = []
+    for place in random.integers(0, len(whole), 9):
+        flipped.append(bytearray(whole))
+        flipped[-1][place] ^= 1
+    for contents in (b"", whole[:-1], whole[:100], whole + b"\0", other, *flipped):
+        weights.write_bytes(contents)
+        said = refused(kit / named)
+        assert "model.safetensors: damaged: its sha256 is not the one that generate.onnx " in said
+    weights.unlink()
+    assert "its weights, model.safetensors, are missing" in refused(kit / named)
+
+
+@pytest.mark.parametrize("name", ["generate.onnx", "model.onnx", "decode.onnx"])
+def test_graphs_of_a_kit_that_are_missing_or_damaged(
+    name: str, kit: Path, refused: Callable[..., str], pixels: Path
+) -> None:
+    whole = (kit / name).read_bytes()
+    for contents in (b"", whole[:-1], b"\1" + whole[1:], whole[:5000] + b"!" + whole[5001:]):
+        (kit / name).write_bytes(contents)
+        assert f"kit/{name}: " in refused(kit)
+    (kit / name).write_bytes((pixels / "kit" / name).read_bytes())
+    refused(kit)
+    (kit / name).unlink()
+    code = 2 if name == "generate.onnx" else 1
+    said = refused(kit, exit_code=code)
+    assert name in said or name == "generate.onnx"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "decode.onnx"])
+def test_a_graph_that_does_not_draw_by_itself(
+    name: str, kit: Path, refused: Callable[..., str]
+) -> None:
+    said = refused(kit / name, exit_code=2)
+    assert "which does not draw by itself" in said
+    assert "generate.onnx" in said
+
+
+def test_errors_are_of_the_known_kinds(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        open_model(tmp_path / "none.onnx")
+    (tmp_path / "a.onnx").write_bytes((text / "model.onnx").read_bytes()[:-40])
+    with pytest.raises(GptkitError) as error:
+        open_model(tmp_path / "a.onnx")
+    assert error.value.exit_code == 1
