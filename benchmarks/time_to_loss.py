@@ -92,7 +92,7 @@ def train(name: str, seed: int, *, quick: bool = False) -> Curve:
         begin = perf_counter()
         trainer.step()
         seconds += perf_counter() - begin
-        if step == steps or step % max(1, steps // POINTS) == 0:
+        if step == steps or step % -(-steps // POINTS) == 0:
             trainer.evaluate()
             points.append((seconds, trainer.state.val_loss or math.nan))
     trainer.emit("on_fit_end")
