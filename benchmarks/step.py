@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from benchmarks.gpt_peers import Loss, others
 from benchmarks.peers import (
     THREADS,
     VOCABULARY,
@@ -40,6 +41,7 @@ TOKENS = 1_000_000
 MAX_NORM = 1.0
 LEARNING_RATE = 1e-3
 
+OTHERS = ("litgpt", "x-transformers")
 OURS, THEIRS, DEFAULT, MATMUL = "gptkit", "transformers", "by default", "matmul"
 
 METHOD = """\
@@ -49,7 +51,8 @@ checked to be equal, the latter near ln 65) and see the same batches; gptkit's t
 its batch from a file and looking for losses and gradients that are not finite, transformers gets
 its batches for nothing. transformers runs at its fastest: `attn_implementation="sdpa"`, no cache,
 fused AdamW, and `gelu_pytorch_tanh` in place of its default `gelu_new`, which is the same function;
-"by default" is it with `gelu_new` and with torch's AdamW as it comes, which is not fused.
+"by default" is it with `gelu_new` and with torch's AdamW as it comes, which is not fused. litgpt
+(rotary, head not tied) and x-transformers have the same sizes and fused AdamW, where installed.
 The contestants take turns (rounds: {rounds}); the ratio is the median over rounds of transformers'
 time by gptkit's. FLOP/s count 6 N + 12 L C T per token (N parameters but the position table's,
 L layers, C width, T context, the causal half of attention not subtracted), by the median; the peak
@@ -71,7 +74,7 @@ def measure(quick: bool) -> Result:
             rows.append(_row(shape, number, times, 2 * matmul**3))
     header = (
         "shape", "threads", "gptkit ms", "transformers ms", "ratio", "by default ms",
-        "ratio by default",
+        "ratio by default", *(f"{name} ms" for name in OTHERS),
         "gptkit tokens/s", "transformers tokens/s", "gptkit of peak", "transformers of peak",
         "peak GFLOP/s",
     )  # fmt: skip
@@ -96,8 +99,12 @@ def _contestants(shape: Shape, matmul: int) -> Iterator[dict[str, Callable[[], f
         a = torch.rand(matmul, matmul)
         yield {
             OURS: timed(trainer.step, calls),
-            THEIRS: _timed_peer(_Peer(theirs), batches, calls),
-            DEFAULT: _timed_peer(_Peer(default, fused=None), batches, calls),
+            THEIRS: _timed_peer(_Peer(theirs, _loss_of(theirs)), batches, calls),
+            DEFAULT: _timed_peer(_Peer(default, _loss_of(default), fused=None), batches, calls),
+            **{
+                name: _timed_peer(_Peer(model, loss), batches, calls)
+                for name, (model, loss) in others(shape).items()
+            },
             MATMUL: timed(partial(torch.mm, a, a)),
         }
 
@@ -132,11 +139,15 @@ class _Batches:
         return split[batch_indices(len(split), self._batch_size, seed=SEED, step=step)]
 
 
-class _Peer:
-    """transformers' model and torch's AdamW, written as its users write it."""
+def _loss_of(model: GPT2LMHeadModel) -> Loss:
+    return lambda x, y: model(x, labels=x, shift_labels=y, use_cache=False).loss
 
-    def __init__(self, model: GPT2LMHeadModel, *, fused: bool | None = True) -> None:
-        self.model = model.train()
+
+class _Peer:
+    """Another library's model and torch's AdamW, written as its users write it."""
+
+    def __init__(self, model: nn.Module, loss: Loss, *, fused: bool | None = True) -> None:
+        self.model, self.loss = model.train(), loss
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=fused
         )
@@ -144,7 +155,7 @@ class _Peer:
 
     def step(self, x: Tensor, y: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.model(x, labels=x, shift_labels=y, use_cache=False).loss.backward()
+        self.loss(x, y).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
         self.optimizer.step()
         self.steps += 1
@@ -171,6 +182,7 @@ def _row(shape: Shape, number: int, times: dict[str, Spread], matmul_flops: int)
         times[THEIRS].over(times[OURS]).show(2),
         times[DEFAULT].show(1, unit=1e-3),
         times[DEFAULT].over(times[OURS]).show(2),
+        *(times[name].show(1, unit=1e-3) if name in times else "-" for name in OTHERS),
         f"{shape.tokens / times[OURS].median:,.0f}",
         f"{shape.tokens / times[THEIRS].median:,.0f}",
         f"{flops / times[OURS].median / peak:.0%}",
