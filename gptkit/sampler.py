@@ -69,11 +69,11 @@ def choose(logits: Floats, u: Floats, sampling: Sampling) -> Ints:
     Returns:
         Token ids, int64 (B,).
     """
-    if sampling.temperature < COLDEST:
+    if np.float32(sampling.temperature) < np.float32(COLDEST):
         return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
     scaled = logits / np.float32(sampling.temperature)
     k = min(sampling.top_k or scaled.shape[-1], scaled.shape[-1])
-    if k == scaled.shape[-1] and sampling.top_p >= 1:
+    if k == scaled.shape[-1] and np.float32(sampling.top_p) >= 1:
         return _invert(_softmax(scaled), u)
     order = np.argsort(-scaled, axis=-1, kind="stable")[:, :k]  # ties: the smaller id first
     p = _softmax(np.take_along_axis(scaled, order, axis=-1))

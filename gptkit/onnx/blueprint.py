@@ -50,8 +50,9 @@ class Blueprint:
 
     def model(self, graph: GraphName) -> ir.Model:
         """One of the graphs, its metadata included."""
-        # CUDA's GroupQueryAttention has no float32 kernel
+        # GroupQueryAttention has no float32 kernel on CUDA, and wants heads of a multiple of 8
         fused = self.device == "cpu" or self.precision.real != FLOAT
+        fused = fused and self.trained.model.config.head_size % 8 == 0
         builders: dict[GraphName, Callable[..., ir.Model]] = {
             "generate": generate_model,
             "step": step_model,

@@ -1,14 +1,19 @@
 """How far an exported graph's logits and tokens may be from the checkpoint's, and the verdict."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
-from gptkit.errors import ExportError
+from gptkit.errors import ExportError, ModelFileError
 from gptkit.model import GPT
 from gptkit.onnx.metadata import Check
+from gptkit.onnx.providers import first_line
+from gptkit.onnx.weights import PRECISIONS, quantise
 from gptkit.sampler import COLDEST, Floats, Ints, Sampling, choose, uniforms
 
 ROUNDING = 2e-6
@@ -129,6 +134,50 @@ def too_close(logits: Floats, u: Floats, sampling: Sampling, error: float) -> bo
     mass = np.cumsum(p / p.sum())
     on_nucleus = sampling.top_p < 1 and np.abs(mass - sampling.top_p).min() <= slack
     return bool(near[0] != near[1] or on_border or on_nucleus)
+
+
+def check_weights(path: Path, model: GPT, dtype: str) -> Check:
+    """How many of a file's weights are not the checkpoint's, in the file's precision."""
+    bits, wrong, numbers = PRECISIONS[dtype].bits, [], 0
+    tensors = {name: tensor.detach().numpy() for name, tensor in model.weights().items()}
+    graph = ir.load(path).graph
+    for held in (graph, *graph.subgraphs()):
+        for name, value in held.initializers.items():
+            base, _, part = name.rpartition(".")
+            if name in tensors:
+                expected = PRECISIONS[dtype].array(tensors[name])
+            elif base in tensors and bits:
+                packed, scales = quantise(tensors[base], bits)
+                expected = packed if part == "quantised" else PRECISIONS[dtype].array(scales)
+            else:
+                continue
+            assert value.const_value is not None
+            numbers += expected.size
+            if not np.array_equal(value.const_value.numpy(), expected):
+                wrong.append(name)
+    kind = path.stem
+    return Check.of(f"{kind}: {numbers:,} weights", len(wrong), 0, "other tensors", *wrong[:1])
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Turn onnxruntime's refusal to load or run a graph into an ExportError."""
+    try:
+        yield
+    except (ModelFileError, RuntimeError) as error:  # the latter from bound runs
+        raise _not_running(name, error) from error
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):  # they have no common class
+            raise _not_running(name, error) from error
+        raise
+
+
+def _not_running(name: str, error: Exception) -> ExportError:
+    return ExportError(
+        f"{name} does not run: {first_line(error)}",
+        hint="nothing was written. This is a fault of gptkit; gptkit doctor shows the versions "
+        "that a report needs",
+    )
 
 
 def verdict(name: str, checks: Iterable[Check]) -> list[Check]:

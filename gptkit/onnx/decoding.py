@@ -23,6 +23,8 @@ HANDED_ON = {
 """What a step needs, and which output of the step before it is."""
 Arrays = dict[str, NDArray[Any]]
 
+MOST_DRAWS = 1024
+"""Tokens for which random numbers are kept ready, and that are kept until they are looked at."""
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -74,9 +76,8 @@ class DecodeSession:
         drawn = 0
         while drawn < count:
             room = self.block_size - context.shape[1] + 1
-            size = min(burst, room, count - drawn)
-            steps.run(size)
-            new = steps.tokens(drawn, drawn + size)
+            size = min(burst, room, count - drawn, steps.left)
+            new = steps.run(size)
             yield new
             drawn += size
             context = np.concatenate([context, new], axis=1)
@@ -102,12 +103,12 @@ class _Steps:
     """The buffers of one drawing, and the two bindings that take turns on them."""
 
     def __init__(self, session: DecodeSession, B: int, count: int, sampling: Sampling) -> None:
-        self.session, self.turn = session, 0
+        self.session, self.sampling, self.turn = session, sampling, 0
+        self.capacity, self.drawn, self.batch_size = min(count, MOST_DRAWS), 0, B
         empty = session.empty_cache(B, session.block_size)
         self.caches = {name: self._buffer(empty) for name in session.cache_names}
-        table = [uniforms(sampling.seed, draw, B) for draw in range(count)]
         fixed: Arrays = {
-            "uniforms": np.array(table, np.float32),
+            "uniforms": self._uniforms(),
             "temperature": np.array([sampling.temperature], np.float32),
             "top_k": np.array([sampling.top_k], np.int64),
             "top_p": np.array([sampling.top_p], np.float32),
@@ -117,7 +118,7 @@ class _Steps:
             "input_ids": np.zeros((B, 1), np.int64),
             "length": np.zeros(B, np.int32),
             "draw": np.zeros(1, np.int64),
-            "tokens_in": np.zeros((count, B), np.int64),
+            "tokens_in": np.zeros((self.capacity, B), np.int64),
         }
         self.states = [
             {name: self._buffer(value) for name, value in state.items()} for _ in range(2)
@@ -134,18 +135,31 @@ class _Steps:
         state["input_ids"].update_inplace(np.ascontiguousarray(context[:, -1:]))
         state["length"].update_inplace(np.full(B, T - 1, np.int32))
 
-    def run(self, count: int) -> None:
-        """Draw `count` tokens without looking at them."""
+    @property
+    def left(self) -> int:
+        """Tokens that can be drawn before `run` has to return."""
+        return self.capacity - self.drawn % self.capacity
+
+    def run(self, count: int) -> Ints:
+        """Draw at most `left` tokens, then look at them: int64 (B, count)."""
+        first = self.drawn % self.capacity
+        if self.drawn and first == 0:  # the table is used up
+            self.fixed["uniforms"].update_inplace(self._uniforms())
+            self.states[self.turn]["draw"].update_inplace(np.zeros(1, np.int64))
         for _ in range(count):
             self.session.drawer.run_with_iobinding(
                 self.bindings[self.turn], self.options[self.turn]
             )
             self.turn = 1 - self.turn
+        self.drawn += count
+        tokens: Ints = self.states[self.turn]["tokens_in"].numpy()
+        return tokens[first : first + count].T.copy()  # the buffer is written again
 
-    def tokens(self, first: int, last: int) -> Ints:
-        """What was drawn, int64 (B, last - first)."""
-        drawn: Ints = self.states[self.turn]["tokens_in"].numpy()
-        return drawn[first:last].T.copy()  # the buffer is written again
+    def _uniforms(self) -> NDArray[np.float32]:
+        """The random numbers of the next draws, (capacity, B)."""
+        draws = range(self.drawn, self.drawn + self.capacity)
+        rows = [uniforms(self.sampling.seed, draw, self.batch_size) for draw in draws]
+        return np.array(rows, np.float32)
 
     def _read(self, tokens: Ints) -> list[NDArray[Any]]:
         """The whole cache after tokens (B, T), which may be none."""

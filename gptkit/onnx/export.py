@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from gptkit import folder, trained
 from gptkit.errors import RunError, UsageError
 from gptkit.onnx import kit, page
 from gptkit.onnx.blueprint import Blueprint
-from gptkit.onnx.compare import TOLERANCES, verdict
+from gptkit.onnx.compare import TOLERANCES, running, verdict
 from gptkit.onnx.metadata import Check
 from gptkit.onnx.prove import prove_generate
 from gptkit.onnx.prove_kit import prove_loss
@@ -100,11 +100,12 @@ def _write_file(blueprint: Blueprint, data: Data | None, target: Path) -> list[C
     model, name = blueprint.trained.model, blueprint.precision.name
     ir.save(blueprint.model("generate"), target)
     starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
-    checks = list(prove_generate(target, model, starts, name))
-    if data is not None:
-        step = target.with_name("step.onnx")
-        ir.save(blueprint.model("step"), step)
-        checks.append(prove_loss(step, model, data, name))
+    with running(target.name):
+        checks = list(prove_generate(target, model, starts, name))
+        if data is not None:
+            step = target.with_name("step.onnx")
+            ir.save(blueprint.model("step"), step)
+            checks.append(prove_loss(step, model, data, name))
     verdict(target.name, checks)
     seal(target, checks)
     return checks
@@ -126,6 +127,7 @@ def _staged(out: Path) -> Iterator[Path]:
     """A place beside `out` to write to; what is there at the end takes out's name."""
     aside = out.absolute().with_name(f".{out.name}.tmp")
     target, before = aside / out.name, aside / "before"
+    made = [folder for folder in aside.parents if not folder.exists()]
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -142,3 +144,6 @@ def _staged(out: Path) -> Iterator[Path]:
         if before.exists() and not out.exists():
             before.replace(out)
         shutil.rmtree(aside, ignore_errors=True)
+        for empty in made:  # unless something was written
+            with suppress(OSError):
+                empty.rmdir()

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from gptkit.onnx import foreign
 from gptkit.onnx.blueprint import Blueprint, GraphName
-from gptkit.onnx.compare import Case, verdict
+from gptkit.onnx.compare import Case, check_weights, running, verdict
 from gptkit.onnx.decoding import DRAWER, READER
 from gptkit.onnx.metadata import Check, digest
 from gptkit.onnx.prove import prove_generate, torch_tokens
@@ -44,7 +44,9 @@ def write(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
     """
     folder.mkdir()
     _write_graphs(blueprint, folder)
-    checks = verdict(folder.name, _prove(blueprint, data, folder))
+    with running(folder.name):
+        checks = _prove(blueprint, data, folder)
+    verdict(folder.name, checks)
     weights = {WEIGHTS: digest(folder / WEIGHTS)}
     for name in GRAPHS:
         seal(folder / name, checks, weights)
@@ -115,7 +117,9 @@ def _prove(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]
     real = _real_text(blueprint)
     return [
         *prove_generate(folder / GENERATE, model, starts, dtype),
+        check_weights(folder / READER, model, dtype),
         *prove_step(folder / READER, model, real, dtype),
+        check_weights(folder / DRAWER, model, dtype),
         *prove_decode(folder, model, dtype),
         *([prove_loss(folder / READER, model, data, dtype)] if data else []),
     ]

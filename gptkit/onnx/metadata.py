@@ -8,9 +8,16 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from gptkit.errors import ModelFileError
 from gptkit.step_folder import CodecRecord
@@ -49,6 +56,15 @@ class Tokens(Record):
 
 class Metadata(Record):
     """A model, as its exported file describes it."""
+
+    @model_validator(mode="after")
+    def _check_starts(self) -> Self:
+        starts = self.tokens.starts
+        if len({len(start) for start in starts}) != 1 or not starts[0]:
+            raise ValueError("tokens.starts should be lists of one length, at least 1")
+        if not all(0 <= token < self.vocab_size for start in starts for token in start):
+            raise ValueError(f"tokens.starts should be ids below {self.vocab_size}")
+        return self
 
     format: Literal[1] = FORMAT
     graph: Literal["generate", "step", "decode"]
@@ -140,11 +156,14 @@ def check_file(path: Path) -> Proof:
     Raises:
         ModelFileError: there is none, it is of a newer format, or the bytes are not those.
     """
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LONGEST_PROOF))
-        tail = file.read()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LONGEST_PROOF))
+            tail = file.read()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}", hint=AGAIN) from error
     at = tail.rfind(PROOF_KEY.encode())
-    start = tail.find(b"{", at)
+    start = tail.find(b'{"', at)  # a single brace may be the length before it
     if at < 0 or start < 0:
         raise ModelFileError(f'{path}: it lacks the metadata "{PROOF_KEY}"', hint=FOREIGN)
     try:

@@ -14,7 +14,15 @@ import onnxruntime as ort
 from gptkit.decoder import TorchDecoder
 from gptkit.generate import generate
 from gptkit.model import GPT
-from gptkit.onnx.compare import ROUNDING, TOLERANCES, Case, Worst, reference, wrong_tokens
+from gptkit.onnx.compare import (
+    ROUNDING,
+    TOLERANCES,
+    Case,
+    Worst,
+    check_weights,
+    reference,
+    wrong_tokens,
+)
 from gptkit.onnx.metadata import Check
 from gptkit.onnx.providers import open_session
 from gptkit.onnx.scope import FLOAT, declare, typed
@@ -37,11 +45,13 @@ def prove_generate(path: Path, model: GPT, starts: Ints, dtype: str) -> Iterator
     Yields:
         What was measured, passed or not.
     """
+    yield check_weights(path, model, dtype)
     subject = _Subject(path, model.config.vocab_size)
     cases = list(_cases(model, starts))
     yield from _check_draws(subject, model, cases, dtype)
     yield _check_prefill(subject, model, dtype)
     yield _check_batch(subject, cases[-1], dtype)
+    yield _check_stop(subject, cases[-1])
 
 
 class _Subject:
@@ -163,6 +173,22 @@ def _check_batch(subject: _Subject, batch: Case, dtype: str) -> Check:
         _, alone = subject.tokens_and_logits(case)
         worst.see(case.name, alone[:, :1], together[row : row + 1, :1])
     return worst.check()
+
+
+def _check_stop(subject: _Subject, batch: Case) -> Check:
+    """A stop token ends its row, and the run when it ended all of them."""
+    free = subject.tokens(batch)
+    wrong = []
+    for stop in np.unique(free[:, : free.shape[1] // 2 + 1]).tolist():
+        inputs = feeds(batch.prompts, batch.draws, batch.sampling, stop_token=stop)
+        (found,) = subject.file.run(None, inputs)
+        ended = (free == stop).cumsum(axis=1) > 0
+        expected = np.where(ended, stop, free)
+        if ended.any(axis=1).all():
+            expected = expected[:, : int(ended.argmax(axis=1).max()) + 1]
+        if not np.array_equal(found, expected):
+            wrong.append(f"token {stop}")
+    return Check.of("stop tokens", len(wrong), 0, "of them not kept", *wrong[:1])
 
 
 def torch_tokens(model: GPT, case: Case) -> Ints:
