@@ -16,6 +16,7 @@ BENCHMARKS = {
     "step_memory": "benchmarks.step_memory",
     "time_to_loss": "benchmarks.time_to_loss",
     "memory": "benchmarks.memory",
+    "tokens": "benchmarks.tokens",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
     "gpu": "benchmarks.gpu",

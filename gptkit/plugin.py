@@ -5,6 +5,7 @@ field is that option's help, its methods are its behaviour; run-time state is a 
 A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.callbacks`.
 """
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +132,11 @@ class TokenFile(Split):
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         # Mapped anew for every batch: the pages touched leave this process's memory with the map.
-        tokens = np.memmap(self.path, self.dtype, mode="r", shape=(self.stop,))
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mapped, "madvise"):  # windows lie anywhere: what is read ahead is not needed
+            mapped.madvise(mmap.MADV_RANDOM)
+        tokens = np.frombuffer(mapped, self.dtype, count=self.stop)
         starts = indices.numpy() + self.start
         rows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

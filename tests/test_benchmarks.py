@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["start", "step", "step_memory", "time_to_loss", "memory", "sample", "onnx", "gpu"]
+NAMES = [
+    "start",
+    "step",
+    "step_memory",
+    "time_to_loss",
+    "memory",
+    "tokens",
+    "sample",
+    "onnx",
+    "gpu",
+]
 FIGURE = r"[\d,.]+ \([\d,.]+ to [\d,.]+\)"  # median (lowest to highest)
 
 

@@ -427,3 +427,13 @@ def test_a_device_that_nobody_knows_is_refused(cli: Command, trained: Path) -> N
     assert result.exit_code == 2
     assert 'error: no device is called "abacus"' in result.stderr
     assert cli("sample", "r", "--device", "meta").exit_code == 2
+
+
+def test_doctor_runs_a_model_and_says_what_is_missing(cli: Command) -> None:
+    found = json.loads(cli("doctor", "--json").stdout)
+    assert found["session on cpu"] == "works, CPUExecutionProvider"
+    assert found["torch"].startswith(torch.__version__)
+    if not torch.cuda.is_available():
+        assert found["session on cuda"].startswith("fails: CUDA is not available: ")
+    shown = cli("doctor")
+    assert (shown.exit_code, "session on cpu" in shown.stdout) == (0, True)

@@ -494,8 +494,11 @@ def test_an_unequal_export_on_the_command_line(
 @pytest.mark.parametrize(
     ("name", "opset"),
     [
-        ("classic", 21), ("modern", 23),
-        *(pytest.param(*both, marks=pytest.mark.slow) for both in [("modern", 21), ("classic", 23)])
+        ("classic", 21),
+        *(
+            pytest.param(name, opset, marks=pytest.mark.slow)
+            for name, opset in [("modern", 21), ("modern", 23), ("classic", 23)]
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from gptkit import checkpoint, run
 from gptkit.decoder import TorchDecoder
 from gptkit.generate import generate
+from gptkit.onnx import decoding
 from gptkit.onnx.decoding import DecodeSession
 from gptkit.onnx.export import export
 from gptkit.onnx.foreign import tokenizer
@@ -129,8 +130,8 @@ def external(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def test_quantised_weights_are_there_once(folders: dict[str, Path], tmp_path: Path) -> None:
-    sizes = {}
-    for dtype in ("float32", "float16", "int8", "int4"):
+    sizes = {"float32": (folders["ascii"] / "kit" / "model.safetensors").stat().st_size}
+    for dtype in ("float16", "int8", "int4"):
         path = export(folders["ascii"] / "r", out=tmp_path / dtype, dtype=dtype).path
         assert all((path / name).stat().st_size < 200_000 for name in GRAPHS)
         sizes[dtype] = (path / "model.safetensors").stat().st_size
@@ -237,17 +238,30 @@ def test_decode_draws_what_generate_draws(
 ) -> None:
     vocab_size = trained.model.config.vocab_size
     prompts = np.random.default_rng(length).integers(0, vocab_size, (rows, length))
-    decoding = DecodeSession(kit, "cpu")
+    steps = DecodeSession(kit, "cpu")
     for sampling in (Sampling(seed=4), Sampling(top_k=9, top_p=0.9, seed=5)):
-        drawn = list(decoding.stream(prompts, 70, sampling, burst=burst))
+        drawn = list(steps.stream(prompts, 70, sampling, burst=burst))
         assert max(part.shape[1] for part in drawn) <= burst
         tokens = np.concatenate(drawn, axis=1)
         assert tokens.tolist() == torch_tokens(trained, prompts, 70, sampling).tolist()
 
 
+@pytest.mark.parametrize("room", [1, 5, 24, 30])
+def test_a_long_drawing_needs_little_room(
+    room: int, kit: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "MOST_DRAWS", room)
+    prompts = np.array([[1, 2, 3], [4, 5, 6]])
+    expected = torch_tokens(trained, prompts, 70, Sampling(seed=6)).tolist()
+    for burst in (1, 7, 100):
+        drawn = list(DecodeSession(kit, "cpu").stream(prompts, 70, Sampling(seed=6), burst=burst))
+        assert np.concatenate(drawn, axis=1).tolist() == expected
+        assert max(part.shape[1] for part in drawn) <= min(room, burst)
+
+
 def test_two_drawings_at_once_do_not_meet(kit: Path, trained: Trained) -> None:
-    decoding, prompts = DecodeSession(kit, "cpu"), np.array([[1, 2, 3]])
-    streams = [decoding.stream(prompts, 40, Sampling(seed=seed)) for seed in (1, 2)]
+    steps, prompts = DecodeSession(kit, "cpu"), np.array([[1, 2, 3]])
+    streams = [steps.stream(prompts, 40, Sampling(seed=seed)) for seed in (1, 2)]
     turns = list(zip(*streams, strict=True))
     for i, seed in enumerate((1, 2)):
         tokens = np.concatenate([turn[i] for turn in turns], axis=1)
