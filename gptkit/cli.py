@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gptkit.errors import GptkitError
+from gptkit.errors import GptkitError, UsageError
 
 
 class Commands(TyperGroup):
@@ -289,6 +289,8 @@ def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
     if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):
         from gptkit.onnx import session
 
+        if checkpoint != "last":
+            raise UsageError(f"{path}: an exported model has no checkpoints to choose from")
         model = session.open_model(path, device=device)
         if device == "auto":
             _report(f"running on {model.provider}")

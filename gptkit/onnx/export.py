@@ -129,6 +129,8 @@ def _staged(out: Path) -> Iterator[Path]:
     target, before = aside / out.name, aside / "before"
     made = [folder for folder in aside.parents if not folder.exists()]
     try:
+        if before.exists() and not out.exists():  # an export was killed at the worst moment
+            before.replace(out)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield target

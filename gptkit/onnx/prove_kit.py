@@ -127,7 +127,8 @@ def _step(
     attended = np.ones((len(ids), total), np.int64) if attended is None else attended
     positions = np.maximum(attended.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
     feeds = {"input_ids": ids, "attention_mask": attended, "position_ids": positions}
-    logits, *present = session.run(None, {**feeds, **dict(zip(names, past, strict=True))})
+    outputs = ["logits", *(name.replace("past_key_values", "present") for name in names)]
+    logits, *present = session.run(outputs, {**feeds, **dict(zip(names, past, strict=True))})
     return logits, present
 
 

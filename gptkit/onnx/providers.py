@@ -5,6 +5,7 @@ onnxruntime falls back to the CPU with no more than a log line where CUDA's libr
 """
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def open_session(
     Args:
         graph: the file, or its bytes.
         device: "cpu", "cuda", "cuda:N" or "auto", which takes a GPU if there is one.
-        threads: of the CPU; None takes one per core.
+        threads: of the CPU; None takes OMP_NUM_THREADS, or one per core.
         cuda: options of the CUDA provider.
 
     Raises:
@@ -37,7 +38,7 @@ def open_session(
     """
     number = _cuda_number(device)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or _asked_threads()
     options.log_severity_level = FATAL_ONLY
     providers: list[Any] = [CPU]
     if number is not None:
@@ -77,6 +78,12 @@ def first_line(error: BaseException) -> str:
     """What an exception says, without its tail and onnxruntime's numbers."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", line)
+
+
+def _asked_threads() -> int:
+    """What OMP_NUM_THREADS says, as torch heeds it; 0 lets onnxruntime choose."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else 0
 
 
 def _cuda_number(device: str) -> int | None:
