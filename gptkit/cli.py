@@ -318,7 +318,14 @@ def _say(error: GptkitError) -> None:
 
 def main() -> None:
     """The entry point of the command `gptkit`."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from gptkit import parallel
+
+            parallel.leave(int(end.code or 0))
+        raise
 
 
 if __name__ == "__main__":

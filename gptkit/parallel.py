@@ -3,15 +3,18 @@
 Without torchrun there is one, and nothing distributed is imported.
 """
 
+import atexit
 import os
 import platform
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -200,6 +203,20 @@ def join() -> Iterator[Ranks]:
             ) from error
         raise
     distributed.destroy_process_group()
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process as Python would, but for taking Python itself down.
+
+    gloo's threads outlive their group, which DDP and DTensors' caches hold on to, and one that
+    lets go of a tensor while Python shuts down aborts the process: a good run would end as a failed
+    one. `multiprocessing` ends its processes like this, too.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -30,7 +30,10 @@ if sys.platform == "win32":
     pytest.skip("torchrun's signals are those of Unix", allow_module_level=True)
 
 PLUGIN = '''
+import atexit
+import os
 from dataclasses import replace
+from pathlib import Path
 
 from gptkit.plugin import IGNORE, Callback, Split
 from gptkit_char_text.dataset import CharText
@@ -65,6 +68,23 @@ class StopOnTheOther(Callback):
 
     def on_step_end(self, state):
         state.stop = state.rank == 1 and state.step == 3
+
+
+class Farewell(Callback):
+    """Says what of Python's end a process comes to: its handlers, its taking itself down."""
+
+    def on_fit_end(self, state):
+        name = f"{state.rank}-of-{os.environ.get('WORLD_SIZE', 1)}"
+        atexit.register(Path(f"{name}.exit").touch)
+        globals()["kept"] = LastWords(Path(f"{name}.down"))  # until modules are taken apart
+
+
+class LastWords:
+    def __init__(self, path):
+        self.write = path.touch
+
+    def __del__(self):
+        self.write()
 '''
 
 STEPS = 50
@@ -72,6 +92,7 @@ CALLBACKS = [
     {"use": "lr-decay", "warmup_steps": 5},
     {"use": "grad-clip", "max_norm": 0.5},
     {"use": "log", "every": 1, "sample_tokens": 20},
+    {"use": "farewell"},
 ]
 RECIPE: dict[str, Any] = {
     "seed": 1,
@@ -105,6 +126,7 @@ class Workshop:
         (info / "entry_points.txt").write_text(
             "[gptkit.datasets]\nmasked-text = masked_text:MaskedText\n"
             "[gptkit.callbacks]\nstop-on-the-other = masked_text:StopOnTheOther\n"
+            "farewell = masked_text:Farewell\n"
         )
         path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
         self.env = os.environ | {"PYTHONPATH": path}
@@ -247,9 +269,19 @@ def test_dropout_differs_between_ranks_and_a_resumed_run_repeats_it(workshop: Wo
     again = workshop.folder / "dropout-again"
     shutil.copytree(whole, again)
     shutil.rmtree(again / "checkpoints/step-00000006")
-    assert workshop.run(2, "resume", again.name)[0] == 0
+    code, _, stderr = workshop.run(2, "resume", again.name)
+    assert code == 0, stderr
     files = [run / "checkpoints/step-00000006/model.safetensors" for run in (whole, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_ranks_end_before_python_takes_itself_down(
+    two: Path, alone: Path, workshop: Workshop
+) -> None:
+    """One of gloo's threads that lets go of a tensor meanwhile would abort a finished run."""
+    ended = {path.name for path in workshop.folder.glob("*.exit")}
+    assert ended >= {"0-of-1.exit", "0-of-2.exit", "1-of-2.exit"}
+    assert {path.name for path in workshop.folder.glob("*.down")} == {"0-of-1.down"}
 
 
 def test_one_set_of_lines_is_printed(launch: Launch, workshop: Workshop) -> None:
