@@ -27,8 +27,8 @@ from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
 from gptkit.onnx.loop import generate_model
 from gptkit.onnx.providers import open_session, provider
 from gptkit.onnx.session import GENERATE, feeds
+from gptkit.onnx.source import Source
 from gptkit.onnx.step import step_model
-from gptkit.onnx.weights import PRECISIONS
 from gptkit.plugin import Callback, Data, Split, TrainState
 from gptkit.sampler import Sampling
 from gptkit.trainer import Trainer
@@ -272,12 +272,11 @@ def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
 def _write(model: GPT, kit: Path, dtype: str) -> Path:
     """The graphs, made for CUDA if there is a GPU."""
     kit.mkdir()
-    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.weights().items()}
     fused = dtype != "float32" or not torch.cuda.is_available()
-    options: dict[str, Any] = {"precision": PRECISIONS[dtype], "opset": 21}
-    ir.save(generate_model(model.config, tensors, **options), kit / GENERATE)
-    ir.save(step_model(model.config, tensors, **options), kit / READER)
-    ir.save(decode_model(model.config, tensors, fused=fused, **options), kit / DRAWER)
+    source = Source.of(model, dtype)
+    ir.save(generate_model(source), kit / GENERATE)
+    ir.save(step_model(source), kit / READER)
+    ir.save(decode_model(source, fused=fused), kit / DRAWER)
     return kit
 
 

@@ -21,8 +21,8 @@ from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
 from gptkit.onnx.loop import generate_model
 from gptkit.onnx.providers import open_session
 from gptkit.onnx.session import GENERATE, feeds
+from gptkit.onnx.source import Source
 from gptkit.onnx.step import step_model
-from gptkit.onnx.weights import PRECISIONS
 from gptkit.sampler import Sampling
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
@@ -117,7 +117,7 @@ def _contestants(
     longer = make_ours(Shape(6, 6, 384, LONG, 1)).eval()
     file = folder / "long.onnx"
     ir.save(
-        generate_model(longer.config, _tensors(longer), precision=PRECISIONS["float32"], opset=21),
+        generate_model(Source.of(longer)),
         file,
     )
     runs[_long()] = _looping(file, batch, number, tokens)
@@ -128,17 +128,12 @@ def _contestants(
     return {name: timed(run) for name, run in runs.items()}
 
 
-def _tensors(model: GPT) -> dict[str, Any]:
-    return {name: tensor.detach().numpy() for name, tensor in model.weights().items()}
-
-
 def _write(model: GPT, kit: Path, dtype: str) -> None:
     """The three graphs, each with its own weights."""
     kit.mkdir()
     builders = {GENERATE: generate_model, READER: step_model, DRAWER: decode_model}
     for name, build in builders.items():
-        graph = build(model.config, _tensors(model), precision=PRECISIONS[dtype], opset=21)
-        ir.save(graph, kit / name)
+        ir.save(build(Source.of(model, dtype)), kit / name)
 
 
 def _draw_torch(model: GPT, batch: int, tokens: int) -> None:

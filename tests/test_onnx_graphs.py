@@ -23,6 +23,7 @@ from gptkit.onnx.decode import decode_model
 from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
 from gptkit.onnx.loop import generate_model
 from gptkit.onnx.session import feeds
+from gptkit.onnx.source import Source
 from gptkit.onnx.step import step_model
 from gptkit.onnx.weights import BLOCK, PRECISIONS, quantise
 from gptkit.sampler import Sampling, uniforms
@@ -83,10 +84,7 @@ def tensors(model: GPT) -> dict[str, Array]:
 
 def build(maker: Any, model: GPT, *, opset: int = 21, dtype: str = "float32", **more: Any) -> Any:
     """A graph as a protobuf."""
-    precision = PRECISIONS[dtype]
-    return ir.to_proto(
-        maker(model.config, tensors(model), precision=precision, opset=opset, **more)
-    )
+    return ir.to_proto(maker(Source.of(model, dtype, opset=opset), **more))
 
 
 def session(proto: onnx.ModelProto) -> ort.InferenceSession:

@@ -1,20 +1,19 @@
 """What is exported: a checkpoint, a precision, an opset; and the graphs that come of it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from gptkit import __version__
 from gptkit.onnx.decode import decode_model
 from gptkit.onnx.loop import generate_model
 from gptkit.onnx.metadata import Metadata, Tokens
 from gptkit.onnx.scope import FLOAT
+from gptkit.onnx.source import Source
 from gptkit.onnx.step import step_model
-from gptkit.onnx.weights import Precision
 from gptkit.trained import Trained
 
 GraphName = Literal["generate", "step", "decode"]
@@ -26,52 +25,47 @@ class Blueprint:
 
     Args:
         trained: the checkpoint.
-        precision: of the weights and activations.
+        dtype: float32, float16, int8 or int4.
         opset: the version of ONNX' operators.
         device: what `decode` is made for, "cpu" or "cuda".
     """
 
     trained: Trained
-    precision: Precision
+    dtype: str
     opset: int = 21
     device: str = "cpu"
 
     @cached_property
-    def tensors(self) -> Mapping[str, NDArray[Any]]:
-        """The model's weights by name, float32, in the memory of the model."""
-        weights = self.trained.model.weights()
-        return {name: tensor.detach().numpy() for name, tensor in weights.items()}
+    def source(self) -> Source:
+        """What the graphs are written from, in the memory of the model."""
+        return Source.of(self.trained.model, self.dtype, opset=self.opset)
 
     @property
     def weight_bytes(self) -> int:
         """About what the weights take in the file."""
-        wide = self.precision.bits or 8 * self.precision.array(0.0).itemsize
-        return sum(tensor.size for tensor in self.tensors.values()) * wide // 8
+        precision = self.source.precision
+        wide = precision.bits or 8 * precision.array(0.0).itemsize
+        return sum(tensor.size for tensor in self.source.tensors.values()) * wide // 8
 
     def model(self, graph: GraphName) -> ir.Model:
         """One of the graphs, its metadata included."""
         # GroupQueryAttention has no float32 kernel on CUDA, and wants heads of a multiple of 8
-        fused = self.device == "cpu" or self.precision.real != FLOAT
+        fused = self.device == "cpu" or self.source.precision.real != FLOAT
         fused = fused and self.trained.model.config.head_size % 8 == 0
         builders: dict[GraphName, Callable[..., ir.Model]] = {
             "generate": generate_model,
             "step": step_model,
             "decode": partial(decode_model, fused=fused),
         }
-        return builders[graph](
-            self.trained.model.config,
-            self.tensors,
-            precision=self.precision,
-            opset=self.opset,
-            metadata=self.metadata(graph).entries(),
-        )
+        entries = self.metadata(graph).entries()
+        return builders[graph](replace(self.source, metadata=entries))
 
     def metadata(self, graph: GraphName) -> Metadata:
         """What a file with that graph says of itself."""
         state, codec, config = self.trained.state, self.trained.codec, self.trained.model.config
         return Metadata(
             graph=graph,
-            dtype=self.precision.name,
+            dtype=self.dtype,
             opset=self.opset,
             gptkit=__version__,
             config=config.model_dump(mode="json"),

@@ -13,7 +13,8 @@ from gptkit.errors import ExportError, ModelFileError
 from gptkit.model import GPT
 from gptkit.onnx.metadata import Check
 from gptkit.onnx.providers import first_line
-from gptkit.onnx.weights import PRECISIONS, quantise
+from gptkit.onnx.source import Source
+from gptkit.onnx.weights import quantise
 from gptkit.sampler import COLDEST, Floats, Ints, Sampling, choose, uniforms
 
 ROUNDING = 2e-6
@@ -138,17 +139,17 @@ def too_close(logits: Floats, u: Floats, sampling: Sampling, error: float) -> bo
 
 def check_weights(path: Path, model: GPT, dtype: str) -> Check:
     """How many of a file's weights are not the checkpoint's, in the file's precision."""
-    bits, wrong, numbers = PRECISIONS[dtype].bits, [], 0
-    tensors = {name: tensor.detach().numpy() for name, tensor in model.weights().items()}
+    source, wrong, numbers = Source.of(model, dtype), [], 0
+    tensors, precision = source.tensors, source.precision
     graph = ir.load(path).graph
     for held in (graph, *graph.subgraphs()):
         for name, value in held.initializers.items():
             base, _, part = name.rpartition(".")
             if name in tensors:
-                expected = PRECISIONS[dtype].array(tensors[name])
-            elif base in tensors and bits:
-                packed, scales = quantise(tensors[base], bits)
-                expected = packed if part == "quantised" else PRECISIONS[dtype].array(scales)
+                expected = precision.array(tensors[name])
+            elif base in tensors and precision.bits:
+                packed, scales = quantise(tensors[base], precision.bits)
+                expected = packed if part == "quantised" else precision.array(scales)
             else:
                 continue
             assert value.const_value is not None

@@ -4,30 +4,19 @@ Made for IO binding and CUDA graphs: every output that the next step needs is bo
 input, so a host only launches. `DecodeSession` in `gptkit.onnx.session` shows how.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 
-from gptkit.config import GPTConfig
 from gptkit.onnx.decoder import Decoder, grouped, mask, softmax_attention, ungrouped
 from gptkit.onnx.sampling import Rule, Settings, invert, nucleus
 from gptkit.onnx.scope import BOOL, FLOAT, INT32, INT64, MICROSOFT, Scope, declare, typed
+from gptkit.onnx.source import Source
 from gptkit.onnx.step import cache_tensors
-from gptkit.onnx.weights import Array, Precision, Weights
 
 BATCH, DRAWS = "batch", "draws"
 
 
-def decode_model(
-    config: GPTConfig,
-    tensors: Mapping[str, Array],
-    *,
-    precision: Precision,
-    opset: int,
-    fused: bool = True,
-    metadata: Mapping[str, str] | None = None,
-) -> ir.Model:
+def decode_model(source: Source, *, fused: bool = True) -> ir.Model:
     """A graph from a token to the next.
 
     Inputs: input_ids int64 (batch, 1); length int32 (batch,), tokens in the cache; draw int64 (1,),
@@ -37,15 +26,11 @@ def decode_model(
     each of its input's shape; present may be the very buffer of past.
 
     Args:
-        config: the model.
-        tensors: its weights by name, float32.
-        precision: of the export.
-        opset: the version of ONNX' operators.
-        metadata: what the file says of itself.
+        source: the model.
         fused: attend with onnxruntime's GroupQueryAttention, which writes into the cache in place;
             otherwise with standard operators over the whole buffer.
     """
-    g = Scope()
+    g, config = Scope(), source.config
     ids = declare("input_ids", INT64, [BATCH, 1])
     length = declare("length", INT32, [BATCH])
     draw = declare("draw", INT64, [1])
@@ -55,8 +40,8 @@ def decode_model(
         declare("temperature", FLOAT, [1]), declare("top_k", INT64, [1]),
         declare("top_p", FLOAT, [1]),
     )  # fmt: skip
-    past = cache_tensors("past_key_values", config, precision, config.block_size, batch=BATCH)
-    decoder = Decoder(config, Weights(tensors, precision, g), opset=opset)
+    past = cache_tensors("past_key_values", source, config.block_size, batch=BATCH)
+    decoder = Decoder(source, g)
     memory = (_Fused if fused else _Fixed)(decoder, length, past)
     positions = typed(g.Unsqueeze(g.Cast(length, to=INT64), [1]), INT64, [BATCH, 1])
     x = decoder.features(ids, positions, memory)
@@ -71,11 +56,15 @@ def decode_model(
         typed(tokens, INT64, [DRAWS, BATCH], name="tokens"),
     ]
     present = cache_tensors(
-        "present", config, precision, config.block_size, batch=BATCH, values=memory.present
+        "present", source, config.block_size, batch=BATCH, values=memory.present
     )
     inputs = [ids, length, draw, table, drawn, settings.temperature, settings.top_k, settings.top_p]
     return g.model(
-        "decode", [*inputs, *past], [*outputs, *present], opset=opset, metadata=metadata or {}
+        "decode",
+        [*inputs, *past],
+        [*outputs, *present],
+        opset=source.opset,
+        metadata=source.metadata,
     )
 
 

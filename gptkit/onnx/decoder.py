@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gptkit.blocks import NORM_EPS, ROPE_THETA
 from gptkit.config import GPTConfig
 from gptkit.onnx.scope import FLOAT, FLOAT16, Scope
+from gptkit.onnx.source import Source
 from gptkit.onnx.weights import Weights
 
 MODERN_OPSET = 23
@@ -33,14 +34,13 @@ class Decoder:
     """Writes a GPT into a scope.
 
     Args:
-        config: the model.
-        weights: its tensors.
-        opset: the version of ONNX' operators.
+        source: the model.
+        g: the scope, which also gets the weights.
     """
 
-    def __init__(self, config: GPTConfig, weights: Weights, *, opset: int) -> None:
-        self.config, self.weights, self.opset = config, weights, opset
-        self.g: Scope = weights.scope
+    def __init__(self, source: Source, g: Scope) -> None:
+        self.config, self.opset, self.g = source.config, source.opset, g
+        self.weights = Weights(source.tensors, source.precision, g)
 
     def features(self, ids: ir.Value, positions: ir.Value, memory: Memory) -> ir.Value:
         """The residual stream before the last norm.

@@ -81,7 +81,7 @@ def export(
         opened = trained.open_trained(run, which=which, device="cpu")
     else:  # what quantising costs shows on the validation split
         opened, data, *_ = trained.open_with_data(run, which=which, device="cpu")
-    blueprint = Blueprint(opened, PRECISIONS[dtype], opset, device)
+    blueprint = Blueprint(opened, dtype, opset, device)
     if single and blueprint.weight_bytes > LARGEST_FILE:
         raise UsageError(
             f"{blueprint.weight_bytes / 1e9:.1f} GB of weights do not fit into a single file",
@@ -97,7 +97,7 @@ def export(
 
 def _write_file(blueprint: Blueprint, data: Data | None, target: Path) -> list[Check]:
     """The graph `generate` with everything inside."""
-    model, name = blueprint.trained.model, blueprint.precision.name
+    model, name = blueprint.trained.model, blueprint.dtype
     ir.save(blueprint.model("generate"), target)
     starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
     with running(target.name):

@@ -44,13 +44,13 @@ def write(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
     """
     folder.mkdir()
     _write_graphs(blueprint, folder)
+    real = _real_text(blueprint)
     with running(folder.name):
-        checks = _prove(blueprint, data, folder)
+        checks = _prove(blueprint, data, folder, real)
     verdict(folder.name, checks)
     weights = {WEIGHTS: digest(folder / WEIGHTS)}
     for name in GRAPHS:
         seal(folder / name, checks, weights)
-    real = _real_text(blueprint)
     rarest = foreign.rarest_token(blueprint.trained.model, real)
     for name, value in foreign.files(blueprint, end_token=rarest).items():
         _write_json(folder / name, value)
@@ -80,7 +80,7 @@ def _write_graphs(blueprint: Blueprint, folder: Path) -> None:
 
 def _weights(model: ir.Model, blueprint: Blueprint) -> list[ir.Value]:
     """The initializers that are the model's parameters, quantised or not."""
-    parameters = set(blueprint.tensors)
+    parameters = set(blueprint.source.tensors)
     graphs = [model.graph, *model.graph.subgraphs()]
     return [
         value
@@ -111,10 +111,9 @@ def _places(path: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _prove(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
-    model, dtype = blueprint.trained.model, blueprint.precision.name
+def _prove(blueprint: Blueprint, data: Data | None, folder: Path, real: Ints) -> list[Check]:
+    model, dtype = blueprint.trained.model, blueprint.dtype
     starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
-    real = _real_text(blueprint)
     return [
         *prove_generate(folder / GENERATE, model, starts, dtype),
         check_weights(folder / READER, model, dtype),

@@ -7,17 +7,16 @@ tail into the main cache, which the inner Loop reads without copying; there, too
 anew from half of its context when that is full, as `gptkit.generate` does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from gptkit.config import GPTConfig
 from gptkit.onnx.decoder import Decoder, grouped, mask, ungrouped
 from gptkit.onnx.sampling import LAST, Rule, Settings, all_true, uniforms
 from gptkit.onnx.scope import BOOL, INT64, Scope, declare, typed
-from gptkit.onnx.weights import Array, Precision, Weights
+from gptkit.onnx.source import Source
 
 BLOCK_TOKENS = 64
 """Tokens between two copies of the main cache."""
@@ -31,34 +30,25 @@ class Cache:
     values: ir.Value  # (B, nkv, S, hs)
 
 
-def generate_model(
-    config: GPTConfig,
-    tensors: Mapping[str, Array],
-    *,
-    precision: Precision,
-    opset: int,
-    metadata: Mapping[str, str] | None = None,
-) -> ir.Model:
+def generate_model(source: Source) -> ir.Model:
     """A graph from a prompt to the tokens that continue it, of standard operators in float.
 
     Inputs: prompt_ids int64 (batch, prompt); the scalars max_new_tokens, top_k, seed and
     stop_token (-1: none) int64, temperature and top_p float32. Output: tokens int64 (batch,
     generated). A row that drew the stop token goes on drawing it.
     """
-    return _Generate(config, tensors, precision, opset).model(metadata or {})
+    return _Generate(source).model()
 
 
 class _Generate:
-    def __init__(
-        self, config: GPTConfig, tensors: Mapping[str, Array], precision: Precision, opset: int
-    ) -> None:
-        self.config, self.tensors, self.precision, self.opset = config, tensors, precision, opset
+    def __init__(self, source: Source) -> None:
+        self.source, self.config = source, source.config
         self.prompt = declare("prompt_ids", INT64, ["batch", "prompt"])
         self.count = declare("max_new_tokens", INT64)
         self.settings = Settings.declare()
         self.seed, self.stop = declare("seed", INT64), declare("stop_token", INT64)
 
-    def model(self, metadata: Mapping[str, str]) -> ir.Model:
+    def model(self) -> ir.Model:
         """The outermost graph: what is computed once, and the loop over blocks."""
         g, settings = Scope(), self.settings
         self.batch = g.Slice(g.Shape(self.prompt), [0], [1])
@@ -80,9 +70,12 @@ class _Generate:
         )
         inputs = [self.prompt, self.count, settings.temperature, settings.top_k, settings.top_p]
         return g.model(
-            "generate", [*inputs, self.seed, self.stop], [tokens], opset=self.opset,
-            metadata=metadata,
-        )  # fmt: skip
+            "generate",
+            [*inputs, self.seed, self.stop],
+            [tokens],
+            opset=self.source.opset,
+            metadata=self.source.metadata,
+        )
 
     def _block(self, outer: Scope) -> ir.Graph:
         """Draw up to `BLOCK_TOKENS` tokens, then move the cache on."""
@@ -134,7 +127,7 @@ class _Generate:
         fed = declare("new_ids", INT64, ["batch", None])
         length = declare("fed", INT64)
         finished = declare("finished", BOOL, ["batch"])
-        decoder = Decoder(self.config, Weights(self.tensors, self.precision, g), opset=self.opset)
+        decoder = Decoder(self.source, g)
         after_length = g.Add(length, g.Gather(g.Shape(fed), 1))
         positions = typed(g.Range(length, after_length, 1), INT64, [None])
         memory = _Blocked(decoder, main, tail, main_length=main_length, positions=positions)
@@ -180,7 +173,7 @@ class _Generate:
         return g.graph("start_anew", [], [*self._declared(empty), *outputs])
 
     def _empty_cache(self, g: Scope) -> Cache:
-        zero = ir.tensor(self.precision.array(0.0).reshape(1))
+        zero = ir.tensor(self.source.precision.array(0.0).reshape(1))
         keys = g.Concat(self.batch, [self.config.kv_heads, self.config.head_size, 0], axis=0)
         values = g.Concat(self.batch, [self.config.kv_heads, 0, self.config.head_size], axis=0)
         return Cache(g.ConstantOfShape(keys, value=zero), g.ConstantOfShape(values, value=zero))
@@ -196,7 +189,7 @@ class _Generate:
 
     def _declared(self, caches: Iterable[Cache]) -> list[ir.Value]:
         """The tensors in a row, as inputs or outputs of a graph."""
-        real, nkv, hs = self.precision.real, self.config.kv_heads, self.config.head_size
+        real, nkv, hs = self.source.precision.real, self.config.kv_heads, self.config.head_size
         tensors = []
         for cache in caches:
             tensors.append(typed(cache.keys, real, ["batch", nkv, hs, None]))

@@ -4,11 +4,8 @@ A step feeds tokens that follow a past of any length, none included: prefill and
 for batches whose rows may be padded on the left.
 """
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
-from gptkit.config import GPTConfig
 from gptkit.onnx.decoder import (
     MODERN_OPSET,
     Decoder,
@@ -18,58 +15,54 @@ from gptkit.onnx.decoder import (
     ungrouped,
 )
 from gptkit.onnx.scope import FLOAT, INT64, Scope, declare, typed
-from gptkit.onnx.weights import Array, Precision, Weights
+from gptkit.onnx.source import Source
 
 BATCH, SEQUENCE, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 
 
-def step_model(
-    config: GPTConfig,
-    tensors: Mapping[str, Array],
-    *,
-    precision: Precision,
-    opset: int,
-    metadata: Mapping[str, str] | None = None,
-) -> ir.Model:
+def step_model(source: Source) -> ir.Model:
     """A graph from new tokens and the past to the logits of every new position.
 
     Inputs: input_ids and position_ids int64 (batch, sequence), attention_mask int64 (batch, total)
     with 0 for padding, past_key_values.N.key and .value (batch, n_kv_head, past, head). Outputs:
     logits float32 (batch, sequence, vocab) and present.N.key and .value, the past of a next step.
     """
-    g = Scope()
+    g, config = Scope(), source.config
     ids = declare("input_ids", INT64, [BATCH, SEQUENCE])
     attended = declare("attention_mask", INT64, [BATCH, TOTAL])
     positions = declare("position_ids", INT64, [BATCH, SEQUENCE])
-    past = cache_tensors("past_key_values", config, precision, "past_sequence_length")
-    decoder = Decoder(config, Weights(tensors, precision, g), opset=opset)
+    past = cache_tensors("past_key_values", source, "past_sequence_length")
+    decoder = Decoder(source, g)
     memory = _Concatenated(decoder, ids, attended, past)
     x = decoder.features(ids, positions, memory)
     flat = decoder.logits(g.Reshape(x, [-1, config.n_embd]))
     logits = g.Reshape(flat, g.Concat(g.Shape(ids), [config.vocab_size], axis=0))
     outputs = [typed(logits, FLOAT, [BATCH, SEQUENCE, config.vocab_size], name="logits")]
-    present = cache_tensors("present", config, precision, TOTAL, values=memory.present)
+    present = cache_tensors("present", source, TOTAL, values=memory.present)
     return g.model(
-        "step", [ids, attended, positions, *past], [*outputs, *present],
-        opset=opset, metadata=metadata or {},
-    )  # fmt: skip
+        "step",
+        [ids, attended, positions, *past],
+        [*outputs, *present],
+        opset=source.opset,
+        metadata=source.metadata,
+    )
 
 
 def cache_tensors(
     prefix: str,
-    config: GPTConfig,
-    precision: Precision,
+    source: Source,
     length: str | int,
     *,
     batch: str = BATCH,
     values: list[ir.Value] | None = None,
 ) -> list[ir.Value]:
     """Keys and values of all layers under transformers' names, as a graph's inputs or outputs."""
+    config = source.config
     names = [f"{prefix}.{i}.{kind}" for i in range(config.n_layer) for kind in ("key", "value")]
     shape: list[int | str | None] = [batch, config.kv_heads, length, config.head_size]
     found = values or [ir.Value(name=name) for name in names]
     return [
-        typed(value, precision.real, shape, name=name)
+        typed(value, source.precision.real, shape, name=name)
         for name, value in zip(names, found, strict=True)
     ]
 
