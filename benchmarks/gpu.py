@@ -24,9 +24,10 @@ from gptkit.generate import generate
 from gptkit.model import GPT
 from gptkit.onnx.decode import decode_model
 from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
+from gptkit.onnx.generating import feeds
 from gptkit.onnx.loop import generate_model
 from gptkit.onnx.providers import open_session, provider
-from gptkit.onnx.session import GENERATE, feeds
+from gptkit.onnx.session import GENERATE
 from gptkit.onnx.source import Source
 from gptkit.onnx.step import step_model
 from gptkit.plugin import Callback, Data, Split, TrainState
@@ -215,7 +216,7 @@ def sampling(scale: Scale, bandwidth: float) -> Iterator[list[str]]:
             session = open_session(kit / GENERATE, device)
             runs[f"{provider(session)}, generate.onnx, {name}"] = name, _looping(session, scale)
             steps = DecodeSession(kit, device)
-            runs[f"{provider(steps.drawer)}, decode.onnx, {name}"] = name, _decoding(steps, scale)
+            runs[f"{provider(steps.session)}, decode.onnx, {name}"] = name, _decoding(steps, scale)
         decoder = make_decoder(model.to(device), 1)
         runs["torch, float32"] = (
             "float32",

@@ -18,9 +18,10 @@ from gptkit.generate import generate
 from gptkit.model import GPT
 from gptkit.onnx.decode import decode_model
 from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
+from gptkit.onnx.generating import feeds
 from gptkit.onnx.loop import generate_model
 from gptkit.onnx.providers import open_session
-from gptkit.onnx.session import GENERATE, feeds
+from gptkit.onnx.session import GENERATE
 from gptkit.onnx.source import Source
 from gptkit.onnx.step import step_model
 from gptkit.sampler import Sampling

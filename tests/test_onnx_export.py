@@ -27,7 +27,7 @@ from gptkit.onnx import kit as kits
 from gptkit.onnx import loop, sampling
 from gptkit.onnx.blueprint import Blueprint
 from gptkit.onnx.decoder import Decoder
-from gptkit.onnx.metadata import check_file
+from gptkit.onnx.metadata import check_files
 from gptkit.onnx.session import open_model
 from gptkit.trained import open_trained
 
@@ -511,7 +511,7 @@ def test_every_precision_and_opset_passes(
         )
         assert all(check.passed for check in exported.checks)
         file = exported.path / "generate.onnx" if out == "kit" else exported.path
-        assert check_file(file).checks == exported.checks
+        assert check_files(file)[0].checks == exported.checks
         described = open_model(exported.path, device="cpu").metadata
         assert (described.dtype, described.opset) == (dtype, opset)
     assert {path.name for path in tmp_path.iterdir()} <= {"kit", "m.onnx"}
@@ -627,7 +627,7 @@ def test_an_earlier_file_is_replaced(r: Path, cli: Command, tmp_path: Path) -> N
     with (tmp_path / "model.onnx").open("rb") as reader:
         assert cli("export", r, "--onnx").exit_code == 0
         assert reader.read() == b"an earlier file", "who reads it goes on reading it"
-    check_file(tmp_path / "model.onnx")
+    check_files(tmp_path / "model.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "r"]
 
 

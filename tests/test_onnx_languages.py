@@ -16,6 +16,7 @@ from typer.testing import Result
 
 from gptkit import run
 from gptkit.onnx.export import export
+from gptkit.onnx.generating import GenerateSession
 from gptkit.onnx.page import ONNXRUNTIME_WEB
 from gptkit.onnx.session import open_model
 from gptkit.sampler import uniforms
@@ -146,7 +147,7 @@ def test_the_page_has_the_right_random_numbers() -> None:
 
 
 def test_the_page_names_every_input_and_every_field(model: Path) -> None:
-    opened = open_model(model, device="cpu")
+    opened = GenerateSession(model, "cpu")
     for node in (*opened.session.get_inputs(), *opened.session.get_outputs()):
         shape = f" ({', '.join(node.shape)})" if node.shape else ""
         kind = {"tensor(int64)": "int64", "tensor(float)": "float32"}[node.type]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import tomli_w
 import torch
@@ -21,10 +23,11 @@ from gptkit import checkpoint, run
 from gptkit.drawing import Request
 from gptkit.errors import GptkitError, UsageError
 from gptkit.onnx.export import export
-from gptkit.onnx.metadata import FORMAT, KEY, PROOF_KEY
+from gptkit.onnx.generating import GenerateSession, next_context
+from gptkit.onnx.metadata import FORMAT, KEY, LONGEST_PROOF, PROOF_KEY, check_files
 from gptkit.onnx.providers import gpus
 from gptkit.onnx.seal import seal
-from gptkit.onnx.session import OnnxModel, next_context, open_model
+from gptkit.onnx.session import OnnxModel, open_model
 from gptkit.sampler import Sampling
 from gptkit.trained import open_trained
 
@@ -257,7 +260,7 @@ def test_a_reader_that_leaves_ends_sampling(exported: str, text: Path) -> None:
 
 
 def test_a_stop_token_ends_the_rows(text: Path) -> None:
-    single = open_model(text / "model.onnx", device="cpu")
+    single = GenerateSession(text / "model.onnx", "cpu")
     prompt = np.array([[1, 2], [3, 4]])
     endless = single.generate(prompt, 60, Sampling(seed=2))
     stop = int(endless[0, 7])
@@ -621,6 +624,33 @@ def test_graphs_of_a_kit_that_are_missing_or_damaged(
     code = 2 if name == "generate.onnx" else 1
     said = refused(kit, exit_code=code)
     assert name in said or name == "generate.onnx"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("model.onnx", "decode.onnx"),
+        ("generate.onnx", "decode.onnx"),
+        ("decode.onnx", "model.onnx"),
+    ],
+)
+def test_a_graph_of_a_kit_under_the_name_of_another(
+    source: str, name: str, kit: Path, refused: Callable[..., str]
+) -> None:
+    shutil.copy(kit / source, kit / name)
+    assert "instead of step and decode" in refused(kit)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted by Linux")
+def test_the_weights_of_a_kit_are_checked_in_one_reading(kit: Path) -> None:
+    graphs = [kit / name for name in ("generate.onnx", "model.onnx", "decode.onnx")]
+    sizes = [path.stat().st_size for path in graphs]
+    weights = (kit / "model.safetensors").stat().st_size
+    before = psutil.Process().io_counters().read_chars
+    check_files(*graphs)
+    read = psutil.Process().io_counters().read_chars - before
+    ends = sum(min(size, LONGEST_PROOF) for size in sizes)  # where the proofs are looked for
+    assert sum(sizes) + weights <= read < sum(sizes) + ends + 2 * weights
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "decode.onnx"])

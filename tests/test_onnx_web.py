@@ -20,6 +20,7 @@ from typer.testing import Result
 
 from gptkit import run
 from gptkit.onnx.export import export
+from gptkit.onnx.generating import GenerateSession
 from gptkit.onnx.page import ONNXRUNTIME_WEB
 from gptkit.onnx.session import open_model
 from gptkit.sampler import Sampling
@@ -192,7 +193,7 @@ def test_text_is_what_the_command_line_writes(
     assert prompted["command"].split("--tokens")[1].split() == (
         ["200", "--temperature", "0.8", "--seed", "5"]
     )
-    drawn = open_model(model, device="cpu").generate(np.array([[3, 1], [0, 2]]), 150, sampling)
+    drawn = GenerateSession(model, "cpu").generate(np.array([[3, 1], [0, 2]]), 150, sampling)
     assert rows == drawn.tolist()
     assert 0 < stopped < 100_000
     assert unknown["message"].startswith("The model never saw é\nIt knows tab newline space ")

@@ -1,7 +1,7 @@
 """decode.onnx: one token, sampler included, with static shapes and nothing for the host to do.
 
 Made for IO binding and CUDA graphs: every output that the next step needs is bound to that step's
-input, so a host only launches. `DecodeSession` in `gptkit.onnx.session` shows how.
+input, so a host only launches. `DecodeSession` in `gptkit.onnx.decoding` shows how.
 """
 
 import numpy as np

@@ -37,24 +37,37 @@ class DecodeSession:
         threads: of the CPU; None takes one per core.
     """
 
+    burst = 1
+    """Tokens between two looks where somebody watches."""
+
     def __init__(self, folder: Path, device: str, *, threads: int | None = None) -> None:
         self.reader = open_session(folder / READER, device, threads=threads)
-        self.drawer = open_session(folder / DRAWER, device, threads=threads, enable_cuda_graph="1")
-        caches = [x for x in self.drawer.get_inputs() if x.name.startswith("past_key_values.")]
-        self.cache_names = [cache.name for cache in caches]
-        _, self.n_kv_head, self.block_size, self.head_size = caches[0].shape
-        self.dtype = DTYPES[caches[0].type]
+        self.session = open_session(folder / DRAWER, device, threads=threads, enable_cuda_graph="1")
+        inputs = self.session.get_inputs()
+        self.caches = [x for x in inputs if x.name.startswith("past_key_values.")]
         self.recorded = 0
         """CUDA graphs so far."""
 
     @property
     def on_cuda(self) -> bool:
         """Whether buffers are on a GPU."""
-        return provider(self.drawer) == CUDA
+        return provider(self.session) == CUDA
+
+    @property
+    def cache_names(self) -> list[str]:
+        """Of the inputs that are keys or values of a layer."""
+        return [cache.name for cache in self.caches]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that a cache holds."""
+        size: int = self.caches[0].shape[2]
+        return size
 
     def empty_cache(self, batch_size: int, length: int) -> NDArray[Any]:
         """Keys or values of one layer."""
-        return np.zeros((batch_size, self.n_kv_head, length, self.head_size), self.dtype)
+        _, n_kv_head, _, head_size = self.caches[0].shape
+        return np.zeros((batch_size, n_kv_head, length, head_size), DTYPES[self.caches[0].type])
 
     def stream(
         self, prompts: Ints, count: int, sampling: Sampling, *, burst: int = 1
@@ -102,11 +115,11 @@ class DecodeSession:
 class _Steps:
     """The buffers of one drawing, and the two bindings that take turns on them."""
 
-    def __init__(self, session: DecodeSession, B: int, count: int, sampling: Sampling) -> None:
-        self.session, self.sampling, self.turn = session, sampling, 0
+    def __init__(self, owner: DecodeSession, B: int, count: int, sampling: Sampling) -> None:
+        self.owner, self.sampling, self.turn = owner, sampling, 0
         self.capacity, self.drawn, self.batch_size = min(count, MOST_DRAWS), 0, B
-        empty = session.empty_cache(B, session.block_size)
-        self.caches = {name: self._buffer(empty) for name in session.cache_names}
+        empty = owner.empty_cache(B, owner.block_size)
+        self.caches = {name: self._buffer(empty) for name in owner.cache_names}
         fixed: Arrays = {
             "uniforms": self._uniforms(),
             "temperature": np.array([sampling.temperature], np.float32),
@@ -147,9 +160,7 @@ class _Steps:
             self.fixed["uniforms"].update_inplace(self._uniforms())
             self.states[self.turn]["draw"].update_inplace(np.zeros(1, np.int64))
         for _ in range(count):
-            self.session.drawer.run_with_iobinding(
-                self.bindings[self.turn], self.options[self.turn]
-            )
+            self.owner.session.run_with_iobinding(self.bindings[self.turn], self.options[self.turn])
             self.turn = 1 - self.turn
         self.drawn += count
         tokens: Ints = self.states[self.turn]["tokens_in"].numpy()
@@ -164,22 +175,22 @@ class _Steps:
     def _read(self, tokens: Ints) -> list[NDArray[Any]]:
         """The whole cache after tokens (B, T), which may be none."""
         B, T = tokens.shape
-        whole = [self.session.empty_cache(B, self.session.block_size) for _ in self.caches]
+        whole = [self.owner.empty_cache(B, self.owner.block_size) for _ in self.caches]
         if T:
-            for cache, present in zip(whole, self.session.read(tokens), strict=True):
+            for cache, present in zip(whole, self.owner.read(tokens), strict=True):
                 cache[:, :, :T] = present
         return whole
 
     def _buffer(self, array: NDArray[Any]) -> ort.OrtValue:
-        if not self.session.on_cuda:
+        if not self.owner.on_cuda:
             return ort.OrtValue.ortvalue_from_numpy(array.copy())
-        options = self.session.drawer.get_provider_options()[CUDA]
+        options = self.owner.session.get_provider_options()[CUDA]
         return ort.OrtValue.ortvalue_from_numpy(array, "cuda", int(options["device_id"]))
 
     def _bind(
         self, read: dict[str, ort.OrtValue], written: dict[str, ort.OrtValue]
     ) -> ort.IOBinding:
-        binding = self.session.drawer.io_binding()
+        binding = self.owner.session.io_binding()
         for name, buffer in {**self.fixed, **read, **self.caches}.items():
             binding.bind_ortvalue_input(name, buffer)
         for name, output in HANDED_ON.items():
@@ -190,7 +201,7 @@ class _Steps:
 
     def _run_options(self) -> ort.RunOptions:
         options = ort.RunOptions()
-        if self.session.on_cuda:  # 0 is taken
-            self.session.recorded += 1
-            options.add_run_config_entry("gpu_graph_id", str(self.session.recorded))
+        if self.owner.on_cuda:  # 0 is taken
+            self.owner.recorded += 1
+            options.add_run_config_entry("gpu_graph_id", str(self.owner.recorded))
         return options

@@ -18,11 +18,12 @@ from gptkit.onnx import foreign
 from gptkit.onnx.blueprint import Blueprint, GraphName
 from gptkit.onnx.compare import Case, check_weights, running, verdict
 from gptkit.onnx.decoding import DRAWER, READER
+from gptkit.onnx.generating import GenerateSession, feeds
 from gptkit.onnx.metadata import Check, digest
 from gptkit.onnx.prove import prove_generate, torch_tokens
 from gptkit.onnx.prove_kit import prove_decode, prove_loss, prove_step
 from gptkit.onnx.seal import seal
-from gptkit.onnx.session import GENERATE, SELFTEST, feeds, open_model
+from gptkit.onnx.session import GENERATE, SELFTEST
 from gptkit.plugin import Data
 from gptkit.sampler import Ints, Sampling
 
@@ -137,7 +138,7 @@ def _real_text(blueprint: Blueprint) -> Ints:
 
 def _selftest(folder: Path) -> dict[str, Any]:
     """Runs of `generate.onnx` with their results, for ports to check themselves."""
-    model = open_model(folder, device="cpu")
+    model = GenerateSession(folder / GENERATE, "cpu")
     prompt = np.array(model.metadata.tokens.starts[:1], dtype=np.int64)
     cases = []
     for sampling in (

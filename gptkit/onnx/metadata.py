@@ -6,7 +6,8 @@ proven equal to the checkpoint: bytes added to an ONNX file (protobuf) merge wit
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -148,14 +149,41 @@ def read(entries: Mapping[str, str], path: Path) -> Metadata:
         raise _misshapen(path, KEY, error) from None
 
 
-def check_file(path: Path) -> Proof:
-    """The proof at a file's end, once the file is known to be the one that was proven.
+def of(session: Any, path: Path) -> Metadata:
+    """What the file that an onnxruntime session was opened from says of the model; see `read`."""
+    return read(session.get_modelmeta().custom_metadata_map, path)
 
-    This comes before onnxruntime sees the file, so nothing damaged or foreign is ever loaded.
+
+def check_files(*paths: Path) -> list[Proof]:
+    """The proofs at the ends of files, once these are known to be the ones that were proven.
+
+    This comes before onnxruntime sees a file, so nothing damaged or foreign is ever loaded. Weights
+    that several have in common are read once.
 
     Raises:
         ModelFileError: there is none, it is of a newer format, or the bytes are not those.
     """
+    sha256 = cache(digest)
+    return [_check_file(path, sha256) for path in paths]
+
+
+def _check_file(path: Path, sha256: Callable[[Path], str]) -> Proof:
+    proof = _proof(path)
+    if digest(path, proof.size) != proof.sha256:
+        raise ModelFileError(f"{path}: damaged: its sha256 is not the one it names", hint=AGAIN)
+    for name, expected in proof.weights.items():
+        weights = path.parent / Path(name).name
+        if not weights.is_file():
+            raise ModelFileError(f"{path}: its weights, {weights.name}, are missing", hint=AGAIN)
+        if sha256(weights) != expected:
+            raise ModelFileError(
+                f"{weights}: damaged: its sha256 is not the one that {path.name} names", hint=AGAIN
+            )
+    return proof
+
+
+def _proof(path: Path) -> Proof:
+    """What stands at a file's end; nothing else is looked at."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LONGEST_PROOF))
@@ -167,20 +195,9 @@ def check_file(path: Path) -> Proof:
     if at < 0 or start < 0:
         raise ModelFileError(f'{path}: it lacks the metadata "{PROOF_KEY}"', hint=FOREIGN)
     try:
-        proof = Proof.model_validate_json(tail[start : tail.rfind(b"}") + 1])
+        return Proof.model_validate_json(tail[start : tail.rfind(b"}") + 1])
     except ValidationError as error:
         raise _misshapen(path, PROOF_KEY, error) from None
-    if digest(path, proof.size) != proof.sha256:
-        raise ModelFileError(f"{path}: damaged: its sha256 is not the one it names", hint=AGAIN)
-    for name, expected in proof.weights.items():
-        weights = path.parent / Path(name).name
-        if not weights.is_file():
-            raise ModelFileError(f"{path}: its weights, {weights.name}, are missing", hint=AGAIN)
-        if digest(weights) != expected:
-            raise ModelFileError(
-                f"{weights}: damaged: its sha256 is not the one that {path.name} names", hint=AGAIN
-            )
-    return proof
 
 
 def digest(path: Path, size: int | None = None) -> str:

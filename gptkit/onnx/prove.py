@@ -23,10 +23,10 @@ from gptkit.onnx.compare import (
     reference,
     wrong_tokens,
 )
+from gptkit.onnx.generating import feeds
 from gptkit.onnx.metadata import Check
 from gptkit.onnx.providers import open_session
 from gptkit.onnx.scope import FLOAT, declare, typed
-from gptkit.onnx.session import feeds
 from gptkit.sampler import Floats, Ints, Sampling
 
 MOST_DRAWS = 320
