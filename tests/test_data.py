@@ -1,3 +1,6 @@
+import mmap
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +122,15 @@ def test_a_walk_over_items_takes_each_once_and_as_it_is(size: int, batch_size: i
     assert torch.equal(torch.cat([x for x, _ in batches]), expected_x)
     assert torch.equal(torch.cat([y for _, y in batches]), expected_y)
     assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)
+
+
+@pytest.mark.skipif(not shutil.which("fincore"), reason="fincore counts pages in Linux' cache")
+def test_of_a_large_file_only_the_windows_are_read(tmp_path: Path) -> None:
+    path, size, windows = tmp_path / "tokens", 1 << 28, 64
+    with path.open("wb") as file:
+        file.truncate(size)  # sparse
+    split = TokenFile(path, "uint8", stop=size, block_size=8)
+    split[torch.arange(windows) * (size // windows) + 17]
+    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]
+    cached = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert cached <= 2 * windows * mmap.PAGESIZE
