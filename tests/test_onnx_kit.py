@@ -13,12 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import tomli_w
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from gptkit import checkpoint, run
 from gptkit.decoder import TorchDecoder
 from gptkit.generate import generate
 from gptkit.onnx import decoding
@@ -27,6 +24,7 @@ from gptkit.onnx.export import export
 from gptkit.onnx.foreign import tokenizer
 from gptkit.sampler import Sampling
 from gptkit.trained import Trained, open_trained
+from tests.support import stir, train
 
 Array = NDArray[Any]
 
@@ -36,22 +34,6 @@ SHAPE = {
     "position": "rotary", "mlp": "swiglu", "qk_norm": True, "bias": False,
 }  # fmt: skip
 GRAPHS = ("generate.onnx", "model.onnx", "decode.onnx")
-
-
-def train(folder: Path, dataset: dict[str, Any]) -> Path:
-    """A run folder whose checkpoint holds weights that all matter."""
-    recipe = {
-        "seed": 1, "dataset": dataset, "model": SHAPE,
-        "train": {"steps": 1, "batch_size": 2, "eval_batches": 1, "device": "cpu"},
-    }  # fmt: skip
-    (folder / "r.toml").write_text(tomli_w.dumps(recipe))
-    path = run.train(folder / "r.toml", out=folder / "r", report=print).path
-    (step_folder,) = checkpoint.step_folders(path / "checkpoints")
-    state, files = checkpoint.load(step_folder)
-    torch.manual_seed(3)
-    weights = {name: torch.randn_like(tensor) * 0.2 for name, tensor in files["model"].items()}
-    checkpoint.save(path / "checkpoints", state, files | {"model": weights})
-    return path
 
 
 DATASETS: dict[str, dict[str, Any]] = {
@@ -70,7 +52,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
             found[name] = tmp_path_factory.mktemp(name)
             patch.chdir(found[name])
             Path("foreign.txt").write_text(FOREIGN * 40, encoding="utf-8")
-            export(train(found[name], dataset), out=found[name] / "kit")
+            path = stir(train(found[name], dataset, SHAPE), scale=0.2)
+            export(path, out=found[name] / "kit")
     yield found
 
 

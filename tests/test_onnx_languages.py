@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-import tomli_w
 from typer.testing import Result
 
-from gptkit import run
 from gptkit.onnx.export import export
 from gptkit.onnx.generating import GenerateSession
 from gptkit.onnx.page import ONNXRUNTIME_WEB
 from gptkit.onnx.session import open_model
 from gptkit.sampler import uniforms
+from tests.support import execute, train
 
+MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/onnx.md").read_text()
 WEB, NODE = f"onnxruntime-web@{ONNXRUNTIME_WEB}", "onnxruntime-node@1.30.0"
@@ -41,33 +40,13 @@ def program(language: str, index: int = 0) -> str:
     return blocks[index]
 
 
-def execute(*command: object, **options: Any) -> str:
-    """What a command prints; where it fails, so does the test, with what it said."""
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, timeout=280, **options
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
-
-
-def train(folder: Path, dataset: dict[str, Any]) -> Path:
-    recipe = {
-        "seed": 1,
-        "dataset": dataset,
-        "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"},
-        "train": {"steps": 20, "batch_size": 8, "eval_batches": 1, "device": "cpu"},
-    }
-    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
-    return run.train(folder / "recipe.toml", out=folder / "run", report=print).path
-
-
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of text whose context is much shorter than what the programs draw."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     path = str(folder / "text.txt")
-    return train(folder, {"use": "char-text", "path": path, "block_size": 24})
+    return train(folder, {"use": "char-text", "path": path, "block_size": 24}, MODEL, steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +229,7 @@ def test_the_programs_of_a_kit_of_images(
     cli: Cli, node: Callable[..., str], tmp_path: Path, colors: Any
 ) -> None:
     shapes = {"use": "cifar10", "source": "shapes", "size": 4, "colors": colors}
-    path = train(tmp_path, shapes | {"class_conditional": True})
+    path = train(tmp_path, shapes | {"class_conditional": True}, MODEL, steps=20)
     kit = export(path, out=tmp_path / "kit").path
     in_python, in_js, arguments = kit_programs(kit)
     assert cli("sample", kit, *arguments.split()).exit_code == 0

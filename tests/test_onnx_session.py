@@ -13,13 +13,10 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-import tomli_w
-import torch
 from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import Result
 
-from gptkit import checkpoint, run
 from gptkit.drawing import Request
 from gptkit.errors import GptkitError, UsageError
 from gptkit.onnx.export import export
@@ -30,6 +27,7 @@ from gptkit.onnx.seal import seal
 from gptkit.onnx.session import OnnxModel, open_model
 from gptkit.sampler import Sampling
 from gptkit.trained import open_trained
+from tests.support import stir, train
 
 Command = Callable[..., Result]
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -43,29 +41,13 @@ DATASETS: dict[str, dict[str, Any]] = {
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "position": "rotary", "norm": "rmsnorm"}
 
 
-def train(folder: Path, dataset: dict[str, Any]) -> Path:
-    """A run folder "r" whose checkpoint holds weights that all matter."""
-    recipe = {
-        "seed": 1, "dataset": dataset, "model": MODEL,
-        "train": {"steps": 1, "batch_size": 2, "eval_batches": 1, "device": "cpu"},
-    }  # fmt: skip
-    (folder / "r.toml").write_text(tomli_w.dumps(recipe))
-    path = run.train(folder / "r.toml", out=folder / "r", report=print).path
-    (step_folder,) = checkpoint.step_folders(path / "checkpoints")
-    state, files = checkpoint.load(step_folder)
-    torch.manual_seed(3)
-    weights = {name: torch.randn_like(tensor) * 0.3 for name, tensor in files["model"].items()}
-    checkpoint.save(path / "checkpoints", state, files | {"model": weights})
-    return path
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By data set, a folder with a run "r", a "model.onnx" and a "kit"; no test changes them."""
     found = {}
     for name, dataset in DATASETS.items():
         found[name] = tmp_path_factory.mktemp(name)
-        path = train(found[name], dataset)
+        path = stir(train(found[name], dataset, MODEL), scale=0.3)
         export(path, out=found[name] / "model.onnx")
         export(path, out=found[name] / "kit")
     return found
@@ -313,7 +295,7 @@ def test_a_codec_that_is_not_installed(
 ) -> None:
     entries = {"datasets": "runes = RuneText", "codecs": "runes = Runes"}
     site = distribution("acme-runes", RUNES, **entries)
-    path = train(tmp_path, {"use": "runes", "block_size": 16})
+    path = train(tmp_path, {"use": "runes", "block_size": 16}, MODEL)
     export(path, out=tmp_path / exported)
     with_codec = cli("sample", exported, "--ids", "--samples", 2, "--device", "cpu")
     assert with_codec.exit_code == 0

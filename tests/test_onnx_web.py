@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tomli_w
 from typer.testing import Result
 
-from gptkit import run
 from gptkit.onnx.export import export
 from gptkit.onnx.generating import GenerateSession
 from gptkit.onnx.page import ONNXRUNTIME_WEB
 from gptkit.onnx.session import open_model
 from gptkit.sampler import Sampling
+from tests.support import execute, train
 
+MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
 PACKAGES = (
     f"onnxruntime-web@{ONNXRUNTIME_WEB}",
     "puppeteer-core@24.43.1",
@@ -87,9 +86,9 @@ def browser(downloaded: Callable[..., Path]) -> Path:
 
     def fill(folder: Path) -> None:
         install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *PACKAGES]
-        execute(install, cwd=folder)
+        execute(*install, cwd=folder)
         unpack = ["node", "--input-type=module", "--eval", UNPACK]
-        execute(unpack, cwd=folder, env=os.environ | {"TMPDIR": str(folder)})
+        execute(*unpack, cwd=folder, env=os.environ | {"TMPDIR": str(folder)})
 
     return downloaded("-".join(PACKAGES).replace("/", "-"), fill)
 
@@ -104,31 +103,12 @@ def visit(browser: Path, site: Site) -> Visit:
         script = (Path(__file__).parent / "onnx_page.mjs").read_text(encoding="utf-8")
         url = f"http://{site.address}/"
         command = ["node", "--input-type=module", "--eval", script, "--", str(browser / "chromium")]
-        printed = execute([*command, site.address, url, json.dumps(actions)], cwd=browser)
+        printed = execute(*command, site.address, url, json.dumps(actions), cwd=browser)
         found: dict[str, Any] = json.loads(printed)
         assert found["errors"] == []
         return found
 
     return call
-
-
-def execute(command: list[str], **options: Any) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=280, **options
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
-
-
-def train(folder: Path, dataset: dict[str, Any]) -> Path:
-    recipe = {
-        "seed": 1,
-        "dataset": dataset,
-        "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"},
-        "train": {"steps": 20, "batch_size": 8, "eval_batches": 1, "device": "cpu"},
-    }
-    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
-    return run.train(folder / "recipe.toml", out=folder / "run", report=print).path
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +117,7 @@ def text_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     path = str(folder / "text.txt")
-    text_run = train(folder, {"use": "char-text", "path": path, "block_size": 24})
+    text_run = train(folder, {"use": "char-text", "path": path, "block_size": 24}, MODEL, steps=20)
     return export(text_run, web=folder / "page").path.parent
 
 
@@ -157,7 +137,7 @@ def test_the_page_is_complete_and_names_what_it_needs(text_page: Path) -> None:
 def test_a_package_json_that_is_there_stays(text_page: Path, tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
     (tmp_path / "page/package.json").write_text("{}")
-    export(text_page.parent / "run", web=tmp_path / "page")
+    export(text_page.parent / "r", web=tmp_path / "page")
     assert (tmp_path / "page/package.json").read_text() == "{}"
     assert (tmp_path / "page/index.html").is_file()
 
@@ -208,7 +188,7 @@ def test_pictures_are_what_the_command_line_draws(
     site: Site, visit: Visit, cli: Cli, tmp_path: Path, colors: Any
 ) -> None:
     shapes = {"use": "cifar10", "source": "shapes", "size": 6, "colors": colors}
-    path = train(tmp_path, shapes | {"class_conditional": True})
+    path = train(tmp_path, shapes | {"class_conditional": True}, MODEL, steps=20)
     export(path, web=site.folder)
     found = visit(
         ["set", "seed", "3"], ["set", "samples", "12"], ["write"],
