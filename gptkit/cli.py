@@ -254,6 +254,20 @@ def plugins_check(
         raise typer.Exit(2)
 
 
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="The word for recipes: small letters, digits, -.")],
+    kind: Annotated[str, typer.Option(help="callback or dataset.")] = "callback",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; ./NAME.")] = None,
+) -> None:
+    """Write a package that installs and passes its test, to be filled in; prints the folder."""
+    from gptkit import skeleton
+
+    written = skeleton.write(name, kind, out)
+    _report(f"in that folder: pip install --editable . && gptkit plugins check {name}")
+    typer.echo(written)
+
+
 @runs_app.command("list")
 def runs_list(json: JsonOption = False) -> None:
     """List the runs under runs/, newest last."""

@@ -27,7 +27,7 @@ FLOORS = [
     {"snapshot", "finite"},
     {"trainer", "generate"},
     {"trained"},
-    {"run", "onnx", "measure"},
+    {"run", "onnx", "measure", "skeleton"},
     {"doctor"},
     {"show"},
     {"cli"},
