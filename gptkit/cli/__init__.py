@@ -8,6 +8,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from gptkit.cli import plugins, runs
+from gptkit.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+)
 from gptkit.errors import GptkitError, UsageError
 
 
@@ -34,24 +43,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, sample and ship small and medium GPTs from one recipe file.",
 )
-plugins_app = typer.Typer(no_args_is_help=True, help="What is installed, and what it can do.")
-runs_app = typer.Typer(no_args_is_help=True, help="What was trained here.")
-app.add_typer(plugins_app, name="plugins")
-app.add_typer(runs_app, name="runs")
-
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")]
-RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest if left out.")
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field, as often as needed."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-CheckpointOption = Annotated[
-    str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Which checkpoint to take.")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+app.add_typer(plugins.app, name="plugins")
+app.add_typer(runs.app, name="runs")
 
 
 @app.callback(invoke_without_command=True)
@@ -219,85 +212,6 @@ def doctor(json: JsonOption = False) -> None:
     show.findings(doctor.examine(), as_json=json)
 
 
-@plugins_app.command("list")
-def plugins_list(json: JsonOption = False) -> None:
-    """List the installed plugins; imports none of them."""
-    from gptkit import registry
-    from gptkit.show import plugins
-
-    plugins.entries(
-        [entry for kind in registry.BASES for entry in registry.installed(kind)], as_json=json
-    )
-
-
-@plugins_app.command("show")
-def plugins_show(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
-    """Show a plugin's options, their defaults and their meaning."""
-    from gptkit import registry
-    from gptkit.show import plugins
-
-    for entry in registry.find_any(name):
-        plugins.plugin(entry, registry.load(entry))
-
-
-@plugins_app.command("check")
-def plugins_check(
-    name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
-) -> None:
-    """Import plugins and say which are broken, with their tracebacks."""
-    from gptkit import registry
-    from gptkit.show import plugins
-
-    results = registry.check_all(name)
-    plugins.checks(results)
-    if any(error for _, error in results):
-        raise typer.Exit(2)
-
-
-@plugins_app.command("new")
-def plugins_new(
-    name: Annotated[str, typer.Argument(help="The word for recipes: small letters, digits, -.")],
-    kind: Annotated[str, typer.Option(help="callback or dataset.")] = "callback",
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; ./NAME.")] = None,
-) -> None:
-    """Write a package that installs and passes its test, to be filled in; prints the folder."""
-    from gptkit import skeleton
-
-    written = skeleton.write(name, kind, out)
-    _report(f"in that folder: pip install --editable . && gptkit plugins check {name}")
-    typer.echo(written)
-
-
-@runs_app.command("list")
-def runs_list(json: JsonOption = False) -> None:
-    """List the runs under runs/, newest last."""
-    from gptkit import folder
-    from gptkit.show import runs
-
-    runs.runs(folder.list_runs(), as_json=json)
-
-
-@runs_app.command("show")
-def runs_show(run_folder: RunArgument = None, json: JsonOption = False) -> None:
-    """Show a run: recipe, environment, checkpoints."""
-    from gptkit import folder
-    from gptkit.show import runs
-
-    runs.run(folder.open_run(run_folder), as_json=json)
-
-
-@runs_app.command("compare")
-def runs_compare(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    json: JsonOption = False,
-) -> None:
-    """Compare runs: their losses, and the recipe fields in which they differ."""
-    from gptkit import folder
-    from gptkit.show import runs
-
-    runs.comparison([folder.open_run(path) for path in run_folders], as_json=json)
-
-
 def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
     """A run's checkpoint with torch, or an exported model without."""
     if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):
@@ -340,7 +254,3 @@ def main() -> None:
 
             parallel.leave(int(end.code or 0))
         raise
-
-
-if __name__ == "__main__":
-    main()

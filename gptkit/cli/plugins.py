@@ -1,0 +1,59 @@
+"""`gptkit plugins`: what is installed, and what it can do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli.options import JsonOption
+
+app = typer.Typer(no_args_is_help=True, help="What is installed, and what it can do.")
+
+
+@app.command("list")
+def list_(json: JsonOption = False) -> None:
+    """List the installed plugins; imports none of them."""
+    from gptkit import registry
+    from gptkit.show import plugins as show
+
+    show.entries(
+        [entry for kind in registry.BASES for entry in registry.installed(kind)], as_json=json
+    )
+
+
+@app.command("show")
+def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
+    """Show a plugin's options, their defaults and their meaning."""
+    from gptkit import registry
+    from gptkit.show import plugins as show
+
+    for entry in registry.find_any(name):
+        show.plugin(entry, registry.load(entry))
+
+
+@app.command()
+def check(
+    name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
+) -> None:
+    """Import plugins and say which are broken, with their tracebacks."""
+    from gptkit import registry
+    from gptkit.show import plugins as show
+
+    results = registry.check_all(name)
+    show.checks(results)
+    if any(error for _, error in results):
+        raise typer.Exit(2)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The word for recipes: small letters, digits, -.")],
+    kind: Annotated[str, typer.Option(help="callback or dataset.")] = "callback",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; ./NAME.")] = None,
+) -> None:
+    """Write a package that installs and passes its test, to be filled in; prints the folder."""
+    from gptkit import skeleton
+
+    written = skeleton.write(name, kind, out)
+    typer.echo(f"in that folder: pip install --editable . && gptkit plugins check {name}", err=True)
+    typer.echo(written)

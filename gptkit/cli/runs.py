@@ -1,0 +1,40 @@
+"""`gptkit runs`: what was trained here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptkit.cli.options import JsonOption, RunArgument
+
+app = typer.Typer(no_args_is_help=True, help="What was trained here.")
+
+
+@app.command("list")
+def list_(json: JsonOption = False) -> None:
+    """List the runs under runs/, newest last."""
+    from gptkit import folder
+    from gptkit.show import runs as show
+
+    show.runs(folder.list_runs(), as_json=json)
+
+
+@app.command("show")
+def show_(run_folder: RunArgument = None, json: JsonOption = False) -> None:
+    """Show a run: recipe, environment, checkpoints."""
+    from gptkit import folder
+    from gptkit.show import runs as show
+
+    show.run(folder.open_run(run_folder), as_json=json)
+
+
+@app.command()
+def compare(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    json: JsonOption = False,
+) -> None:
+    """Compare runs: their losses, and the recipe fields in which they differ."""
+    from gptkit import folder
+    from gptkit.show import runs as show
+
+    show.comparison([folder.open_run(path) for path in run_folders], as_json=json)
