@@ -99,6 +99,8 @@ def save(folder: Path, state: State, files: Mapping[str, Tensors]) -> Path:
         (temporary / "state.json").write_text(
             state.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
+        for name in digests:  # safetensors lets nobody else read
+            shutil.copymode(temporary / "state.json", temporary / name)
         (temporary / SEAL).write_text(digest(temporary / "state.json") + "\n")
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)

@@ -151,8 +151,12 @@ def open_run(path: Path | None) -> RunFolder:
             )
         return runs[-1]
     if not (path / "recipe.toml").is_file():
-        fault = "is not a run folder (no recipe.toml)" if path.exists() else "no such run folder"
-        raise UsageError(f"{path}: {fault}", hint="gptkit runs list shows what there is")
+        fault, hint = "no such run folder", "gptkit runs list shows what there is"
+        if path.exists():
+            fault = "is not a run folder (no recipe.toml)"
+        if path.suffix == ".onnx" and path.is_file():
+            fault, hint = "an exported model can only be sampled", "name the run that it is of"
+        raise UsageError(f"{path}: {fault}", hint=hint)
     return RunFolder(path)
 
 
@@ -207,7 +211,7 @@ def _new_name(recipe: Path) -> Path:
 def _not_writable(path: Path, error: OSError) -> RunError:
     return RunError(
         f"{path}: cannot be written: {error.strerror or error}",
-        hint="--out DIR takes another place",
+        hint="--out takes another place",
     )
 
 

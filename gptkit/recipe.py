@@ -116,7 +116,8 @@ def _parse(path: Path) -> dict[str, Any]:
         hint = f'did you mean "{path.parent / near}"?' if near else "give the path of a TOML file"
         raise UsageError(f"{path}: no such recipe", hint=hint) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        fault = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read: {fault}", hint="name a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(str(path), [Problem("", f"not valid TOML: {error}")]) from None
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_every_file_is_json_safetensors_or_a_digest(tmp_path: Path) -> None:
     for path in found.values():
         with safe_open(path, framework="pt") as file:  # reads the header, executes nothing
             assert file.keys()
+
+
+def test_everybody_may_read_it(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        checkpoint.save(tmp_path, state(), files())
+    finally:
+        os.umask(mask)
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in found} == {0o644}
 
 
 def test_a_state_is_readable_by_people(tmp_path: Path) -> None:

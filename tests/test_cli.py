@@ -376,11 +376,55 @@ def test_out_writes_into_a_pipe_and_leaves_it_one(
         os.close(reader)
 
 
-@pytest.mark.parametrize("place", [".", "r", "r/recipe.toml/s.txt", "none/s.txt"])
-def test_out_that_cannot_be_written_is_refused(cli: Command, trained: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "code", "fault"),
+    [
+        (".", 2, "is a folder"),
+        ("r", 2, "is a folder"),
+        ("r/recipe.toml/s.txt", 1, "cannot be written: "),
+        ("/proc/s.txt", 1, "cannot be written: "),
+    ],
+)
+def test_out_that_cannot_be_written_is_refused(
+    cli: Command, trained: Path, place: str, code: int, fault: str
+) -> None:
     result = cli("sample", "r", *SHARED, "--out", place)
-    assert result.exit_code in (1, 2)
-    assert result.stderr.startswith(f"error: {place}: cannot be written: ")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith(f"error: {place}: {fault}")
+    assert "hint:  --out " in result.stderr
+
+
+def test_out_may_be_in_a_new_folder(cli: Command, trained: Path, tmp_path: Path) -> None:
+    assert cli("sample", "r", *SHARED, "--out", "new/folder/s.txt").exit_code == 0
+    assert (tmp_path / "new/folder/s.txt").read_text().startswith("Shall I ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is full")
+@pytest.mark.parametrize("options", [[], ["--ids"], ["--samples", "2"]], ids=str)
+def test_a_full_disk_behind_stdout(
+    options: list[str], trained: Path, gptkit: Callable[..., Any]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = gptkit(
+            "sample", "r", *options, capture_output=False, stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode == 1
+    assert result.stderr == "error: standard output: cannot be written: No space left on device\n"
+
+
+def test_what_is_exported_can_only_be_sampled(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page/model.onnx").touch()
+    for command in ("eval", "resume", "probe", "export"):
+        result = cli(command, "page/model.onnx")
+        assert (result.exit_code, result.stdout) == (2, "")
+        if command != "export":
+            assert "page/model.onnx: an exported model can only be sampled" in result.stderr
+    result = cli("sample", "page")
+    assert result.exit_code == 2
+    assert (
+        "page: is not a run folder or a kit\nhint:  gptkit sample page/model.onnx" in result.stderr
+    )
 
 
 def test_a_prompt_with_unknown_characters_lists_them(cli: Command, trained: Path) -> None:

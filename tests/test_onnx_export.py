@@ -559,6 +559,11 @@ def test_the_proof_is_shown(r: Path, cli: Command, tmp_path: Path) -> None:
         (["r", "--onnx", "--out", "r/recipe.toml"], "r/recipe.toml: already exists and is no kit"),
         (["r", "--onnx", "--out", "a.onnx"], "a.onnx: is a folder"),
         (["r", "--onnx", "--web", "w", "--out", "b.onnx"], "leave --out out"),
+        (["r", "--onnx", "--out", "/dev/null"], "/dev/null: already exists and is no kit"),
+        (["r", "--onnx", "--device", "cuda"], "model.onnx: a single file is for CPUs"),
+        (["r", "--onnx", "--device", "cuda", "--web", "w"], "a single file is for CPUs"),
+        (["r", "--onnx", "--web", "r/recipe.toml"], "r/recipe.toml: is no folder"),
+        (["r", "--onnx", "--web", "a.onnx"], "index.html: is there already, and is not gptkit's"),
         (["nope", "--onnx"], "nope: no such run folder"),
         (["a.onnx", "--onnx"], "a.onnx: is not a run folder"),
     ],
@@ -568,6 +573,7 @@ def test_options_that_make_no_sense(
     arguments: list[str], said: str, r: Path, cli: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "a.onnx").mkdir()
+    (tmp_path / "a.onnx/index.html").write_text("<!doctype html><title>mine</title>")
     before = contents(tmp_path)
     result = cli("export", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -633,11 +639,21 @@ def test_an_earlier_file_is_replaced(r: Path, cli: Command, tmp_path: Path) -> N
 
 def test_an_earlier_kit_is_replaced(r: Path, cli: Command, tmp_path: Path) -> None:
     assert cli("export", r, "--onnx", "--out", "kit", "--dtype", "int8").exit_code == 0
-    (tmp_path / "kit" / "notes.txt").write_text("mine")
     assert cli("export", r, "--onnx", "--out", "kit").exit_code == 0
-    assert {path.name for path in (tmp_path / "kit").iterdir()} - {"notes.txt"} == KIT_FILES
+    assert {path.name for path in (tmp_path / "kit").iterdir()} == KIT_FILES
     assert open_model(tmp_path / "kit", device="cpu").metadata.dtype == "float32"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kit", "r"]
+
+
+def test_a_kit_with_a_users_own_files_is_left_alone(r: Path, cli: Command, tmp_path: Path) -> None:
+    assert cli("export", r, "--onnx", "--out", "kit").exit_code == 0
+    (tmp_path / "kit/notes.txt").write_text("mine")
+    (tmp_path / "kit/onnx").mkdir()
+    before = contents(tmp_path)
+    result = cli("export", r, "--onnx", "--out", "kit", "--dtype", "int8")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "kit: a new kit would take the place of notes.txt, onnx, too\nhint:  " in result.stderr
+    assert contents(tmp_path) == before
 
 
 def test_an_empty_folder_may_become_a_kit(r: Path, cli: Command, tmp_path: Path) -> None:
@@ -654,7 +670,7 @@ def test_a_kit_that_cannot_take_its_name_leaves_the_earlier_one(
     replace = Path.replace
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.parent.name == ".kit.tmp" and self.name == "kit":
+        if self.parent.name == "new" and self.name == "kit":
             raise OSError(28, "No space left on device")
         return replace(self, target)
 
@@ -750,11 +766,24 @@ def test_a_process_that_is_killed_at_its_proof(
     assert sorted(path.name for path in tmp_path.iterdir()) == [out, "r"]
 
 
+def test_two_exports_to_one_place(
+    r: Path, cli: Command, tmp_path: Path, proving: Callable[..., Any]
+) -> None:
+    first = proving(r, "--onnx")
+    result = cli("export", r, "--onnx")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: model.onnx: another export is writing there\nhint:  " in result.stderr
+    assert cli("export", r, "--onnx", "--out", "other.onnx").exit_code == 0
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.onnx", "r"]
+
+
 def test_ctrl_c_at_the_proof_leaves_nothing(
     r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
-        assert (tmp_path / ".model.onnx.tmp" / "model.onnx").is_file()
+        assert (tmp_path / ".model.onnx.tmp/new/model.onnx").is_file()
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(exporting, "prove_generate", interrupted)

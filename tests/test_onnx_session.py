@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -206,6 +207,27 @@ def test_the_context_between_two_runs(block_size: int) -> None:
             assert found.tolist() == [list(range(length + count - window, length + count))]
 
 
+@pytest.mark.parametrize("options", [[], ["--ids"], ["--out", "s.txt"]], ids=str)
+@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+def test_ctrl_c_ends_a_long_drawing(
+    exported: str, options: list[str], text: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "gptkit", "sample", str(text / exported), *options]
+    command += ["--tokens", str(10**9)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        try:
+            assert process.stderr.readline().startswith("running on ")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read().strip() == "stopped"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_on_a_terminal_the_text_is_the_same(text: Path, cli: Command) -> None:
     options = ["--tokens", "80", "--seed", "6"]
@@ -392,9 +414,12 @@ def test_flipped_bits(text: Path, cli: Command, tmp_path: Path) -> None:
 
 def test_more_bytes_at_the_end(text: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     whole = (text / "model.onnx").read_bytes()
-    for more in (b"\0", b"\n", b"}", b"garbage", whole):
+    field = onnx.ModelProto(producer_name="another").SerializeToString()  # protobuf merges it
+    entry = onnx.ModelProto()
+    entry.metadata_props.add(key="more", value="{}")
+    for more in (b"\0", b"\n", b"x\n", b"}", b"garbage", whole, field, entry.SerializeToString()):
         (tmp_path / "long.onnx").write_bytes(whole + more)
-        refused(tmp_path / "long.onnx")
+        assert "long.onnx: damaged: " in refused(tmp_path / "long.onnx")
 
 
 def tiny() -> onnx.ModelProto:

@@ -100,6 +100,7 @@ def test_samples_are_a_grid_and_prompts_are_completed(
         (["--keep", "-1"], "keep should be between 0 and 1, got -1"),
         (["--class", "rin"], 'did you mean "ring"?'),
         (["--prompt", "none.png"], "none.png: cannot be read"),
+        (["--out", "no.jpg"], "no.jpg: samples are .png files\nhint:  --out no.png"),
     ],
 )
 def test_prompts_that_make_no_sense(
@@ -111,10 +112,10 @@ def test_prompts_that_make_no_sense(
 ) -> None:
     train(class_conditional=True)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
-    result = cli("sample", "r", *arguments, "--out", "no.png")
+    result = cli("sample", "r", "--out", "no.png", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
-    assert not (tmp_path / "no.png").exists()
+    assert not list(tmp_path.glob("no.*"))
 
 
 def test_text_knows_no_classes(

@@ -111,6 +111,8 @@ def sample(
     from gptkit.show import samples as show
 
     model = _open_any(run_folder, checkpoint, device)
+    if out:
+        show.check_out(out, None if ids else model.codec)
     warmth = model.temperature if temperature is None else temperature
     drawing = model.draw(
         Request(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
@@ -223,6 +225,10 @@ def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
         if device == "auto":
             _report(f"running on {model.provider}")
         return model
+    if path and (path / "model.onnx").is_file() and not (path / "recipe.toml").exists():
+        raise UsageError(
+            f"{path}: is not a run folder or a kit", hint=f"gptkit sample {path / 'model.onnx'}"
+        )
     from gptkit import trained
 
     return trained.open_trained(path, which=checkpoint, device=device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from gptkit import folder, trained
@@ -74,7 +75,13 @@ def export(
         raise UsageError("--web has a place for the model: leave --out out")
     out = out or (web / "model.onnx" if web else Path("model.onnx"))
     single = out.suffix == ".onnx"
+    if single and device != "cpu":
+        raise UsageError(
+            f"{out}: a single file is for CPUs", hint=f"--device {device} --out FOLDER writes a kit"
+        )
     _check_target(out, single=single)
+    if web:
+        page.check(web)
     run = folder.open_run(path).path
     data = None
     if TOLERANCES[dtype].loss is None:
@@ -115,10 +122,16 @@ def _check_target(out: Path, *, single: bool) -> None:
     """Raise a UsageError where something else is in the way."""
     if single and out.is_dir():
         raise UsageError(f"{out}: is a folder", hint="--out FILE.onnx, or a folder for a kit")
-    earlier = kit.is_kit(out)
-    if not single and out.exists() and not earlier and (out.is_file() or any(out.iterdir())):
+    if single or not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not kit.is_kit(out)):
         raise UsageError(
             f"{out}: already exists and is no kit", hint="--out FILE.onnx, or a new folder"
+        )
+    if others := kit.strangers(out) if any(out.iterdir()) else []:
+        raise UsageError(
+            f"{out}: a new kit would take the place of {', '.join(others)}, too",
+            hint="move that elsewhere, or choose another --out",
         )
 
 
@@ -126,26 +139,52 @@ def _check_target(out: Path, *, single: bool) -> None:
 def _staged(out: Path) -> Iterator[Path]:
     """A place beside `out` to write to; what is there at the end takes out's name."""
     aside = out.absolute().with_name(f".{out.name}.tmp")
-    target, before = aside / out.name, aside / "before"
+    target, before = aside / "new" / out.name, aside / "before"
     made = [folder for folder in aside.parents if not folder.exists()]
     try:
-        if before.exists() and not out.exists():  # an export was killed at the worst moment
-            before.replace(out)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield target
-        if out.is_dir():  # a folder does not take another's place in one go
-            out.replace(before)
-        target.replace(out)
+        aside.mkdir(parents=True, exist_ok=True)
+        with _alone(aside, out):
+            try:
+                _tidy(aside, out)
+                target.parent.mkdir(parents=True)
+                yield target
+                if out.is_dir():  # a folder does not take another's place in one go
+                    out.replace(before)
+                target.replace(out)
+            finally:
+                _tidy(aside, out)
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}",
-            hint="--out takes another place",
+            hint="choose another place",
         ) from error
     finally:
-        if before.exists() and not out.exists():
-            before.replace(out)
-        shutil.rmtree(aside, ignore_errors=True)
         for empty in made:  # unless something was written
             with suppress(OSError):
                 empty.rmdir()
+
+
+@contextmanager
+def _alone(aside: Path, out: Path) -> Iterator[None]:
+    """Keep other exports to the same place out."""
+    lock = FileLock(aside / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{out}: another export is writing there", hint="wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        lock.release()
+
+
+def _tidy(aside: Path, out: Path) -> None:
+    """Leave nothing of an export but what it wrote, or else what was there before it."""
+    before = aside / "before"
+    if before.exists() and not out.exists():  # it was killed at the worst moment, or has failed
+        before.replace(out)
+    for part in (aside / "new", before):
+        shutil.rmtree(part, ignore_errors=True)

@@ -15,6 +15,8 @@ from gptkit.onnx.blueprint import Blueprint
 from gptkit.onnx.decoding import READER
 from gptkit.sampler import Ints
 
+NAMES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+
 
 def files(blueprint: Blueprint, *, end_token: int) -> dict[str, dict[str, Any]]:
     """JSON files by name.

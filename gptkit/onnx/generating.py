@@ -1,10 +1,12 @@
 """A `generate` graph at work: one run draws everything, or several runs do that grow. No torch."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gptkit.onnx import metadata
@@ -84,9 +86,20 @@ class GenerateSession:
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         binding.bind_output("tokens")
-        self.session.run_with_iobinding(binding)
+        self._run(binding)
         tokens: Ints = binding.copy_outputs_to_cpu()[0]
         return tokens
+
+    def _run(self, binding: ort.IOBinding) -> None:
+        """Run on a thread of its own, so that Ctrl-C reaches this one and ends the run."""
+        options = ort.RunOptions()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(self.session.run_with_iobinding, binding, options)
+            try:
+                running.result()
+            except BaseException:
+                options.terminate = True
+                raise
 
 
 def feeds(

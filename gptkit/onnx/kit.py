@@ -27,7 +27,7 @@ from gptkit.onnx.session import GENERATE, SELFTEST
 from gptkit.plugin import Data
 from gptkit.sampler import Ints, Sampling
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, README = "model.safetensors", "README.md"
 GRAPHS: dict[str, GraphName] = {GENERATE: "generate", READER: "step", DRAWER: "decode"}
 """The graphs by file."""
 
@@ -35,6 +35,12 @@ GRAPHS: dict[str, GraphName] = {GENERATE: "generate", READER: "step", DRAWER: "d
 def is_kit(path: Path) -> bool:
     """Whether a folder is a kit that was written earlier."""
     return (path / GENERATE).is_file() and (path / SELFTEST).is_file()
+
+
+def strangers(path: Path) -> list[str]:
+    """What else lies in the folder of a kit."""
+    own = {*GRAPHS, WEIGHTS, SELFTEST, README, *foreign.NAMES}
+    return sorted(found.name for found in path.iterdir() if found.name not in own)
 
 
 def write(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
@@ -174,7 +180,7 @@ def _write_readme(blueprint: Blueprint, folder: Path) -> None:
         template.read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
-    (folder / "README.md").write_text(Template(text).substitute(values), encoding="utf-8")
+    (folder / README).write_text(Template(text).substitute(values), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

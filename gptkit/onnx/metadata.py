@@ -168,7 +168,9 @@ def check_files(*paths: Path) -> list[Proof]:
 
 
 def _check_file(path: Path, sha256: Callable[[Path], str]) -> Proof:
-    proof = _proof(path)
+    proof, text, tail = _proof(path)
+    if not tail.endswith(appendix(text)) or path.stat().st_size != proof.size + len(appendix(text)):
+        raise ModelFileError(f"{path}: damaged: its proof is not its end", hint=AGAIN)
     if digest(path, proof.size) != proof.sha256:
         raise ModelFileError(f"{path}: damaged: its sha256 is not the one it names", hint=AGAIN)
     for name, expected in proof.weights.items():
@@ -182,8 +184,24 @@ def _check_file(path: Path, sha256: Callable[[Path], str]) -> Proof:
     return proof
 
 
-def _proof(path: Path) -> Proof:
-    """What stands at a file's end; nothing else is looked at."""
+def appendix(proof: str) -> bytes:
+    """A proof as the bytes that follow the proven ones: an ONNX model with a metadata entry."""
+    key, value = PROOF_KEY.encode(), proof.encode()
+    entry = b"\x0a" + _length(key) + key + b"\x12" + _length(value) + value
+    return b"\x72" + _length(entry) + entry  # 0x72 is metadata_props
+
+
+def _length(message: bytes) -> bytes:
+    """As protobuf writes it: seven bits a byte, the lowest first."""
+    left, written = len(message), []
+    while left > 127:
+        written.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*written, left])
+
+
+def _proof(path: Path) -> tuple[Proof, str, bytes]:
+    """The proof, its text, and the end of the file, where alone it is looked for."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LONGEST_PROOF))
@@ -194,8 +212,9 @@ def _proof(path: Path) -> Proof:
     start = tail.find(b'{"', at)  # a single brace may be the length before it
     if at < 0 or start < 0:
         raise ModelFileError(f'{path}: it lacks the metadata "{PROOF_KEY}"', hint=FOREIGN)
+    text = tail[start : tail.rfind(b"}") + 1]
     try:
-        return Proof.model_validate_json(tail[start : tail.rfind(b"}") + 1])
+        return Proof.model_validate_json(text), text.decode(), tail
     except ValidationError as error:
         raise _misshapen(path, PROOF_KEY, error) from None
 

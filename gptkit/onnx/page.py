@@ -4,9 +4,22 @@ import json
 from pathlib import Path
 
 from gptkit import folder
+from gptkit.errors import UsageError
 
 ONNXRUNTIME_WEB = "1.30.0"
 """The npm package that the page runs the model with."""
+MARK = b'<meta name="generator" content="gptkit">'
+
+
+def check(web: Path) -> None:
+    """Raise a UsageError where something else is in the page's way."""
+    index = web / "index.html"
+    if web.exists() and not web.is_dir():
+        raise UsageError(f"{web}: is no folder", hint="choose another --web")
+    if index.exists() and MARK not in index.read_bytes():
+        raise UsageError(
+            f"{index}: is there already, and is not gptkit's", hint="choose another --web"
+        )
 
 
 def write(web: Path) -> None:

@@ -4,9 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnx
-
-from gptkit.onnx.metadata import PROOF_KEY, Check, Proof, digest
+from gptkit.onnx.metadata import Check, Proof, appendix, digest
 
 
 def seal(path: Path, checks: Sequence[Check], weights: Mapping[str, str] | None = None) -> None:
@@ -25,9 +23,7 @@ def seal(path: Path, checks: Sequence[Check], weights: Mapping[str, str] | None 
         checks=list(checks),
         weights=dict(weights or {}),
     )
-    more = onnx.ModelProto()
-    more.metadata_props.add(key=PROOF_KEY, value=proof.model_dump_json())
     with path.open("ab") as file:
-        file.write(more.SerializeToString())
+        file.write(appendix(proof.model_dump_json()))
         file.flush()
         os.fsync(file.fileno())

@@ -1,7 +1,9 @@
 """Samples as they are drawn: text as it comes, pictures as files or on the terminal. No torch."""
 
+import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,24 +15,44 @@ from gptkit.errors import GptkitError, UsageError
 from gptkit.folder import write_bytes
 
 
+def check_out(path: Path, codec: Codec | None) -> None:
+    """Refuse a file that samples cannot go to, before they are drawn.
+
+    Args:
+        path: the file.
+        codec: of the samples; None for token ids.
+
+    Raises:
+        UsageError: it is a folder, or its name is that of another kind of file.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder", hint="--out FILE")
+    named = path.is_file() or not path.exists()  # a pipe or a device has any name
+    if codec and named and codec.suffix not in (".txt", path.suffix.lower()):
+        raise UsageError(
+            f"{path}: samples are {codec.suffix} files",
+            hint=f"--out {path.with_suffix(codec.suffix)}",
+        )
+
+
 def stream(drawing: Drawing, codec: Codec, file: IO[bytes]) -> None:
     """Write one text as it is drawn, or several when they are complete; show pictures.
 
     Raises:
         UsageError: pictures cannot be shown where `file` leads.
+        GptkitError: nothing can be written there.
     """
     if codec.suffix != ".txt":
         if not _shows_pictures(file):
             raise UsageError(f"samples are {codec.suffix} files", hint=f"--out out{codec.suffix}")
         _show(drawing.contents(codec), codec)
     elif len(drawing.starts) > 1:
-        file.write(drawing.contents(codec) + b"\n")
+        _print(drawing.contents(codec) + b"\n", file)
     else:
-        file.write(codec.decode(drawing.starts[0]))
+        _print(codec.decode(drawing.starts[0]), file)
         for (token,) in drawing.stream:
-            file.write(codec.decode([token]))
-            file.flush()
-        file.write(b"\n")
+            _print(codec.decode([token]), file)
+        _print(b"\n", file)
 
 
 def write(drawing: Drawing, codec: Codec, path: Path) -> None:
@@ -47,11 +69,24 @@ def write(drawing: Drawing, codec: Codec, path: Path) -> None:
 
 def ids(drawing: Drawing, path: Path | None) -> None:
     """Print the token ids of every sample on a line, or write them to a file."""
-    lines = "".join(" ".join(map(str, row)) + "\n" for row in drawing.rows())
+    lines = "".join(" ".join(map(str, row)) + "\n" for row in drawing.rows()).encode()
     if path:
-        _write(lines.encode(), path)
+        _write(lines, path)
     else:
-        print(lines, end="")
+        _print(lines, sys.stdout.buffer)
+
+
+def _print(contents: bytes, file: IO[bytes]) -> None:
+    """Write at once; whoever reads may leave (a broken pipe), but a disk may not be full."""
+    try:
+        file.write(contents)
+        file.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (Python flushes again at its end)
+            os.dup2(nowhere.fileno(), file.fileno())
+        raise GptkitError(f"standard output: cannot be written: {error.strerror}") from error
 
 
 def _write(contents: bytes, path: Path) -> None:
@@ -61,6 +96,8 @@ def _write(contents: bytes, path: Path) -> None:
         except OSError as error:
             raise GptkitError(f"{path}: cannot be written: {error.strerror}") from error
         return
+    with suppress(OSError):  # then write_bytes says what is wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, contents)
 
 
