@@ -1,7 +1,7 @@
 """From a checkpoint to an `.onnx` file or a kit: written aside, proven, then given its name."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from gptkit.onnx.prove_kit import prove_loss
 from gptkit.onnx.seal import seal
 from gptkit.onnx.weights import PRECISIONS
 from gptkit.plugin import Data
+from gptkit.trained import Trained
 
 LARGEST_FILE = 1_500_000_000
 """Bytes of weights that go into a single file; protobuf ends at 2 GiB."""
@@ -64,11 +65,9 @@ def export(
         UsageError: an option is wrong, or the model is too large for a single file.
         ExportError: what was written is not equal to the checkpoint; nothing stays behind.
     """
-    for name, value, known in (
-        ("dtype", dtype, tuple(PRECISIONS)), ("opset", opset, OPSETS), ("device", device, DEVICES),
-    ):  # fmt: skip
-        if value not in known:
-            raise UsageError(f"{name} should be one of {', '.join(map(str, known))}, got {value}")
+    _check_known("dtype", dtype, PRECISIONS)
+    _check_known("opset", opset, OPSETS)
+    _check_known("device", device, DEVICES)
     if not onnx:
         raise UsageError("which format?", hint="gptkit export --onnx")
     if web and out:
@@ -83,11 +82,7 @@ def export(
     if web:
         page.check(web)
     run = folder.open_run(path).path
-    data = None
-    if TOLERANCES[dtype].loss is None:
-        opened = trained.open_trained(run, which=which, device="cpu")
-    else:  # what quantising costs shows on the validation split
-        opened, data, *_ = trained.open_with_data(run, which=which, device="cpu")
+    opened, data = _open(run, which, dtype)
     blueprint = Blueprint(opened, dtype, opset, device)
     if single and blueprint.weight_bytes > LARGEST_FILE:
         raise UsageError(
@@ -100,6 +95,19 @@ def export(
     if web:
         page.write(web)
     return Exported(out, checks)
+
+
+def _check_known(name: str, value: object, known: Collection[object]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} should be one of {', '.join(map(str, known))}, got {value}")
+
+
+def _open(run: Path, which: str, dtype: str) -> tuple[Trained, Data | None]:
+    """A checkpoint, and its data where they show what quantising costs."""
+    if TOLERANCES[dtype].loss is None:
+        return trained.open_trained(run, which=which, device="cpu"), None
+    opened, data, *_ = trained.open_with_data(run, which=which, device="cpu")
+    return opened, data
 
 
 def _write_file(blueprint: Blueprint, data: Data | None, target: Path) -> list[Check]:
