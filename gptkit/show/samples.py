@@ -1,6 +1,5 @@
 """Samples as they are drawn: text as it comes, pictures as files or on the terminal. No torch."""
 
-import os
 import shutil
 import sys
 from contextlib import suppress
@@ -84,8 +83,6 @@ def _print(contents: bytes, file: IO[bytes]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (Python flushes again at its end)
-            os.dup2(nowhere.fileno(), file.fileno())
         raise GptkitError(f"standard output: cannot be written: {error.strerror}") from error
 
 
