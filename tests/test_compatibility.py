@@ -1,0 +1,75 @@
+"""What gptkit 0.1 wrote is still resumed, sampled, evaluated and exported: real files of its own.
+
+`data/v0.1` was made by gptkit 0.1.0. `expected.json` holds what it drew and measured there;
+`RUN-step-N.safetensors` are the weights with which it ended the run that the tests resume.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+DATA = Path(__file__).parent / "data/v0.1"
+EXPECTED = json.loads((DATA / "expected.json").read_text())
+LAST_STEP = {"text": 60, "pixels": 40}
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(params=LAST_STEP)
+def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a run folder, whose newest checkpoint is not the recipe's last step."""
+    return shutil.copytree(DATA / request.param, tmp_path / request.param)
+
+
+def sample(gptkit: Command, model: Path, *more: str) -> list[list[int]]:
+    settings = ["--ids", "--seed", "3", "--samples", "2", "--top-k", "9", "--tokens", "60"]
+    done = gptkit("sample", model, *settings, *more)
+    assert done.returncode == 0, done.stderr
+    return [list(map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("model", EXPECTED["sample"])
+def test_the_same_tokens_are_drawn(model: str, gptkit: Command) -> None:
+    assert sample(gptkit, DATA / model) == EXPECTED["sample"][model]
+
+
+def test_the_same_loss_is_measured(run_folder: Path, gptkit: Command) -> None:
+    done = gptkit("eval", run_folder, "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx(EXPECTED["eval"][run_folder.name], rel=1e-5)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, gptkit: Command) -> None:
+    """Almost: the last bits of sums depend on the processor."""
+    steps = LAST_STEP[run_folder.name]
+    done = gptkit("resume", run_folder)
+    assert done.returncode == 0, done.stderr
+    found = load_file(run_folder / f"checkpoints/step-{steps:08d}/model.safetensors")
+    expected = load_file(DATA / f"{run_folder.name}-step-{steps}.safetensors")
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    if run_folder.name == "text":
+        lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+        logged = [json.loads(line)["step"] for line in lines]
+        assert logged == sorted(logged)
+        assert logged[-1] == steps
+
+
+def test_a_run_is_exported(run_folder: Path, gptkit: Command, tmp_path: Path) -> None:
+    done = gptkit("export", run_folder, "--onnx", "--out", "again.onnx")
+    assert done.returncode == 0, done.stderr
+    again = sample(gptkit, tmp_path / "again.onnx", "--device", "cpu")
+    assert again == EXPECTED["sample"][run_folder.name]
+
+
+def test_runs_are_listed_and_compared(gptkit: Command, tmp_path: Path) -> None:
+    shutil.copytree(DATA, tmp_path / "runs")
+    listed = json.loads(gptkit("runs", "list", "--json").stdout)
+    assert {(row["run"], row["step"]) for row in listed} == {("runs/text", 40), ("runs/pixels", 20)}
+    compared = gptkit("runs", "compare", "runs/text", "runs/pixels", "--json")
+    assert [row["step"] for row in json.loads(compared.stdout)] == [40, 20]
