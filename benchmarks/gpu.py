@@ -15,24 +15,24 @@ from torch import Tensor
 
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread
-from gptkit import registry
-from gptkit.config import PRESETS, GPTConfig, TrainOptions
-from gptkit.decoder import make_decoder
-from gptkit.device import place
 from gptkit.errors import GptkitError
-from gptkit.generate import generate
-from gptkit.model import GPT
-from gptkit.onnx.decode import decode_model
-from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
-from gptkit.onnx.generating import feeds
-from gptkit.onnx.loop import generate_model
-from gptkit.onnx.providers import open_session, provider
-from gptkit.onnx.session import GENERATE
-from gptkit.onnx.source import Source
-from gptkit.onnx.step import step_model
+from gptkit.model.gpt import GPT
+from gptkit.onnx.graphs.decode import decode_model
+from gptkit.onnx.graphs.generate import generate_model
+from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.step import step_model
+from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.generate_session import feeds
+from gptkit.onnx.runtime.model import GENERATE
+from gptkit.onnx.runtime.providers import open_session, provider
 from gptkit.plugin import Callback, Data, Split, TrainState
-from gptkit.sampler import Sampling
-from gptkit.trainer import Trainer
+from gptkit.recipe import registry
+from gptkit.recipe.options import PRESETS, GPTConfig, TrainOptions
+from gptkit.sampling.generate import generate
+from gptkit.sampling.rule import Sampling
+from gptkit.sampling.torch_decoder import make_decoder
+from gptkit.training.device import place
+from gptkit.training.trainer import Trainer
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
 """Dense bfloat16 FLOP/s that the makers name (H100 and H200: the SXM form)."""

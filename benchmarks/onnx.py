@@ -13,18 +13,18 @@ from benchmarks import onnx_peers
 from benchmarks.peers import THREADS, Shape, make_ours, make_theirs, threads
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.decoder import TorchDecoder
-from gptkit.generate import generate
-from gptkit.model import GPT
-from gptkit.onnx.decode import decode_model
-from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
-from gptkit.onnx.generating import feeds
-from gptkit.onnx.loop import generate_model
-from gptkit.onnx.providers import open_session
-from gptkit.onnx.session import GENERATE
-from gptkit.onnx.source import Source
-from gptkit.onnx.step import step_model
-from gptkit.sampler import Sampling
+from gptkit.model.gpt import GPT
+from gptkit.onnx.graphs.decode import decode_model
+from gptkit.onnx.graphs.generate import generate_model
+from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.step import step_model
+from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.generate_session import feeds
+from gptkit.onnx.runtime.model import GENERATE
+from gptkit.onnx.runtime.providers import open_session
+from gptkit.sampling.generate import generate
+from gptkit.sampling.rule import Sampling
+from gptkit.sampling.torch_decoder import TorchDecoder
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
 LONG = 4096

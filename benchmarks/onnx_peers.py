@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gptkit.config import GPTConfig
-from gptkit.model import GPT
-from gptkit.onnx import foreign
-from gptkit.onnx.decoding import READER
-from gptkit.onnx.providers import open_session
-from gptkit.sampler import Sampling, choose, uniforms
+from gptkit.model.gpt import GPT
+from gptkit.onnx.export import foreign_configs as foreign
+from gptkit.onnx.runtime.decode_session import READER
+from gptkit.onnx.runtime.providers import open_session
+from gptkit.recipe.options import GPTConfig
+from gptkit.sampling.rule import Sampling, choose, uniforms
 
 TRACED, GENAI, OPTIMUM = "torch.onnx.export, Python loop", "onnxruntime-genai", "optimum"
 MODULES = {TRACED: "onnxscript", GENAI: "onnxruntime_genai", OPTIMUM: "optimum.onnxruntime"}

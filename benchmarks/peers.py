@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptkit.config import GPTConfig
-from gptkit.model import GPT
+from gptkit.model.gpt import GPT
+from gptkit.recipe.options import GPTConfig
 
 VOCABULARY = 65
 """As many ids as Tiny Shakespeare has characters."""

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from gptkit.plugin import Split
-from gptkit.trained import open_with_data
-from gptkit.trainer import evaluate
+from gptkit.runs.loaded import open_with_data
+from gptkit.training.trainer import evaluate
 from gptkit_cifar10.codec import PixelCodec
 
 

@@ -9,10 +9,10 @@ import torch
 from benchmarks.peers import THREADS, Shape, check_equal, make_ours, make_theirs, threads
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.decoder import TorchDecoder
-from gptkit.generate import generate
-from gptkit.model import GPT
-from gptkit.sampler import Sampling, choose, uniforms
+from gptkit.model.gpt import GPT
+from gptkit.sampling.generate import generate
+from gptkit.sampling.rule import Sampling, choose, uniforms
+from gptkit.sampling.torch_decoder import TorchDecoder
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
 PROMPT = [1]

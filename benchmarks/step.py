@@ -23,12 +23,12 @@ from benchmarks.peers import (
 )
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.config import TrainOptions
-from gptkit.data import batch_indices
-from gptkit.device import place
-from gptkit.model import GPT
+from gptkit.data.order import batch_indices
+from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TokenFile
-from gptkit.trainer import Trainer
+from gptkit.recipe.options import TrainOptions
+from gptkit.training.device import place
+from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
 from gptkit_grad_clip import GradClip
 

@@ -20,10 +20,10 @@ from torch import nn
 from benchmarks.peers import VOCABULARY, Shape, make_ours, make_theirs
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.config import TrainOptions
-from gptkit.device import place
 from gptkit.plugin import Data, TokenFile
-from gptkit.trainer import Trainer
+from gptkit.recipe.options import TrainOptions
+from gptkit.training.device import place
+from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
 from gptkit_grad_clip import GradClip
 

@@ -12,11 +12,11 @@ import torch
 
 from benchmarks.report import ROOT, Result, Table
 from benchmarks.timing import Spread, take_turns
-from gptkit import registry
-from gptkit.config import GPTConfig
-from gptkit.device import place
-from gptkit.model import GPT
-from gptkit.trainer import Trainer
+from gptkit.model.gpt import GPT
+from gptkit.recipe import registry
+from gptkit.recipe.options import GPTConfig
+from gptkit.training.device import place
+from gptkit.training.trainer import Trainer
 
 BASE, FAST = "tinyshakespeare-cpu", "tinyshakespeare-speedrun"
 AIM = 1.88

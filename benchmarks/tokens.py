@@ -76,11 +76,11 @@ def _train(path: Path, steps: int) -> dict[str, float]:
     """Train in this process."""
     import torch
 
-    from gptkit.config import GPTConfig, TrainOptions
-    from gptkit.device import place
-    from gptkit.model import GPT
+    from gptkit.model.gpt import GPT
     from gptkit.plugin import Data, TokenFile
-    from gptkit.trainer import Trainer
+    from gptkit.recipe.options import GPTConfig, TrainOptions
+    from gptkit.training.device import place
+    from gptkit.training.trainer import Trainer
 
     torch.set_num_threads(1)
     split = TokenFile(path, "uint8", stop=path.stat().st_size, block_size=BLOCK)

@@ -1,5 +1,5 @@
 """`python -m gptkit`, which is how torchrun starts it."""
 
-from gptkit.cli import main
+from gptkit.cli.app import main
 
 main()

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 from torch import Tensor, nn
 
 from gptkit.codec import Codec
-from gptkit.download import cache_errors, cache_folder, cached, fetch
+from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.errors import DataError, DownloadError, RunError, closest
 
 __all__ = [

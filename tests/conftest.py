@@ -15,7 +15,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from typer.testing import CliRunner, Result
 
-from gptkit.cli import app
+from gptkit.cli.app import app
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: two threads per tiny matrix only wait
 

@@ -7,7 +7,8 @@ from typing import Any
 import tomli_w
 import torch
 
-from gptkit import checkpoint, run
+from gptkit.runs import checkpoint
+from gptkit.runs import train as run
 
 
 def execute(*command: object, **options: Any) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from gptkit import checkpoint, run, step_folder
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.plugin import EVENTS
-from gptkit.trained import open_trained
+from gptkit.runs import checkpoint, step_folder
+from gptkit.runs import train as run
+from gptkit.runs.loaded import open_trained
 
 Command = Callable[..., Result]
 Install = Callable[..., Path]

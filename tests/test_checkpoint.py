@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from gptkit import checkpoint
-from gptkit.checkpoint import CodecRecord, Record, State
-from gptkit.config import GPTConfig
 from gptkit.errors import CheckpointError
+from gptkit.recipe.options import GPTConfig
+from gptkit.runs import checkpoint
+from gptkit.runs.checkpoint import CodecRecord, Record, State
 
 RECORD: dict[str, Any] = {
     "gptkit": "0.1.0",

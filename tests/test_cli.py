@@ -14,7 +14,8 @@ import pytest
 import torch
 from typer.testing import Result
 
-from gptkit import __version__, registry
+from gptkit import __version__
+from gptkit.recipe import registry
 
 Command = Callable[..., Result]
 TinyRecipe = Callable[..., Path]

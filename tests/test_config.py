@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gptkit.config import PRESETS, GPTConfig, ModelOptions, TrainOptions
+from gptkit.recipe.options import PRESETS, GPTConfig, ModelOptions, TrainOptions
 
 MINGPT = {  # n_layer, n_head, n_embd
     "openai-gpt": (12, 12, 768),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.data import batch_indices, walk
+from gptkit.data.order import batch_indices, walk
 from gptkit.plugin import IGNORE, Split, TokenFile
 
 BLOCK = 5

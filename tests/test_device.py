@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from gptkit.config import TrainOptions
-from gptkit.device import pick_device, place
 from gptkit.errors import UsageError
+from gptkit.recipe.options import TrainOptions
+from gptkit.training.device import pick_device, place
 
 HAS_GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 without_gpu = pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")

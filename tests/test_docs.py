@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptkit.config import GPTConfig
-from gptkit.model import GPT
+from gptkit.model.gpt import GPT
+from gptkit.recipe.options import GPTConfig
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from gptkit.download import cache_folder, cached, fetch
+from gptkit.data.download import cache_folder, cached, fetch
 from gptkit.errors import DownloadError
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte: several reads
@@ -239,7 +239,7 @@ def test_of_two_builders_the_first_to_finish_wins(tmp_path: Path) -> None:
 def test_a_build_that_is_killed_leaves_no_half_folder(tmp_path: Path) -> None:
     program = """
 import os, pathlib, sys
-from gptkit.download import cached
+from gptkit.data.download import cached
 
 def build(folder):
     (folder / "half").write_text("half")

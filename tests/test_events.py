@@ -8,13 +8,13 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from gptkit.config import GPTConfig, TrainOptions
-from gptkit.device import place
 from gptkit.errors import DivergedError
-from gptkit.model import GPT
+from gptkit.model.gpt import GPT
 from gptkit.plugin import EVENTS, Callback, Data, Split, TokenFile, TrainState
+from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.testing import LetterCodec
-from gptkit.trainer import Trainer
+from gptkit.training.device import place
+from gptkit.training.trainer import Trainer
 
 Log = list[tuple[str, str, int]]
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptkit import checkpoint
-from gptkit.config import GPTConfig, TrainOptions
-from gptkit.data import batch_indices
-from gptkit.device import place
+from gptkit.data.order import batch_indices
 from gptkit.errors import DivergedError
-from gptkit.finite import Watch
-from gptkit.model import GPT
+from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, Split
+from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.runs import checkpoint
 from gptkit.testing import LetterCodec
-from gptkit.trainer import Trainer
+from gptkit.training.device import place
+from gptkit.training.finite import Watch
+from gptkit.training.trainer import Trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GOOD = torch.tensor(1.0)

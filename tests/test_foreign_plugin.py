@@ -128,7 +128,7 @@ below = 0.2
 
 TELL_MODULES = """
 import atexit, sys
-from gptkit.cli import main
+from gptkit.cli.app import main
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 main()
 """

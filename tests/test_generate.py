@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from gptkit.blocks import FixedCache, KVCache
-from gptkit.config import GPTConfig
-from gptkit.decoder import GraphDecoder, TorchDecoder, evaluating
-from gptkit.generate import generate
-from gptkit.model import GPT
-from gptkit.sampler import Sampling, choose, uniforms
+from gptkit.model.blocks import FixedCache, KVCache
+from gptkit.model.gpt import GPT
+from gptkit.recipe.options import GPTConfig
+from gptkit.sampling.generate import generate
+from gptkit.sampling.rule import Sampling, choose, uniforms
+from gptkit.sampling.torch_decoder import GraphDecoder, TorchDecoder, evaluating
 
 VOCAB = 9
 SHAPES: list[dict[str, Any]] = [

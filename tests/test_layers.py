@@ -39,7 +39,7 @@ UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "mars
 
 TELL_MODULES = """
 import atexit, sys
-from gptkit.cli import main
+from gptkit.cli.app import main
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 main()
 """

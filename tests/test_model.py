@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptkit.blocks import KVCache
-from gptkit.config import GPTConfig
 from gptkit.errors import CheckpointError
-from gptkit.model import GPT
+from gptkit.model.blocks import KVCache
+from gptkit.model.gpt import GPT
+from gptkit.recipe.options import GPTConfig
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("layernorm", "rmsnorm"),

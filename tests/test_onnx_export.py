@@ -20,16 +20,18 @@ import tomli_w
 import torch
 from typer.testing import Result
 
-from gptkit import checkpoint, run
 from gptkit.errors import ExportError
-from gptkit.onnx import export as exporting
-from gptkit.onnx import kit as kits
-from gptkit.onnx import loop, sampling
-from gptkit.onnx.blueprint import Blueprint
-from gptkit.onnx.decoder import Decoder
-from gptkit.onnx.metadata import check_files
-from gptkit.onnx.session import open_model
-from gptkit.trained import open_trained
+from gptkit.onnx.export import bundle as kits
+from gptkit.onnx.export import export as exporting
+from gptkit.onnx.export.blueprint import Blueprint
+from gptkit.onnx.graphs import generate as loop
+from gptkit.onnx.graphs import sampling
+from gptkit.onnx.graphs.gpt import Decoder
+from gptkit.onnx.runtime.metadata import check_files
+from gptkit.onnx.runtime.model import open_model
+from gptkit.runs import checkpoint
+from gptkit.runs import train as run
+from gptkit.runs.loaded import open_trained
 
 Command = Callable[..., Result]
 Mutation = Callable[[ir.Model], None]
@@ -717,8 +719,9 @@ def test_a_disk_that_is_full(out: str, size: int, r: Path, cli: Command, tmp_pat
 
 SLOWLY = """
 import sys, time
-from gptkit.cli import main
-from gptkit.onnx import export, kit
+from gptkit.cli.app import main
+from gptkit.onnx.export import export
+from gptkit.onnx.export import bundle as kit
 prove = export.prove_generate
 def slowly(*arguments):
     print("proving", file=sys.stderr, flush=True)

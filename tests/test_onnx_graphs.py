@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from gptkit.config import GPTConfig
-from gptkit.decoder import TorchDecoder
-from gptkit.generate import generate
-from gptkit.model import GPT
-from gptkit.onnx.decode import decode_model
-from gptkit.onnx.decoding import DRAWER, READER, DecodeSession
-from gptkit.onnx.generating import feeds
-from gptkit.onnx.loop import generate_model
-from gptkit.onnx.source import Source
-from gptkit.onnx.step import step_model
-from gptkit.onnx.weights import BLOCK, PRECISIONS, quantise
-from gptkit.sampler import Sampling, uniforms
+from gptkit.model.gpt import GPT
+from gptkit.onnx.graphs.decode import decode_model
+from gptkit.onnx.graphs.generate import generate_model
+from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.step import step_model
+from gptkit.onnx.graphs.weights import BLOCK, PRECISIONS, quantise
+from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.generate_session import feeds
+from gptkit.recipe.options import GPTConfig
+from gptkit.sampling.generate import generate
+from gptkit.sampling.rule import Sampling, uniforms
+from gptkit.sampling.torch_decoder import TorchDecoder
 
 Array = NDArray[Any]
 

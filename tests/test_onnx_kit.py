@@ -16,14 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from gptkit.decoder import TorchDecoder
-from gptkit.generate import generate
-from gptkit.onnx import decoding
-from gptkit.onnx.decoding import DecodeSession
-from gptkit.onnx.export import export
-from gptkit.onnx.foreign import tokenizer
-from gptkit.sampler import Sampling
-from gptkit.trained import Trained, open_trained
+from gptkit.onnx.export.export import export
+from gptkit.onnx.export.foreign_configs import tokenizer
+from gptkit.onnx.runtime import decode_session as decoding
+from gptkit.onnx.runtime.decode_session import DecodeSession
+from gptkit.runs.loaded import Trained, open_trained
+from gptkit.sampling.generate import generate
+from gptkit.sampling.rule import Sampling
+from gptkit.sampling.torch_decoder import TorchDecoder
 from tests.support import stir, train
 
 Array = NDArray[Any]

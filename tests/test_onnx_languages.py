@@ -12,11 +12,11 @@ import onnxruntime as ort
 import pytest
 from typer.testing import Result
 
-from gptkit.onnx.export import export
-from gptkit.onnx.generating import GenerateSession
-from gptkit.onnx.page import ONNXRUNTIME_WEB
-from gptkit.onnx.session import open_model
-from gptkit.sampler import uniforms
+from gptkit.onnx.export.export import export
+from gptkit.onnx.export.page import ONNXRUNTIME_WEB
+from gptkit.onnx.runtime.generate_session import GenerateSession
+from gptkit.onnx.runtime.model import open_model
+from gptkit.sampling.rule import uniforms
 from tests.support import execute, train
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}

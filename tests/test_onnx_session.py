@@ -18,16 +18,16 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import Result
 
-from gptkit.drawing import Request
 from gptkit.errors import GptkitError, UsageError
-from gptkit.onnx.export import export
-from gptkit.onnx.generating import GenerateSession, next_context
-from gptkit.onnx.metadata import FORMAT, KEY, LONGEST_PROOF, PROOF_KEY, check_files
-from gptkit.onnx.providers import gpus
-from gptkit.onnx.seal import seal
-from gptkit.onnx.session import OnnxModel, open_model
-from gptkit.sampler import Sampling
-from gptkit.trained import open_trained
+from gptkit.onnx.export.export import export
+from gptkit.onnx.proof.seal import seal
+from gptkit.onnx.runtime.generate_session import GenerateSession, next_context
+from gptkit.onnx.runtime.metadata import FORMAT, KEY, LONGEST_PROOF, PROOF_KEY, check_files
+from gptkit.onnx.runtime.model import OnnxModel, open_model
+from gptkit.onnx.runtime.providers import gpus
+from gptkit.runs.loaded import open_trained
+from gptkit.sampling.rule import Sampling
+from gptkit.sampling.samples import Request
 from tests.support import stir, train
 
 Command = Callable[..., Result]
@@ -290,7 +290,7 @@ def test_a_stop_token_ends_the_rows(text: Path) -> None:
 
 TELL_MODULES = """
 import atexit, sys
-from gptkit.cli import main
+from gptkit.cli.app import main
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 main()
 """

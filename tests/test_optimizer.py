@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gptkit.config import GPTConfig, TrainOptions
-from gptkit.model import GPT
-from gptkit.optimizer import (
+from gptkit.model.gpt import GPT
+from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.training.optimizer import (
     Muon,
     group_numbers,
     load_state,
@@ -174,9 +174,9 @@ def test_muons_momentum_comes_from_the_recipe() -> None:
 
 STEP = """
 import sys, torch
-from gptkit.config import GPTConfig, TrainOptions
-from gptkit.model import GPT
-from gptkit.optimizer import make_optimizer
+from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.model.gpt import GPT
+from gptkit.training.optimizer import make_optimizer
 model = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
 optimizer, x = make_optimizer(model, TrainOptions(optimizer=sys.argv[1])), torch.arange(4)[None]
 optimizer.zero_grad()

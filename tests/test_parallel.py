@@ -22,9 +22,10 @@ import tomli_w
 import torch
 from safetensors import safe_open
 
-from gptkit import checkpoint, parallel
 from gptkit.errors import UsageError
-from gptkit.parallel import Ranks
+from gptkit.runs import checkpoint
+from gptkit.training import distributed
+from gptkit.training.distributed import Ranks
 
 if sys.platform == "win32":
     pytest.skip("torchrun's signals are those of Unix", allow_module_level=True)
@@ -467,8 +468,8 @@ def test_without_torchrun_nothing_distributed_is_initialised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    with parallel.join() as ranks:
-        assert ranks is parallel.ALONE
+    with distributed.join() as ranks:
+        assert ranks is distributed.ALONE
         assert not torch.distributed.is_initialized()
 
 
@@ -496,7 +497,7 @@ def test_what_torchrun_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> No
     said |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "2"}
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    ranks = parallel.from_environment()
+    ranks = distributed.from_environment()
     assert (ranks.rank, ranks.size, ranks.local_rank, ranks.first) == (5, 8, 1, False)
     assert ranks.restarted
     assert ranks.job not in (None, "none")

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import Result
 
-from gptkit.config import TrainOptions
-from gptkit.device import place
-from gptkit.trainer import evaluate
+from gptkit.recipe.options import TrainOptions
+from gptkit.training.device import place
+from gptkit.training.trainer import evaluate
 from gptkit_cifar10.dataset import Cifar10
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,10 @@ from typing import Any, get_args
 import pytest
 import tomli_w
 
-from gptkit import recipe
-from gptkit.config import PRESETS, ModelOptions
 from gptkit.errors import GptkitError, Problem, RecipeError, UsageError
-from gptkit.recipe import Recipe
+from gptkit.recipe import recipe
+from gptkit.recipe.options import PRESETS, ModelOptions
+from gptkit.recipe.recipe import Recipe
 
 SMALLEST = '[dataset]\nuse = "char-text"\n'
 TWO_DECAYS = """

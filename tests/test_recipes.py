@@ -8,9 +8,9 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from gptkit import registry
-from gptkit.cli import app
-from gptkit.recipe import Recipe
+from gptkit.cli.app import app
+from gptkit.recipe import registry
+from gptkit.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -5,11 +5,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gptkit import folder, registry, run
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
-from gptkit.recipe import PluginSpec
-from gptkit.trained import open_trained
+from gptkit.recipe import registry
+from gptkit.recipe.recipe import PluginSpec
+from gptkit.runs import run_folder
+from gptkit.runs import train as run
+from gptkit.runs.loaded import open_trained
 
 Install = Callable[..., Path]
 TinyRecipe = Callable[..., Path]
@@ -309,7 +311,7 @@ def test_a_recipe_can_lose_its_plugin(
     with pytest.raises(GptkitError, match='no callback named "gone"'):
         run.resume(trained.path, report=print)
     assert open_trained(trained.path).state.step == 4  # sampling needs the codec alone
-    assert folder.open_run(trained.path).step_folder().name == "step-00000004"
+    assert run_folder.open_run(trained.path).step_folder().name == "step-00000004"
 
 
 @pytest.mark.parametrize(

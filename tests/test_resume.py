@@ -20,14 +20,20 @@ from typing import Any
 
 import pytest
 
-from gptkit import checkpoint
-from gptkit.cli import app
+from gptkit.cli.app import app
+from gptkit.runs import checkpoint
 
 if sys.platform == "win32":
     pytest.skip("no fork server, no kill -9", allow_module_level=True)
 
 FORKING = multiprocessing.get_context("forkserver")
-PRELOADED = ["gptkit.run", "torch._dynamo", "gptkit_char_text", "gptkit_lr_decay", "gptkit_log"]
+PRELOADED = [
+    "gptkit.runs.train",
+    "torch._dynamo",
+    "gptkit_char_text",
+    "gptkit_lr_decay",
+    "gptkit_log",
+]
 """What every child would import for seconds; torch's optimizers import torch._dynamo when made."""
 
 SABOTEUR = '''

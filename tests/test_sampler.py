@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptkit.errors import UsageError
-from gptkit.sampler import Floats, Sampling, choose, uniforms
+from gptkit.sampling.rule import Floats, Sampling, choose, uniforms
 
 LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
 HIGHEST, LOWEST = 1252319804544721972, 7046029254386353131

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from gptkit import checkpoint
+from gptkit.runs import checkpoint
 
 if sys.platform == "win32":
     pytest.skip("there is no SIGTERM to catch", allow_module_level=True)

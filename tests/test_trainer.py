@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from gptkit import checkpoint
-from gptkit.checkpoint import CodecRecord, Record
-from gptkit.config import GPTConfig, TrainOptions
-from gptkit.data import batch_indices
-from gptkit.device import place
+from gptkit.data.order import batch_indices
 from gptkit.errors import CheckpointError, DivergedError, PluginError
-from gptkit.model import GPT
+from gptkit.model.gpt import GPT
 from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
+from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.runs import checkpoint
+from gptkit.runs.checkpoint import CodecRecord, Record
 from gptkit.testing import LetterCodec
-from gptkit.trainer import Evaluation, Trainer, evaluate
+from gptkit.training.device import place
+from gptkit.training.trainer import Evaluation, Trainer, evaluate
 
 BLOCK, VOCAB = 8, 26
 CPU = place(TrainOptions(device="cpu"))

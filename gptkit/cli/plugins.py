@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="What is installed, and what it can
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
     """List the installed plugins; imports none of them."""
-    from gptkit import registry
+    from gptkit.recipe import registry
     from gptkit.show import plugins as show
 
     show.entries(
@@ -24,7 +24,7 @@ def list_(json: JsonOption = False) -> None:
 @app.command("show")
 def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
     """Show a plugin's options, their defaults and their meaning."""
-    from gptkit import registry
+    from gptkit.recipe import registry
     from gptkit.show import plugins as show
 
     for entry in registry.find_any(name):
@@ -36,7 +36,7 @@ def check(
     name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
 ) -> None:
     """Import plugins and say which are broken, with their tracebacks."""
-    from gptkit import registry
+    from gptkit.recipe import registry
     from gptkit.show import plugins as show
 
     results = registry.check_all(name)
@@ -52,8 +52,8 @@ def new(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; ./NAME.")] = None,
 ) -> None:
     """Write a package that installs and passes its test, to be filled in; prints the folder."""
-    from gptkit import skeleton
+    from gptkit.scaffold import package
 
-    written = skeleton.write(name, kind, out)
+    written = package.write(name, kind, out)
     typer.echo(f"in that folder: pip install --editable . && gptkit plugins check {name}", err=True)
     typer.echo(written)

@@ -13,19 +13,19 @@ app = typer.Typer(no_args_is_help=True, help="What was trained here.")
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
     """List the runs under runs/, newest last."""
-    from gptkit import folder
+    from gptkit.runs.run_folder import list_runs
     from gptkit.show import runs as show
 
-    show.runs(folder.list_runs(), as_json=json)
+    show.runs(list_runs(), as_json=json)
 
 
 @app.command("show")
 def show_(run_folder: RunArgument = None, json: JsonOption = False) -> None:
     """Show a run: recipe, environment, checkpoints."""
-    from gptkit import folder
+    from gptkit.runs.run_folder import open_run
     from gptkit.show import runs as show
 
-    show.run(folder.open_run(run_folder), as_json=json)
+    show.run(open_run(run_folder), as_json=json)
 
 
 @app.command()
@@ -34,7 +34,7 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare runs: their losses, and the recipe fields in which they differ."""
-    from gptkit import folder
+    from gptkit.runs.run_folder import open_run
     from gptkit.show import runs as show
 
-    show.comparison([folder.open_run(path) for path in run_folders], as_json=json)
+    show.comparison([open_run(path) for path in run_folders], as_json=json)

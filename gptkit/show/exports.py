@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from rich.console import Console
 from rich.table import Table
 
-from gptkit.onnx.metadata import Check
+from gptkit.onnx.runtime.metadata import Check
 
 
 def working() -> AbstractContextManager[object]:

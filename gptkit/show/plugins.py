@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gptkit.errors import PluginError
-from gptkit.registry import Entry
+from gptkit.recipe.registry import Entry
 from gptkit.show.tables import print_rows
 
 

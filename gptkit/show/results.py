@@ -4,11 +4,11 @@ import io
 import json
 from pathlib import Path
 
-from gptkit.folder import RunFolder, write_bytes, write_json
-from gptkit.measure import Probe
+from gptkit.analysis.measure import Probe
+from gptkit.runs.loaded import Trained
+from gptkit.runs.run_folder import RunFolder, write_bytes, write_json
 from gptkit.show.tables import print_rows
-from gptkit.trained import Trained
-from gptkit.trainer import Evaluation
+from gptkit.training.trainer import Evaluation
 
 
 def evaluation(

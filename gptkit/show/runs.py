@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptkit import recipe as recipe_file
-from gptkit import step_folder
 from gptkit.errors import CheckpointError
-from gptkit.folder import RunFolder
+from gptkit.recipe import recipe as recipe_file
+from gptkit.runs import step_folder
+from gptkit.runs.run_folder import RunFolder
 from gptkit.show.tables import print_columns, print_rows
 
 

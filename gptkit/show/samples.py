@@ -9,9 +9,9 @@ from typing import IO, Any
 from rich.console import Console
 
 from gptkit.codec import Codec
-from gptkit.drawing import Drawing
 from gptkit.errors import GptkitError, UsageError
-from gptkit.folder import write_bytes
+from gptkit.runs.run_folder import write_bytes
+from gptkit.sampling.samples import Drawing
 
 
 def check_out(path: Path, codec: Codec | None) -> None:

@@ -1,0 +1,263 @@
+"""The command line: a command parses, calls one function and prints. Heavy imports are inside."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from gptkit.cli import plugins, runs
+from gptkit.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+)
+from gptkit.errors import GptkitError, UsageError
+
+
+class Commands(TyperGroup):
+    """Turns a user's mistake into two lines and an exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except GptkitError as error:
+            _say(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            typer.echo("\nstopped", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, sample and ship small and medium GPTs from one recipe file.",
+)
+app.add_typer(plugins.app, name="plugins")
+app.add_typer(runs.app, name="runs")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Train, sample and ship small and medium GPTs from one recipe file."""
+    if version:
+        from gptkit import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder; a new one under runs/.")
+    ] = None,
+) -> None:
+    """Train a recipe from the start into a new run folder; prints the folder."""
+    from gptkit.runs import train as run
+
+    _print_folder(run.train(recipe, overrides, out=out, report=_report).path)
+
+
+@app.command()
+def resume(run_folder: RunArgument = None) -> None:
+    """Continue a run from its newest checkpoint, exactly; prints the folder."""
+    from gptkit.runs import train as run
+
+    _print_folder(run.resume(run_folder, report=_report).path)
+
+
+@app.command()
+def sample(
+    run_folder: RunArgument = None,
+    prompt: Annotated[str, typer.Option(help="What to continue: text, or an image file.")] = "",
+    keep: Annotated[float, typer.Option(help="Keep this part of the prompt, 0 to 1.")] = 1.0,
+    label: Annotated[str | None, typer.Option("--class", help="The class to draw from.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to draw; 500, or the rest of a picture.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token; 0.8 for text, 1 for pixels.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead.")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Print token ids instead.")] = False,
+    checkpoint: CheckpointOption = "last",
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw from a trained model: text is shown as it is drawn, pictures go to --out.
+
+    RUN may also be an exported model.onnx or kit, which runs without torch.
+    """
+    from gptkit.sampling.rule import Sampling
+    from gptkit.sampling.samples import Request
+    from gptkit.show import samples as show
+
+    model = _open_any(run_folder, checkpoint, device)
+    if out:
+        show.check_out(out, None if ids else model.codec)
+    warmth = model.temperature if temperature is None else temperature
+    drawing = model.draw(
+        Request(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
+        Sampling(temperature=warmth, top_k=top_k, top_p=top_p, seed=seed),
+        watched=out is None and sys.stdout.isatty(),
+    )
+    if ids:
+        show.ids(drawing, out)
+    elif out:
+        show.write(drawing, model.codec, out)
+    else:
+        show.stream(drawing, model.codec, sys.stdout.buffer)
+
+
+@app.command("eval")
+def evaluate(
+    run_folder: RunArgument = None,
+    checkpoint: CheckpointOption = "last",
+    device: DeviceOption = "auto",
+    classify: Annotated[
+        bool, typer.Option("--classify", help="Also name the class by the highest p(x | class).")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure the loss over the whole validation split."""
+    from gptkit.analysis import measure
+    from gptkit.show import results
+
+    result, accuracy, trained = measure.evaluate_run(
+        run_folder, which=checkpoint, device=device, by_class=classify
+    )
+    results.evaluation(result, trained, accuracy=accuracy, as_json=json)
+
+
+@app.command("probe")
+def probe_command(
+    run_folder: RunArgument = None,
+    items: Annotated[int, typer.Option(min=1, help="Items of each split, at most.")] = 10_000,
+    checkpoint: CheckpointOption = "last",
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Measure how well a linear classifier reads the classes off each layer's features."""
+    from gptkit.analysis import measure
+    from gptkit.runs.run_folder import open_run
+    from gptkit.show import results
+
+    run = open_run(run_folder)
+    found = measure.probe_run(run.path, which=checkpoint, device=device, items=items)
+    results.probe(found, run, as_json=json)
+
+
+@app.command()
+def export(
+    run_folder: RunArgument = None,
+    to_onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, the only format.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a kit; model.onnx."),
+    ] = None,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
+    opset: Annotated[int, typer.Option(help="21 for every onnxruntime since 1.19, or 23.")] = 21,
+    device: Annotated[str, typer.Option(help="What a kit is made for: cpu or cuda.")] = "cpu",
+    checkpoint: CheckpointOption = "last",
+) -> None:
+    """Write a model for other programs, proven equal to its checkpoint; prints the path."""
+    from gptkit.onnx.export import export as exporting
+    from gptkit.show import exports
+
+    with exports.working():
+        exported = exporting.export(
+            run_folder, onnx=to_onnx, out=out, web=web, which=checkpoint, dtype=dtype,
+            opset=opset, device=device,
+        )  # fmt: skip
+    exports.proof(exported.checks)
+    if web:
+        _report("in that folder: npm install && python -m http.server, then open localhost:8000")
+    typer.echo(exported.path)
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B006
+    """Validate a recipe and its plugins without training; prints the complete recipe."""
+    from gptkit.recipe import registry
+
+    plugins = registry.build(registry.read_recipe(recipe, overrides))
+    typer.echo(plugins.recipe.to_toml(), nl=False)
+    typer.echo(f"{recipe}: ok", err=True)
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Show versions and devices, and run a model on each onnxruntime provider."""
+    from gptkit.onnx import doctor
+    from gptkit.show import doctor as show
+
+    show.findings(doctor.examine(), as_json=json)
+
+
+def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
+    """A run's checkpoint with torch, or an exported model without."""
+    if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):
+        from gptkit.onnx.runtime import model as session
+
+        if checkpoint != "last":
+            raise UsageError(f"{path}: an exported model has no checkpoints to choose from")
+        model = session.open_model(path, device=device)
+        if device == "auto":
+            _report(f"running on {model.provider}")
+        return model
+    if path and (path / "model.onnx").is_file() and not (path / "recipe.toml").exists():
+        raise UsageError(
+            f"{path}: is not a run folder or a kit", hint=f"gptkit sample {path / 'model.onnx'}"
+        )
+    from gptkit.runs import loaded
+
+    return loaded.open_trained(path, which=checkpoint, device=device)
+
+
+def _print_folder(path: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes only the first one prints
+        typer.echo(path)
+
+
+def _report(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _say(error: GptkitError) -> None:
+    for line in str(error).splitlines():
+        typer.echo(f"error: {line}", err=True)
+    for line in (error.hint or "").splitlines():
+        typer.echo(f"hint:  {line}", err=True)
+
+
+def main() -> None:
+    """The entry point of the command `gptkit`."""
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from gptkit.training import distributed
+
+            distributed.leave(int(end.code or 0))
+        raise

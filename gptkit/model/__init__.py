@@ -1,0 +1,1 @@
+"""The GPT: blocks, cache, model."""

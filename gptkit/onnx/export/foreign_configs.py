@@ -1,0 +1,150 @@
+"""What a kit tells other programs: transformers-like configs, onnxruntime-genai, tokenizers.
+
+Formats: transformers' config.json, onnxruntime-genai's genai_config.json (type "decoder"),
+Hugging Face tokenizers' tokenizer.json.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gptkit.model.gpt import GPT
+from gptkit.onnx.export.blueprint import Blueprint
+from gptkit.onnx.runtime.decode_session import READER
+from gptkit.recipe.options import GPTConfig
+from gptkit.sampling.rule import Ints
+
+NAMES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def files(blueprint: Blueprint, *, end_token: int) -> dict[str, dict[str, Any]]:
+    """JSON files by name.
+
+    Args:
+        blueprint: what was exported.
+        end_token: an id that ends a text for programs that insist on one.
+    """
+    config, codec = blueprint.trained.model.config, blueprint.trained.codec
+    found = {
+        "config.json": model_config(config, end_token),
+        "genai_config.json": genai_config(config, codec.starts[0][0], end_token, blueprint.device),
+    }
+    legend = codec.legend() or {}
+    if all(len(symbol) == 1 for symbol in legend.get("text", ["none"])):
+        found["tokenizer.json"] = tokenizer(legend["text"])
+        found["tokenizer_config.json"] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.block_size,
+            "clean_up_tokenization_spaces": False,
+        }
+    return found
+
+
+@torch.no_grad()
+def rarest_token(model: GPT, text: Ints) -> int:
+    """The id that the model finds least likely in a text (1, T)."""
+    return int(model.logits(torch.from_numpy(text)).softmax(dim=-1).mean(dim=(0, 1)).argmin())
+
+
+def model_config(config: GPTConfig, end_token: int) -> dict[str, Any]:
+    """The sizes under transformers' names, and gptkit's own."""
+    return {
+        "model_type": "gptkit",
+        "architectures": ["GPT"],
+        "hidden_size": config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.inner_size,
+        "max_position_embeddings": config.block_size,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "eos_token_id": end_token,
+        "gptkit": config.model_dump(mode="json"),
+    }
+
+
+def genai_config(config: GPTConfig, start: int, end_token: int, device: str) -> dict[str, Any]:
+    """How onnxruntime-genai runs `model.onnx`."""
+    providers: list[dict[str, Any]] = [{"cuda": {}}] if device == "cuda" else []
+    return {
+        "model": {
+            "type": "decoder",
+            "bos_token_id": start,
+            "eos_token_id": end_token,
+            "pad_token_id": end_token,
+            "context_length": config.block_size,
+            "vocab_size": config.vocab_size,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers},
+                "filename": READER,
+                "head_size": config.head_size,
+                "hidden_size": config.n_embd,
+                "num_attention_heads": config.n_head,
+                "num_hidden_layers": config.n_layer,
+                "num_key_value_heads": config.kv_heads,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": True,
+            "max_length": config.block_size,
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": False,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+        },
+    }
+
+
+def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
+    """A tokenizer of single characters: byte-level BPE, which onnxruntime-genai reads, too.
+
+    Merges put characters of several bytes together, out of pieces with ids behind the model's.
+    """
+    vocab = {_spelled(symbol): i for i, symbol in enumerate(symbols)}
+    merges: dict[str, None] = {}
+    for character in list(vocab):
+        for end in range(1, len(character)):
+            start, byte = character[:end], character[end]
+            merges[f"{start} {byte}"] = None
+            for piece in (start, byte):
+                vocab.setdefault(piece, len(vocab))
+    bytes_ = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
+    }  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": bytes_, "post_processor": None, "decoder": bytes_,
+        "model": {
+            "type": "BPE", "vocab": vocab, "merges": list(merges), "dropout": None,
+            "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        },
+    }  # fmt: skip
+
+
+def _spelled(character: str) -> str:
+    """How byte-level BPE spells a character: a visible one per byte (Radford et al. 2019)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [code for code in range(256) if code not in visible]
+    return "".join(
+        chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in character.encode()
+    )

@@ -1,0 +1,1 @@
+"""A GPT as ONNX graphs, written from its config."""

@@ -1,0 +1,1 @@
+"""From a TOML file to validated objects: recipe, options, plugins."""

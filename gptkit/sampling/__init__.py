@@ -1,0 +1,1 @@
+"""Drawing tokens: the rule, the loop, requests and samples."""

@@ -1,0 +1,63 @@
+"""The token loop over any decoder, torch's or onnxruntime's, streaming. Imports no torch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gptkit.sampling.rule import Floats, Ints, Sampling, choose, uniforms
+
+
+class Decoder(Protocol):
+    """A model with a cache that holds up to `block_size` tokens."""
+
+    block_size: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+
+    def prefill(self, tokens: Ints) -> Floats:
+        """Forget everything, then feed tokens (B, T); logits of the next token, (B, vocab)."""
+
+    def step(self, tokens: Ints) -> Floats:
+        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab)."""
+
+
+def generate(
+    decoder: Decoder,
+    prompt: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    sampling: Sampling,
+    samples: int = 1,
+) -> Iterator[Ints]:
+    """Draw tokens one after the other.
+
+    Of a prompt longer than block_size the last block_size tokens count. When the cache is full,
+    sampling restarts from the last block_size // 2 tokens as the new prompt.
+
+    Args:
+        decoder: made for a batch of `samples`.
+        prompt: token ids, at least one; or a row of them for every sample, all of one length.
+        tokens: how many to draw.
+        sampling: the rule's settings.
+        samples: rows that are drawn together, each with random numbers of its own.
+
+    Yields:
+        The next token of every row, int64 (samples,).
+    """
+    block_size = decoder.block_size
+    rows = np.array(prompt, dtype=np.int64)[..., -block_size:]
+    window = np.broadcast_to(rows, (samples, rows.shape[-1])).copy()
+    logits = decoder.prefill(window)
+    for draw in range(tokens):
+        chosen = choose(logits, uniforms(sampling.seed, draw, samples), sampling)
+        yield chosen
+        if draw + 1 == tokens:
+            return
+        window = np.concatenate([window, chosen[:, None]], axis=1)[:, -block_size:]
+        if decoder.length == block_size:
+            logits = decoder.prefill(window[:, -max(1, block_size // 2) :])
+        else:
+            logits = decoder.step(chosen[:, None])

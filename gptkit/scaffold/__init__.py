@@ -1,0 +1,1 @@
+"""`gptkit plugins new`: the package of a new plugin."""

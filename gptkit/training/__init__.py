@@ -1,0 +1,1 @@
+"""Training: step, evaluation, optimizer, device, processes."""

@@ -1,0 +1,128 @@
+"""Where and in which precision a model runs, each choice with its reason."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from gptkit.errors import UsageError
+from gptkit.recipe.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device, precision and compilation of a run; `reasons` says why, by name."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    reasons: dict[str, str]
+
+    def autocast(self, *, cache: bool = True) -> torch.autocast:
+        """The context in which forward passes run.
+
+        Args:
+            cache: keep weights in the lower precision for further passes in the same context.
+        """
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=cache)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A batch on the device; the copy to a GPU runs beside what the host does next."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def place(options: TrainOptions, *, local_rank: int | None = None) -> Placement:
+    """Resolve every "auto" of the training options on this machine.
+
+    Args:
+        options: the recipe's.
+        local_rank: which of this machine's processes this is; None where it trains alone.
+
+    Raises:
+        UsageError: a device was asked for that is not there, or not for every process.
+    """
+    if local_rank is None:
+        device, why_device = pick_device(options.device)
+    else:
+        device, why_device = _pick_own(options.device, local_rank)
+    dtype, why_dtype = _pick_dtype(options.dtype, device)
+    compiled, why_compile = _pick_compile(options.compile, device)
+    reasons = {"device": why_device, "dtype": why_dtype, "compile": why_compile}
+    return Placement(device, dtype, compiled, reasons)
+
+
+def pick_device(name: str) -> tuple[torch.device, str]:
+    """The device of that name and why it was taken.
+
+    Args:
+        name: "auto", "cpu", "mps", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: it is not there, or there is no such name.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"{torch.cuda.get_device_name()} found"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple GPU found"
+        return torch.device("cpu"), "no GPU found"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UsageError(f'no device is called "{name}"', hint="auto, cpu, mps, cuda or cuda:N")
+    device = torch.device(name)
+    missing = None
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        missing = f"torch {torch.__version__} finds no Apple GPU"
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        missing = _what_cuda()
+    if missing:
+        raise UsageError(f'device "{name}" is not available: {missing}', hint='use device "auto"')
+    return device, "asked for"
+
+
+def _pick_own(name: str, local_rank: int) -> tuple[torch.device, str]:
+    """One of several processes' own device: a GPU each, or the CPU for all."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu"), "asked for" if name == "cpu" else "no CUDA GPU found"
+    if name not in ("auto", "cuda"):
+        raise UsageError(
+            f'device "{name}" is not one that several processes can train on',
+            hint='"auto" or "cuda" gives a GPU to each, "cpu" serves them all',
+        )
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise UsageError(
+            f"process {local_rank + 1} of this machine has no GPU: {_what_cuda()}",
+            hint=f"torchrun --nproc-per-node {max(count, 1)}, or --set train.device=cpu",
+        )
+    return torch.device("cuda", local_rank), f"one of {count} GPUs found, one for each process"
+
+
+def _what_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    count = torch.cuda.device_count()
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds {count} GPUs"
+
+
+def _pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if name != "auto":
+        return getattr(torch, name), "asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "the GPU has bfloat16"
+    return torch.float32, f"bfloat16 is not fast on this {device.type}"
+
+
+def _pick_compile(choice: str | bool, device: torch.device) -> tuple[bool, str]:
+    if isinstance(choice, bool):
+        return choice, "asked for"
+    if device.type == "cuda":
+        compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+        if compiler and find_spec("triton"):
+            return True, "pays for itself on a GPU"
+        return False, "needs triton and a C compiler"
+    return False, f"takes longer than it saves on {device.type}"

@@ -1,0 +1,195 @@
+"""AdamW and Muon over parameter groups, and their state by parameter name.
+
+AdamW: Loshchilov & Hutter 2019. Muon: Jordan et al. 2024, for the matrices inside the blocks; the
+embedding, the head, biases and norms stay with AdamW.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gptkit.recipe.options import TrainOptions
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Of the iteration a X + b (X X^T) X + c (X X^T)^2 X, which pulls singular values towards 1."""
+ITERATIONS = 5
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, without the wrappers that import torch's compiler, which eager training never uses.
+
+    That import takes a second and brings sympy along.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(Optimizer):
+    """Moves every matrix by its momentum with all singular values brought near to 1.
+
+    The same update as `torch.optim.Muon`; but matrices of one shape are iterated as one batch, and
+    in float32 where that is faster than bfloat16.
+
+    Args:
+        params: matrices alone, or groups of them.
+        lr: step length; times the root of rows / columns where a matrix is higher than wide.
+        momentum: averaging factor of the gradients; Nesterov's look ahead is taken.
+        weight_decay: decoupled, as in AdamW.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], *, lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    add_param_group = AdamW.add_param_group
+    zero_grad = AdamW.zero_grad
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            moving = [p for p in group["params"] if p.grad is not None]
+            for alike in _by_shape(moving):
+                self._move(alike, group)
+
+    def _move(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
+        """Update matrices of one shape."""
+        rate, momentum = group["lr"], group["momentum"]
+        gradients = [m.grad for m in matrices if m.grad is not None]
+        buffers = [self._buffer(m) for m in matrices]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        ahead = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        rows, columns = matrices[0].shape
+        steps = orthogonal(ahead) * (-rate * max(1.0, rows / columns) ** 0.5)
+        torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(matrices, steps.unbind())
+
+    def _buffer(self, matrix: Tensor) -> Tensor:
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+class Optimizers(Optimizer):
+    """Several optimizers as one; `param_groups` are theirs, so that schedules reach them all."""
+
+    def __init__(self, parts: Iterable[Optimizer]) -> None:
+        self.parts = tuple(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    add_param_group = AdamW.add_param_group
+    zero_grad = AdamW.zero_grad
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every group by its own optimizer."""
+        for part in self.parts:
+            part.step()
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest orthogonal matrices, roughly: singular values between about 0.7 and 1.2.
+
+    A Newton-Schulz iteration on the smaller side, in bfloat16 on GPUs and float32 elsewhere.
+    (n, rows, columns) to the same shape and dtype.
+    """
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices
+    if x.device.type == "cuda":
+        x = x.bfloat16()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    a, b, c = QUINTIC
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
+    """The recipe's optimizer for a model; every group carries `name` and `initial_lr`."""
+    matrices = {n: p for n, p in model.named_parameters() if p.dim() >= 2}
+    vectors = {n: p for n, p in model.named_parameters() if p.dim() < 2}
+    hidden: dict[str, nn.Parameter] = {}
+    if options.optimizer == "muon":
+        hidden = {n: p for n, p in matrices.items() if n.startswith("h.")}
+    decayed = [p for n, p in matrices.items() if n not in hidden]
+    groups = [
+        {"name": "decayed", "params": decayed, "weight_decay": options.weight_decay},
+        {"name": "plain", "params": list(vectors.values()), "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    optimizer: Optimizer = AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
+    if hidden:
+        muon = Muon(
+            [{"name": "hidden", "params": list(hidden.values())}],
+            lr=options.muon_learning_rate,
+            momentum=options.muon_momentum,
+            weight_decay=options.weight_decay,
+        )
+        optimizer = Optimizers((optimizer, muon))
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's tensors as `<parameter name>:<kind>`, e.g. `wte.weight:exp_avg`."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[parameter]}:{kind}": value
+        for part in _parts(optimizer)
+        for parameter, state in part.state.items()
+        for kind, value in state.items()
+    }
+
+
+def group_numbers(optimizer: Optimizer) -> list[dict[str, float]]:
+    """The plain numbers of every group: rates, decays and whatever a callback put there."""
+    return [
+        {key: value for key, value in group.items() if isinstance(value, int | float)}
+        for group in optimizer.param_groups
+    ]
+
+
+def load_state(
+    optimizer: Optimizer,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    numbers: Iterable[Mapping[str, float]],
+) -> None:
+    """Take back what `state_tensors` and `group_numbers` gave."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(":")
+        states.setdefault(name, {})[kind] = tensor
+    for part in _parts(optimizer):
+        parameters = [p for group in part.param_groups for p in group["params"]]
+        state = {i: states[names[p]] for i, p in enumerate(parameters) if names[p] in states}
+        part.load_state_dict({**part.state_dict(), "state": state})
+    if isinstance(optimizer, Optimizers):  # loading gave the parts new groups
+        optimizer.param_groups = [g for part in optimizer.parts for g in part.param_groups]
+    for group, saved in zip(optimizer.param_groups, numbers, strict=True):
+        group.update(saved)
+
+
+def _by_shape(matrices: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for matrix in matrices:
+        shapes.setdefault(matrix.shape, []).append(matrix)
+    yield from shapes.values()
+
+
+def _parts(optimizer: Optimizer) -> tuple[Optimizer, ...]:
+    return optimizer.parts if isinstance(optimizer, Optimizers) else (optimizer,)
