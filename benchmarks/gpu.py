@@ -21,17 +21,17 @@ from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
 from gptkit.onnx.graphs.source import Source
 from gptkit.onnx.graphs.step import step_model
-from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
-from gptkit.onnx.runtime.model import GENERATE
+from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session, provider
 from gptkit.plugin import Callback, Data, Split, TrainState
 from gptkit.recipe import registry
 from gptkit.recipe.options import PRESETS, GPTConfig, TrainOptions
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Sampling
+from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import make_decoder
-from gptkit.training.device import place
+from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
@@ -172,7 +172,7 @@ def time_to_loss(quick: bool) -> list[str]:
         options = options.model_copy(update={"batch_size": 2, "eval_batches": 1, "eval_every": 1})
     watch = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
     trainer = Trainer(
-        model, data, options=options, placement=place(options), seed=plugins.recipe.seed,
+        model, data, options=options, run_device=resolve_device(options), seed=plugins.recipe.seed,
         callbacks={**callbacks, "stop": watch},
     )  # fmt: skip
     begin = perf_counter()
@@ -207,13 +207,13 @@ def sampling(scale: Scale, bandwidth: float) -> Iterator[list[str]]:
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, vocab_size=65, block_size=256)).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Sampling(temperature=0.8, seed=1)
+    settings = SamplingOptions(temperature=0.8, seed=1)
     limits = {name: bandwidth / (model.n_parameters() * size) for name, size in SIZES.items()}
     with tempfile.TemporaryDirectory() as folder:
         kits = {name: _write(model, Path(folder) / name, name) for name in SIZES}
         runs: dict[str, tuple[str, Callable[[], Any]]] = {}
         for name, kit in kits.items():
-            session = open_session(kit / GENERATE, device)
+            session = open_session(kit / GENERATE_FILE, device)
             runs[f"{provider(session)}, generate.onnx, {name}"] = name, _looping(session, scale)
             steps = DecodeSession(kit, device)
             runs[f"{provider(steps.session)}, decode.onnx, {name}"] = name, _decoding(steps, scale)
@@ -233,15 +233,15 @@ SIZES = {"float32": 4, "float16": 2}
 
 def matrix_product(size: int) -> float:
     """FLOP/s of a square matrix product in the precision that training takes."""
-    placement = place(TrainOptions())
-    a = torch.randn(size, size, device=placement.device, dtype=placement.dtype)
+    run_device = resolve_device(TrainOptions())
+    a = torch.randn(size, size, device=run_device.device, dtype=run_device.dtype)
     best = min(_seconds(lambda: a @ a) for _ in range(10))
     return float(2 * size**3 / best)
 
 
 def copying(size: int) -> float:
     """Bytes per second that the device's memory reads and writes."""
-    a = torch.zeros(size, dtype=torch.uint8, device=place(TrainOptions()).device)
+    a = torch.zeros(size, dtype=torch.uint8, device=resolve_device(TrainOptions()).device)
     b = torch.empty_like(a)
     return 2 * size / min(_seconds(lambda: b.copy_(a)) for _ in range(10))
 
@@ -267,7 +267,9 @@ def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
     torch.manual_seed(0)
     codec: Any = None  # nobody samples
     data = Data(noise, noise, codec, vocab_size=scale.vocab_size, block_size=scale.block_size)
-    return Trainer(GPT(_config(scale)), data, options=options, placement=place(options), seed=0)
+    return Trainer(
+        GPT(_config(scale)), data, options=options, run_device=resolve_device(options), seed=0
+    )
 
 
 def _write(model: GPT, kit: Path, dtype: str) -> Path:
@@ -275,19 +277,21 @@ def _write(model: GPT, kit: Path, dtype: str) -> Path:
     kit.mkdir()
     fused = dtype != "float32" or not torch.cuda.is_available()
     source = Source.of(model, dtype)
-    ir.save(generate_model(source), kit / GENERATE)
-    ir.save(step_model(source), kit / READER)
-    ir.save(decode_model(source, fused=fused), kit / DRAWER)
+    ir.save(generate_model(source), kit / GENERATE_FILE)
+    ir.save(step_model(source), kit / STEP_FILE)
+    ir.save(decode_model(source, fused=fused), kit / DECODE_FILE)
     return kit
 
 
 def _looping(session: Any, scale: Scale) -> Callable[[], Any]:
-    inputs = feeds(np.zeros((1, 1), np.int64), scale.tokens, Sampling(temperature=0.8, seed=1))
+    inputs = feeds(
+        np.zeros((1, 1), np.int64), scale.tokens, SamplingOptions(temperature=0.8, seed=1)
+    )
     return lambda: session.run(None, inputs)
 
 
 def _decoding(session: DecodeSession, scale: Scale) -> Callable[[], Any]:
-    prompts, settings = np.zeros((1, 1), np.int64), Sampling(temperature=0.8, seed=1)
+    prompts, settings = np.zeros((1, 1), np.int64), SamplingOptions(temperature=0.8, seed=1)
     return lambda: list(session.stream(prompts, scale.tokens, settings, burst=scale.tokens))
 
 

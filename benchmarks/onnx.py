@@ -18,19 +18,19 @@ from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
 from gptkit.onnx.graphs.source import Source
 from gptkit.onnx.graphs.step import step_model
-from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
-from gptkit.onnx.runtime.model import GENERATE
+from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Sampling
+from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import TorchDecoder
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
 LONG = 4096
 BATCHES = (1, 8)
 TOKENS, ROUNDS = 200, 5
-SAMPLING = Sampling(temperature=0.8, seed=1)
+SAMPLING = SamplingOptions(temperature=0.8, seed=1)
 DTYPES = ("float32", "int8", "int4")
 
 TORCH, LOOP = "gptkit, torch", "gptkit generate.onnx, float32"
@@ -109,10 +109,10 @@ def _contestants(
         kit = folder / dtype
         _write(model, kit, dtype)
         runs |= {
-            f"gptkit generate.onnx, {dtype}": _looping(kit / GENERATE, batch, number, tokens),
+            f"gptkit generate.onnx, {dtype}": _looping(kit / GENERATE_FILE, batch, number, tokens),
             f"gptkit decode.onnx, {dtype}": _decoding(kit, batch, number, tokens),
             f"gptkit model.onnx, {dtype}": onnx_peers.stepping(
-                kit / READER, model.config, batch, number, tokens, SAMPLING
+                kit / STEP_FILE, model.config, batch, number, tokens, SAMPLING
             ),
         }
     longer = make_ours(Shape(6, 6, 384, LONG, 1)).eval()
@@ -132,7 +132,7 @@ def _contestants(
 def _write(model: GPT, kit: Path, dtype: str) -> None:
     """The three graphs, each with its own weights."""
     kit.mkdir()
-    builders = {GENERATE: generate_model, READER: step_model, DRAWER: decode_model}
+    builders = {GENERATE_FILE: generate_model, STEP_FILE: step_model, DECODE_FILE: decode_model}
     for name, build in builders.items():
         ir.save(build(Source.of(model, dtype)), kit / name)
 

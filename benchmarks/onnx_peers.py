@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from gptkit.model.gpt import GPT
 from gptkit.onnx.export import foreign_configs as foreign
-from gptkit.onnx.runtime.decode_session import READER
+from gptkit.onnx.runtime.decode_session import STEP_FILE
 from gptkit.onnx.runtime.providers import open_session
 from gptkit.recipe.options import GPTConfig
-from gptkit.sampling.rule import Sampling, choose, uniforms
+from gptkit.sampling.rule import SamplingOptions, choose, uniforms
 
 TRACED, GENAI, OPTIMUM = "torch.onnx.export, Python loop", "onnxruntime-genai", "optimum"
 MODULES = {TRACED: "onnxscript", GENAI: "onnxruntime_genai", OPTIMUM: "optimum.onnxruntime"}
@@ -46,7 +46,7 @@ def draw_transformers(model: Any, batch: int, tokens: int) -> None:
 
 
 def routes(
-    folder: Path, model: GPT, batch: int, number: int, tokens: int, sampling: Sampling
+    folder: Path, model: GPT, batch: int, number: int, tokens: int, sampling: SamplingOptions
 ) -> dict[str, Callable[[], Any]]:
     """The other onnxruntime routes that are installed."""
     found: dict[str, Callable[[], Any]] = {}
@@ -60,7 +60,7 @@ def routes(
 
 
 def stepping(
-    file: Path, config: GPTConfig, batch: int, number: int, tokens: int, sampling: Sampling,
+    file: Path, config: GPTConfig, batch: int, number: int, tokens: int, sampling: SamplingOptions,
     *, traced: bool = False,
 ) -> Callable[[], Any]:  # fmt: skip
     """A Python loop over a graph of one step, with numpy's sampler."""
@@ -133,7 +133,7 @@ def _genai(kit: Path, config: GPTConfig, batch: int, number: int, tokens: int) -
     described = foreign.genai_config(config, 0, config.vocab_size - 1, "cpu")
     described["model"]["decoder"]["session_options"]["intra_op_num_threads"] = number
     (kit / "genai_config.json").write_text(json.dumps(described), encoding="utf-8")
-    assert (kit / READER).is_file()
+    assert (kit / STEP_FILE).is_file()
     model = genai.Model(str(kit))
 
     def draw() -> None:

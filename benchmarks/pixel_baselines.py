@@ -22,13 +22,13 @@ from gptkit_cifar10.codec import PixelCodec
 def main() -> None:
     """Measure the run that the command line names, or the newest."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    trained, data, placement, batch_size = open_with_data(path, which="last", device="auto")
+    trained, data, run_device, batch_size = open_with_data(path, which="last", device="auto")
     codec = trained.codec
     assert isinstance(codec, PixelCodec)
     train, val = pixels(data.train), pixels(data.val)
     counts = np.bincount(train.ravel(), minlength=codec.first_start) + 1.0
     p = counts / counts.sum()
-    model = evaluate(trained.model, data.val, placement=placement, batch_size=batch_size)
+    model = evaluate(trained.model, data.val, run_device=run_device, batch_size=batch_size)
     print(f"unigram    {-np.log(p[val]).mean():.4f} nats/pixel")
     print(f"copy left  {copy_left(train, val, p, width=codec.size):.4f} nats/pixel")
     print(f"model      {model.loss:.4f} nats/pixel (step {trained.state.step})")

@@ -11,14 +11,14 @@ from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from gptkit.model.gpt import GPT
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Sampling, choose, uniforms
+from gptkit.sampling.rule import SamplingOptions, choose, uniforms
 from gptkit.sampling.torch_decoder import TorchDecoder
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
 PROMPT = [1]
 TOKENS = 200
 ROUNDS = 7
-SAMPLING = Sampling(temperature=1.0, seed=1)
+SAMPLING = SamplingOptions(temperature=1.0, seed=1)
 
 CACHED, UNCACHED, THEIRS = "gptkit", "gptkit without cache", "transformers, with cache"
 

@@ -27,7 +27,7 @@ from gptkit.data.order import batch_indices
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TokenFile
 from gptkit.recipe.options import TrainOptions
-from gptkit.training.device import place
+from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
 from gptkit_grad_clip import GradClip
@@ -122,7 +122,7 @@ def _trainer(model: GPT, shape: Shape, path: Path) -> Trainer:
         model,
         Data(split, split, codec, VOCABULARY, shape.block_size),
         options=options,
-        placement=place(options),
+        run_device=resolve_device(options),
         seed=SEED,
         callbacks={"grad-clip": GradClip(max_norm=MAX_NORM)},
     )

@@ -22,7 +22,7 @@ from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from gptkit.plugin import Data, TokenFile
 from gptkit.recipe.options import TrainOptions
-from gptkit.training.device import place
+from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
 from gptkit_grad_clip import GradClip
@@ -148,7 +148,7 @@ def _ours(shape: Shape, path: Path, *, recompute: bool) -> tuple[nn.Module, Call
         model,
         Data(split, split, codec, VOCABULARY, shape.block_size),
         options=options,
-        placement=place(options),
+        run_device=resolve_device(options),
         seed=SEED,
         callbacks={"grad-clip": GradClip(max_norm=1.0)},
     )

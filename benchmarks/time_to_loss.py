@@ -15,7 +15,7 @@ from benchmarks.timing import Spread, take_turns
 from gptkit.model.gpt import GPT
 from gptkit.recipe import registry
 from gptkit.recipe.options import GPTConfig
-from gptkit.training.device import place
+from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 
 BASE, FAST = "tinyshakespeare-cpu", "tinyshakespeare-speedrun"
@@ -110,7 +110,7 @@ def _trainer(name: str, seed: int, quick: bool) -> Trainer:
         GPT(GPTConfig(**recipe.model.model_dump(), **sizes)),
         data,
         options=recipe.train,
-        placement=place(recipe.train),
+        run_device=resolve_device(recipe.train),
         seed=seed,
         callbacks=plugins.callbacks,
     )

@@ -79,7 +79,7 @@ def _train(path: Path, steps: int) -> dict[str, float]:
     from gptkit.model.gpt import GPT
     from gptkit.plugin import Data, TokenFile
     from gptkit.recipe.options import GPTConfig, TrainOptions
-    from gptkit.training.device import place
+    from gptkit.training.device import resolve_device
     from gptkit.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -88,7 +88,9 @@ def _train(path: Path, steps: int) -> dict[str, float]:
     config = GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=VOCABULARY, block_size=BLOCK)
     codec: Any = None  # nobody samples
     data = Data(split, split, codec, VOCABULARY, BLOCK)
-    trainer = Trainer(GPT(config), data, options=options, placement=place(options), seed=1)
+    trainer = Trainer(
+        GPT(config), data, options=options, run_device=resolve_device(options), seed=1
+    )
     trainer.step()
     begin = perf_counter()
     for _ in range(steps):

@@ -16,7 +16,7 @@ from gptkit.errors import CheckpointError, GptkitError
 from gptkit.plugin import EVENTS
 from gptkit.runs import checkpoint, step_folder
 from gptkit.runs import train as run
-from gptkit.runs.loaded import open_trained
+from gptkit.runs.loaded import load_checkpoint
 
 Command = Callable[..., Result]
 Install = Callable[..., Path]
@@ -154,7 +154,7 @@ def test_a_foreign_dataset_with_an_empty_split(
 
 
 def reload(trained: Path, step: int = 4) -> None:
-    open_trained(trained, which=str(step))
+    load_checkpoint(trained, which=str(step))
 
 
 def test_a_single_wrong_byte_in_the_weights(trained: Path) -> None:

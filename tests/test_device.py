@@ -3,7 +3,7 @@ import torch
 
 from gptkit.errors import UsageError
 from gptkit.recipe.options import TrainOptions
-from gptkit.training.device import pick_device, place
+from gptkit.training.device import pick_device, resolve_device
 
 HAS_GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 without_gpu = pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
@@ -11,11 +11,11 @@ without_gpu = pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
 
 @without_gpu
 def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
-    placement = place(TrainOptions())
-    assert placement.device == torch.device("cpu")
-    assert placement.dtype == torch.float32
-    assert placement.compile is False
-    assert placement.reasons == {
+    run_device = resolve_device(TrainOptions())
+    assert run_device.device == torch.device("cpu")
+    assert run_device.dtype == torch.float32
+    assert run_device.compile is False
+    assert run_device.reasons == {
         "device": "no GPU found",
         "dtype": "bfloat16 is not fast on this cpu",
         "compile": "takes longer than it saves on cpu",
@@ -24,25 +24,25 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_auto_takes_the_gpu_and_names_it() -> None:
-    placement = place(TrainOptions())
-    assert placement.device.type == "cuda"
-    assert torch.cuda.get_device_name() in placement.reasons["device"]
-    assert placement.compile is True
+    run_device = resolve_device(TrainOptions())
+    assert run_device.device.type == "cuda"
+    assert torch.cuda.get_device_name() in run_device.reasons["device"]
+    assert run_device.compile is True
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    placement = place(TrainOptions(device="cpu", dtype="bfloat16", compile=True))
-    assert placement.device == torch.device("cpu")
-    assert placement.dtype == torch.bfloat16
-    assert placement.compile is True
-    assert set(placement.reasons.values()) == {"asked for"}
+    run_device = resolve_device(TrainOptions(device="cpu", dtype="bfloat16", compile=True))
+    assert run_device.device == torch.device("cpu")
+    assert run_device.dtype == torch.bfloat16
+    assert run_device.compile is True
+    assert set(run_device.reasons.values()) == {"asked for"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_matrix_products_run_in_the_dtype(dtype: str) -> None:
-    placement = place(TrainOptions(device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    run_device = resolve_device(TrainOptions(device="cpu", dtype=dtype))  # type: ignore[arg-type]
     layer = torch.nn.Linear(2, 2)
-    with placement.autocast():
+    with run_device.autocast():
         assert layer(torch.ones(1, 2)).dtype == getattr(torch, dtype)
     assert layer.weight.dtype == torch.float32
     assert layer(torch.ones(1, 2)).dtype == torch.float32
@@ -64,7 +64,7 @@ def test_a_missing_gpu_is_a_usage_error(name: str) -> None:
         pick_device(name)
     assert caught.value.hint == 'use device "auto"'
     with pytest.raises(UsageError, match="is not available"):
-        place(TrainOptions(device=name))
+        resolve_device(TrainOptions(device=name))
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")

@@ -16,8 +16,8 @@ from gptkit.plugin import Data, Split
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.runs import checkpoint
 from gptkit.testing import LetterCodec
-from gptkit.training.device import place
-from gptkit.training.finite import Watch
+from gptkit.training.device import resolve_device
+from gptkit.training.finite import FiniteCheck
 from gptkit.training.trainer import Trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -40,7 +40,7 @@ def trainer(**options: Any) -> Trainer:
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=26, block_size=8))
     data = Data(Letters(), Letters(), LetterCodec(), vocab_size=26, block_size=8)
     chosen = TrainOptions(**{"steps": 6, "batch_size": 4} | options)
-    return Trainer(model, data, options=chosen, placement=place(chosen), seed=1)
+    return Trainer(model, data, options=chosen, run_device=resolve_device(chosen), seed=1)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -55,14 +55,14 @@ def test_a_bad_step_is_named(value: float, bad: int, fault: str) -> None:
     values = [GOOD, GOOD]
     values[bad] = torch.tensor(value)
     with pytest.raises(DivergedError, match=f"^{fault}$") as caught:
-        Watch(nn.Linear(2, 2)).look(3, *values)
+        FiniteCheck(nn.Linear(2, 2)).after_step(3, *values)
     assert caught.value.exit_code == 3
 
 
 def test_good_steps_and_weights_pass() -> None:
-    watch = Watch(nn.Linear(2, 2))
-    watch.look(1, GOOD, torch.tensor(3e38))
-    watch.settle(1)
+    watch = FiniteCheck(nn.Linear(2, 2))
+    watch.after_step(1, GOOD, torch.tensor(3e38))
+    watch.before_save(1)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -70,13 +70,13 @@ def test_bad_weights_are_neither_evaluated_nor_saved(value: float) -> None:
     layer = nn.Linear(2, 2)
     layer.weight.data[1, 1] = value
     with pytest.raises(DivergedError, match=r"^step 4: a weight is not finite$"):
-        Watch(layer).settle(4)
+        FiniteCheck(layer).before_save(4)
 
 
 def test_huge_weights_are_finite() -> None:
     layer = nn.Linear(2, 2)
     layer.weight.data.fill_(3e38)  # the sum of their squares is not
-    Watch(layer).settle(4)
+    FiniteCheck(layer).before_save(4)
 
 
 def test_an_update_that_goes_wrong_leaves_no_checkpoint(
@@ -91,15 +91,15 @@ def test_an_update_that_goes_wrong_leaves_no_checkpoint(
 
 @needs_cuda
 def test_on_a_gpu_a_bad_step_is_found_one_step_later() -> None:
-    watch = Watch(nn.Linear(2, 2).cuda())
+    watch = FiniteCheck(nn.Linear(2, 2).cuda())
     bad, good = torch.tensor(math.nan, device="cuda"), GOOD.cuda()
-    watch.look(1, good, good)
-    watch.look(2, bad, good)
+    watch.after_step(1, good, good)
+    watch.after_step(2, bad, good)
     with pytest.raises(DivergedError, match=r"^step 2: the loss is not finite$"):
-        watch.look(3, good, good)
-    watch.look(4, good, bad)
+        watch.after_step(3, good, good)
+    watch.after_step(4, good, bad)
     with pytest.raises(DivergedError, match=r"^step 4: the norm of the gradients is not"):
-        watch.settle(4)
+        watch.before_save(4)
 
 
 @needs_cuda

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from gptkit.model.blocks import FixedCache, KVCache
+from gptkit.model.blocks import KVCache, StaticKVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Sampling, choose, uniforms
+from gptkit.sampling.rule import SamplingOptions, choose, uniforms
 from gptkit.sampling.torch_decoder import GraphDecoder, TorchDecoder, evaluating
 
 VOCAB = 9
@@ -37,7 +37,7 @@ def draw(
         TorchDecoder(model, samples),
         prompt,
         tokens=tokens,
-        sampling=Sampling(**options),
+        sampling=SamplingOptions(**options),
         samples=samples,
     )
     return np.stack(list(drawn), axis=1).tolist()
@@ -48,7 +48,7 @@ def slowly(
     model: GPT, prompt: list[int], *, tokens: int = 30, samples: int = 1, **options: Any
 ) -> list[list[int]]:
     """The same rule without a cache: every token anew from the whole window it may see."""
-    sampling, block_size = Sampling(**options), model.config.block_size
+    sampling, block_size = SamplingOptions(**options), model.config.block_size
     rows = []
     for b in range(samples):
         seen = list(prompt)
@@ -125,22 +125,22 @@ def test_of_a_long_prompt_the_last_block_counts() -> None:
 
 def test_tokens_come_one_by_one() -> None:
     decoder = TorchDecoder(make(), 2)
-    drawn = generate(decoder, [1], tokens=10**12, sampling=Sampling(), samples=2)
+    drawn = generate(decoder, [1], tokens=10**12, sampling=SamplingOptions(), samples=2)
     for chosen in itertools.islice(drawn, 5):
         assert (chosen.dtype, chosen.shape) == (np.int64, (2,))
     assert decoder.length == 5  # the prompt and four drawn tokens; the fifth was not fed
 
 
 def test_no_tokens() -> None:
-    nothing = generate(TorchDecoder(make(), 1), [1], tokens=0, sampling=Sampling())
+    nothing = generate(TorchDecoder(make(), 1), [1], tokens=0, sampling=SamplingOptions())
     assert list(nothing) == []
 
 
 def test_a_new_prompt_forgets_the_old_one() -> None:
     model = make()
     decoder = TorchDecoder(model, 1)
-    list(generate(decoder, [1, 2, 3], tokens=3, sampling=Sampling(seed=1)))
-    again = generate(decoder, [4], tokens=12, sampling=Sampling(seed=1))
+    list(generate(decoder, [1, 2, 3], tokens=3, sampling=SamplingOptions(seed=1)))
+    again = generate(decoder, [4], tokens=12, sampling=SamplingOptions(seed=1))
     assert [int(chosen[0]) for chosen in again] == draw(model, [4], tokens=12, seed=1)[0]
 
 
@@ -151,7 +151,7 @@ def test_a_step_of_fixed_shapes_gives_the_logits_of_a_growing_one(shape: dict[st
     tokens = torch.randint(VOCAB, (3, 8))
     growing, held = (KVCache(model.config, 3, like=model.wte.weight) for _ in range(2))
     position = torch.zeros(1, dtype=torch.int64)
-    fixed = FixedCache(held, position)
+    fixed = StaticKVCache(held, position)
     for start, stop in ((0, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)):
         expected = model.next_logits(tokens[:, start:stop], growing)
         if stop - start > 1:
@@ -166,7 +166,7 @@ def test_a_step_of_fixed_shapes_gives_the_logits_of_a_growing_one(shape: dict[st
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_recorded_graph_draws_what_single_kernels_draw(shape: dict[str, Any]) -> None:
     model = make(**shape).cuda()
-    sampling = Sampling(temperature=0)
+    sampling = SamplingOptions(temperature=0)
     drawn = [
         [chosen.tolist() for chosen in generate(decoder, [1], tokens=30, sampling=sampling)]
         for decoder in (TorchDecoder(model, 1), GraphDecoder(model, 1))

@@ -28,10 +28,10 @@ from gptkit.onnx.graphs import generate as loop
 from gptkit.onnx.graphs import sampling
 from gptkit.onnx.graphs.gpt import Decoder
 from gptkit.onnx.runtime.metadata import check_files
-from gptkit.onnx.runtime.model import open_model
+from gptkit.onnx.runtime.model import load_exported
 from gptkit.runs import checkpoint
 from gptkit.runs import train as run
-from gptkit.runs.loaded import open_trained
+from gptkit.runs.loaded import load_checkpoint
 
 Command = Callable[..., Result]
 Mutation = Callable[[ir.Model], None]
@@ -455,7 +455,7 @@ def test_every_weight_is_looked_at(
     name: str, runs: dict[str, Path], caught: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change too small to turn a token, but not one that rounding makes."""
-    for parameter in open_trained(runs[name], device="cpu").model.weights():
+    for parameter in load_checkpoint(runs[name], device="cpu").model.weights():
         with monkeypatch.context() as patch:
             mutate_graph(patch, "generate", weight(parameter, lambda a: a * (1 + 1e-3)))
             caught(runs[name])
@@ -514,7 +514,7 @@ def test_every_precision_and_opset_passes(
         assert all(check.passed for check in exported.checks)
         file = exported.path / "generate.onnx" if out == "kit" else exported.path
         assert check_files(file)[0].checks == exported.checks
-        described = open_model(exported.path, device="cpu").metadata
+        described = load_exported(exported.path, device="cpu").metadata
         assert (described.dtype, described.opset) == (dtype, opset)
     assert {path.name for path in tmp_path.iterdir()} <= {"kit", "m.onnx"}
 
@@ -605,7 +605,7 @@ def test_what_is_too_large_for_a_single_file_becomes_a_kit(
     assert hint[:2] == ["hint:", "gptkit"]
     result = cli(*hint[2:])
     assert (result.exit_code, result.stdout) == (0, "big\n")
-    assert open_model(tmp_path / "big", device="cpu").metadata.dtype == "float16"
+    assert load_exported(tmp_path / "big", device="cpu").metadata.dtype == "float16"
 
 
 def test_quantising_needs_the_data_and_says_so(r: Path, cli: Command, tmp_path: Path) -> None:
@@ -643,7 +643,7 @@ def test_an_earlier_kit_is_replaced(r: Path, cli: Command, tmp_path: Path) -> No
     assert cli("export", r, "--onnx", "--out", "kit", "--dtype", "int8").exit_code == 0
     assert cli("export", r, "--onnx", "--out", "kit").exit_code == 0
     assert {path.name for path in (tmp_path / "kit").iterdir()} == KIT_FILES
-    assert open_model(tmp_path / "kit", device="cpu").metadata.dtype == "float32"
+    assert load_exported(tmp_path / "kit", device="cpu").metadata.dtype == "float32"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kit", "r"]
 
 
@@ -763,9 +763,9 @@ def test_a_process_that_is_killed_at_its_proof(
     process.kill()
     process.wait()
     assert (contents(earlier) if out == "kit" else earlier.read_bytes()) == before
-    assert open_model(earlier, device="cpu").metadata.dtype == "int8"
+    assert load_exported(earlier, device="cpu").metadata.dtype == "int8"
     assert cli("export", r, "--onnx", "--out", out).exit_code == 0
-    assert open_model(earlier, device="cpu").metadata.dtype == "float32"
+    assert load_exported(earlier, device="cpu").metadata.dtype == "float32"
     assert sorted(path.name for path in tmp_path.iterdir()) == [out, "r"]
 
 

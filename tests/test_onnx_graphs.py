@@ -21,11 +21,11 @@ from gptkit.onnx.graphs.generate import generate_model
 from gptkit.onnx.graphs.source import Source
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.graphs.weights import BLOCK, PRECISIONS, quantise
-from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Sampling, uniforms
+from gptkit.sampling.rule import SamplingOptions, uniforms
 from gptkit.sampling.torch_decoder import TorchDecoder
 
 Array = NDArray[Any]
@@ -95,7 +95,7 @@ def session(proto: onnx.ModelProto) -> ort.InferenceSession:
     )
 
 
-def torch_tokens(model: GPT, prompts: Array, count: int, sampling: Sampling) -> Array:
+def torch_tokens(model: GPT, prompts: Array, count: int, sampling: SamplingOptions) -> Array:
     """What `gptkit sample` draws, (B, count)."""
     rows = len(prompts)
     drawn = generate(
@@ -144,14 +144,14 @@ def prompts_of(model: GPT, rows: int, length: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, model.config.vocab_size, (rows, length))
 
 
-def settings_of(config: GPTConfig) -> Iterator[tuple[int, int, int, Sampling]]:
+def settings_of(config: GPTConfig) -> Iterator[tuple[int, int, int, SamplingOptions]]:
     """Rows, length of the prompt, tokens and settings: below, at and past the block size."""
     size, k = config.block_size, config.vocab_size
-    yield 1, 1, 2 * size + 3, Sampling(temperature=0)
-    yield 3, size + 2, size + 2, Sampling(seed=2**63 - 1)
-    yield 2, size, 2 * size + 1, Sampling(temperature=0.7, top_k=max(1, k // 2), seed=2)
-    yield 2, max(1, size - 1), 9, Sampling(top_p=0.8, seed=3)
-    yield 1, max(1, size // 2), size + 2, Sampling(1.4, top_k=k + 3, top_p=0.6, seed=4)
+    yield 1, 1, 2 * size + 3, SamplingOptions(temperature=0)
+    yield 3, size + 2, size + 2, SamplingOptions(seed=2**63 - 1)
+    yield 2, size, 2 * size + 1, SamplingOptions(temperature=0.7, top_k=max(1, k // 2), seed=2)
+    yield 2, max(1, size - 1), 9, SamplingOptions(top_p=0.8, seed=3)
+    yield 1, max(1, size // 2), size + 2, SamplingOptions(1.4, top_k=k + 3, top_p=0.6, seed=4)
 
 
 # Models of every shape: tokens and logits.
@@ -213,10 +213,12 @@ def check_padding(step: Step, ids: Array, expected: Array, limit: float) -> None
 def check_decode(seed: int, folder: Path) -> None:
     model = make(random_config(seed))
     folder.mkdir(exist_ok=True)
-    onnx.save(build(step_model, model, opset=opset_of(seed)), folder / READER)
+    onnx.save(build(step_model, model, opset=opset_of(seed)), folder / STEP_FILE)
     fusable = model.config.head_size % 8 == 0  # all that GroupQueryAttention knows
     for fused in (False, True)[: 1 + fusable]:
-        onnx.save(build(decode_model, model, opset=opset_of(seed), fused=fused), folder / DRAWER)
+        onnx.save(
+            build(decode_model, model, opset=opset_of(seed), fused=fused), folder / DECODE_FILE
+        )
         decoding = DecodeSession(folder, "cpu")
         for burst, (rows, length, count, sampling) in zip(
             (1, 3, 64, 2, 5), settings_of(model.config), strict=True
@@ -271,8 +273,8 @@ def test_tokens_across_blocks_of_the_cache(block_size: int, prompt: int) -> None
     graph = session(build(generate_model, model))
     prompts = prompts_of(model, 2, prompt)
     for count in (63, 64, 65, 66, 129, 240):
-        expected = torch_tokens(model, prompts, count, Sampling(seed=count))
-        (tokens,) = graph.run(None, feeds(prompts, count, Sampling(seed=count)))
+        expected = torch_tokens(model, prompts, count, SamplingOptions(seed=count))
+        (tokens,) = graph.run(None, feeds(prompts, count, SamplingOptions(seed=count)))
         assert tokens.tolist() == expected.tolist(), count
 
 
@@ -281,7 +283,7 @@ def test_tokens_across_blocks_of_the_cache(block_size: int, prompt: int) -> None
 def test_a_stop_token_ends_a_row(shape: dict[str, Any], rows: int) -> None:
     model = make(**shape)
     graph = session(build(generate_model, model))
-    prompts, sampling = prompts_of(model, rows, 3), Sampling(seed=9)
+    prompts, sampling = prompts_of(model, rows, 3), SamplingOptions(seed=9)
     endless = torch_tokens(model, prompts, 100, sampling)
     lengths = set()
     for stop in range(model.config.vocab_size):
@@ -299,7 +301,7 @@ def test_a_stop_token_ends_a_row(shape: dict[str, Any], rows: int) -> None:
 def test_nothing_to_draw(count: int) -> None:
     model = make()
     (tokens,) = session(build(generate_model, model)).run(
-        None, feeds(prompts_of(model, 2, 3), count, Sampling())
+        None, feeds(prompts_of(model, 2, 3), count, SamplingOptions())
     )
     assert tokens.shape == (2, 0)
 
@@ -309,25 +311,36 @@ def test_nothing_to_draw(count: int) -> None:
 LARGEST_U, SMALLEST_U = 3747935, 5618432
 """Seeds whose first random number is the largest or the smallest that there is."""
 EDGES = [
-    Sampling(temperature=1e-7), Sampling(temperature=1e-5, seed=1), Sampling(temperature=-1),
-    Sampling(temperature=50, seed=2), Sampling(top_k=1), Sampling(top_k=10**12, seed=3),
-    Sampling(top_p=1e-30, seed=4), Sampling(top_p=1e-60, seed=4), Sampling(top_p=0.5, seed=5),
-    Sampling(top_p=1 - 2**-24, seed=6), Sampling(top_p=1 - 1e-12, seed=7),
-    Sampling(top_k=2, top_p=0.999, seed=8), Sampling(seed=2**63 - 1), Sampling(seed=2**62),
-]  # fmt: skip
+    SamplingOptions(temperature=1e-7),
+    SamplingOptions(temperature=1e-5, seed=1),
+    SamplingOptions(temperature=-1),
+    SamplingOptions(temperature=50, seed=2),
+    SamplingOptions(top_k=1),
+    SamplingOptions(top_k=10**12, seed=3),
+    SamplingOptions(top_p=1e-30, seed=4),
+    SamplingOptions(top_p=1e-60, seed=4),
+    SamplingOptions(top_p=0.5, seed=5),
+    SamplingOptions(top_p=1 - 2**-24, seed=6),
+    SamplingOptions(top_p=1 - 1e-12, seed=7),
+    SamplingOptions(top_k=2, top_p=0.999, seed=8),
+    SamplingOptions(seed=2**63 - 1),
+    SamplingOptions(seed=2**62),
+]
 """Settings at the ends of their ranges."""
 EXTREMES = [
-    Sampling(top_k=k, top_p=p, seed=seed)
-    for seed in (LARGEST_U, SMALLEST_U) for k in (0, 1, 7) for p in (1.0, 0.6)
-]  # fmt: skip
+    SamplingOptions(top_k=k, top_p=p, seed=seed)
+    for seed in (LARGEST_U, SMALLEST_U)
+    for k in (0, 1, 7)
+    for p in (1.0, 0.6)
+]
 
 
 @pytest.mark.parametrize("std", [0.4, 0.0, 3.0], ids=["usual", "all alike", "wild"])
 def test_the_edges_of_the_sampling_rule(std: float, tmp_path: Path) -> None:
     model = make(n_layer=1, vocab_size=33, std=std)  # std 0: every logit is the same
     graph = session(build(generate_model, model))
-    onnx.save(build(step_model, model), tmp_path / READER)
-    onnx.save(build(decode_model, model), tmp_path / DRAWER)
+    onnx.save(build(step_model, model), tmp_path / STEP_FILE)
+    onnx.save(build(decode_model, model), tmp_path / DECODE_FILE)
     decoding = DecodeSession(tmp_path, "cpu")
     prompts = prompts_of(model, 3, 2)
     assert [uniforms(seed, 0, 3)[0] for seed in (LARGEST_U, SMALLEST_U)] == [1, 2**-25]
@@ -358,13 +371,13 @@ def test_float16_is_near(shape: dict[str, Any], opset: int, tmp_path: Path) -> N
     assert {x.dtype for x in past} == {np.dtype(np.float16)}
     assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
 
-    greedy = Sampling(temperature=0)
+    greedy = SamplingOptions(temperature=0)
     proto = build(generate_model, model, opset=opset, dtype="float16")
     (tokens,) = session(proto).run(None, feeds(ids[:, :4], 13, greedy))
-    onnx.save(build(step_model, model, opset=opset, dtype="float16"), tmp_path / READER)
+    onnx.save(build(step_model, model, opset=opset, dtype="float16"), tmp_path / STEP_FILE)
     for fused in (True, False):
         proto = build(decode_model, model, opset=opset, dtype="float16", fused=fused)
-        onnx.save(proto, tmp_path / DRAWER)
+        onnx.save(proto, tmp_path / DECODE_FILE)
         drawn = DecodeSession(tmp_path, "cpu").stream(ids[:, :4], 13, greedy, burst=13)
         assert np.concatenate(list(drawn), axis=1).tolist() == tokens.tolist()
     clear = np.sort(expected, axis=-1)[..., -1] - np.sort(expected, axis=-1)[..., -2] > 0.1
@@ -430,7 +443,7 @@ def test_quantised_graphs_are_the_model_with_rounded_weights(
     assert np.sqrt(np.square(found - expected).mean()) < 0.03 * spread  # int8 activations
     assert np.sqrt(np.square(found - original).mean()) < (0.05 if bits == 8 else 0.5) * spread
 
-    greedy, prompts = Sampling(temperature=0), ids[:, :4]
+    greedy, prompts = SamplingOptions(temperature=0), ids[:, :4]
     (tokens,) = session(build(generate_model, model_again(model, shape, n_embd), dtype=dtype)).run(
         None, feeds(prompts, 13, greedy)
     )
@@ -454,8 +467,8 @@ def test_the_reference_implementation_of_onnx_agrees(shape: dict[str, Any], opse
     model = make(block_size=6, **shape)
     evaluator = ReferenceEvaluator(build(generate_model, model, opset=opset))
     for rows, length, sampling in (
-        (1, 1, Sampling(temperature=0)), (2, 8, Sampling(seed=1)),
-        (2, 3, Sampling(temperature=0.7, top_k=4, top_p=0.9, seed=2)),
+        (1, 1, SamplingOptions(temperature=0)), (2, 8, SamplingOptions(seed=1)),
+        (2, 3, SamplingOptions(temperature=0.7, top_k=4, top_p=0.9, seed=2)),
     ):  # fmt: skip
         prompts = prompts_of(model, rows, length)
         expected = torch_tokens(model, prompts, 10, sampling)

@@ -20,9 +20,9 @@ from gptkit.onnx.export.export import export
 from gptkit.onnx.export.foreign_configs import tokenizer
 from gptkit.onnx.runtime import decode_session as decoding
 from gptkit.onnx.runtime.decode_session import DecodeSession
-from gptkit.runs.loaded import Trained, open_trained
+from gptkit.runs.loaded import LoadedModel, load_checkpoint
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Sampling
+from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import TorchDecoder
 from tests.support import stir, train
 
@@ -63,15 +63,17 @@ def kit(folders: dict[str, Path]) -> Path:
 
 
 @pytest.fixture
-def trained(folders: dict[str, Path]) -> Trained:
-    return open_trained(folders["ascii"] / "r", device="cpu")
+def trained(folders: dict[str, Path]) -> LoadedModel:
+    return load_checkpoint(folders["ascii"] / "r", device="cpu")
 
 
 def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def torch_tokens(trained: Trained, prompts: Array, count: int, sampling: Sampling) -> Array:
+def torch_tokens(
+    trained: LoadedModel, prompts: Array, count: int, sampling: SamplingOptions
+) -> Array:
     """What `gptkit sample` draws from the checkpoint, (B, count)."""
     rows = len(prompts)
     drawn = generate(
@@ -84,7 +86,7 @@ def torch_tokens(trained: Trained, prompts: Array, count: int, sampling: Samplin
 # The files.
 
 
-def test_graphs_are_small_and_weights_are_there_once(kit: Path, trained: Trained) -> None:
+def test_graphs_are_small_and_weights_are_there_once(kit: Path, trained: LoadedModel) -> None:
     held = load_file(kit / "model.safetensors")
     weights = trained.model.weights()
     assert set(held) == set(weights)
@@ -165,7 +167,7 @@ def test_the_loop_graph_says_what_it_takes(kit: Path) -> None:
     )  # fmt: skip
 
 
-def test_configs_tell_the_sizes(kit: Path, trained: Trained) -> None:
+def test_configs_tell_the_sizes(kit: Path, trained: LoadedModel) -> None:
     config, shape = json.loads((kit / "config.json").read_text()), trained.model.config
     expected = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -203,9 +205,9 @@ print(len(test["cases"]), "gptkit" in sys.modules)
         [sys.executable, "-c", code], cwd=folder / "kit", capture_output=True, text=True, check=True
     )
     assert done.stdout == "3 False\n"
-    trained = open_trained(folder / "r", device="cpu")
+    trained = load_checkpoint(folder / "r", device="cpu")
     for case in json.loads((folder / "kit" / "selftest.json").read_text())["cases"]:
-        sampling = Sampling(
+        sampling = SamplingOptions(
             temperature=case["temperature"], top_k=case["top_k"], top_p=case["top_p"],
             seed=case["seed"],
         )  # fmt: skip
@@ -217,12 +219,12 @@ print(len(test["cases"]), "gptkit" in sys.modules)
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 5), (2, 24), (1, 40)])
 @pytest.mark.parametrize("burst", [1, 7, 100])
 def test_decode_draws_what_generate_draws(
-    rows: int, length: int, burst: int, kit: Path, trained: Trained
+    rows: int, length: int, burst: int, kit: Path, trained: LoadedModel
 ) -> None:
     vocab_size = trained.model.config.vocab_size
     prompts = np.random.default_rng(length).integers(0, vocab_size, (rows, length))
     steps = DecodeSession(kit, "cpu")
-    for sampling in (Sampling(seed=4), Sampling(top_k=9, top_p=0.9, seed=5)):
+    for sampling in (SamplingOptions(seed=4), SamplingOptions(top_k=9, top_p=0.9, seed=5)):
         drawn = list(steps.stream(prompts, 70, sampling, burst=burst))
         assert max(part.shape[1] for part in drawn) <= burst
         tokens = np.concatenate(drawn, axis=1)
@@ -231,24 +233,29 @@ def test_decode_draws_what_generate_draws(
 
 @pytest.mark.parametrize("room", [1, 5, 24, 30])
 def test_a_long_drawing_needs_little_room(
-    room: int, kit: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+    room: int, kit: Path, trained: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "MOST_DRAWS", room)
     prompts = np.array([[1, 2, 3], [4, 5, 6]])
-    expected = torch_tokens(trained, prompts, 70, Sampling(seed=6)).tolist()
+    expected = torch_tokens(trained, prompts, 70, SamplingOptions(seed=6)).tolist()
     for burst in (1, 7, 100):
-        drawn = list(DecodeSession(kit, "cpu").stream(prompts, 70, Sampling(seed=6), burst=burst))
+        drawn = list(
+            DecodeSession(kit, "cpu").stream(prompts, 70, SamplingOptions(seed=6), burst=burst)
+        )
         assert np.concatenate(drawn, axis=1).tolist() == expected
         assert max(part.shape[1] for part in drawn) <= min(room, burst)
 
 
-def test_two_drawings_at_once_do_not_meet(kit: Path, trained: Trained) -> None:
+def test_two_drawings_at_once_do_not_meet(kit: Path, trained: LoadedModel) -> None:
     steps, prompts = DecodeSession(kit, "cpu"), np.array([[1, 2, 3]])
-    streams = [steps.stream(prompts, 40, Sampling(seed=seed)) for seed in (1, 2)]
+    streams = [steps.stream(prompts, 40, SamplingOptions(seed=seed)) for seed in (1, 2)]
     turns = list(zip(*streams, strict=True))
     for i, seed in enumerate((1, 2)):
         tokens = np.concatenate([turn[i] for turn in turns], axis=1)
-        assert tokens.tolist() == torch_tokens(trained, prompts, 40, Sampling(seed=seed)).tolist()
+        assert (
+            tokens.tolist()
+            == torch_tokens(trained, prompts, 40, SamplingOptions(seed=seed)).tolist()
+        )
 
 
 # Other programs.
@@ -289,7 +296,7 @@ print(*ids)
     pytest.importorskip("tokenizers")
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("transformers is not installed")
-    codec = open_trained(folders[name] / "r", device="cpu").codec
+    codec = load_checkpoint(folders[name] / "r", device="cpu").codec
     text = "When I do count the clock\n" if name == "ascii" else FOREIGN
     done = subprocess.run(
         [sys.executable, "-c", code, text], cwd=folders[name] / "kit", capture_output=True,
@@ -346,7 +353,7 @@ def test_onnxruntime_genai_draws_the_same_tokens(
 ) -> None:
     if importlib.util.find_spec("onnxruntime_genai") is None:
         pytest.skip("onnxruntime-genai is not installed")
-    trained = open_trained(folders[name] / "r", device="cpu")
+    trained = load_checkpoint(folders[name] / "r", device="cpu")
     start = trained.codec.encode(prompt)
     found = genai(folders[name] / "kit", prompt, start)
     if prompt:
@@ -354,7 +361,7 @@ def test_onnxruntime_genai_draws_the_same_tokens(
         assert found["decoded"] == found["streamed"] == prompt
     block_size = trained.model.config.block_size
     greedy = torch_tokens(
-        trained, np.array([start]), block_size - len(start), Sampling(temperature=0)
+        trained, np.array([start]), block_size - len(start), SamplingOptions(temperature=0)
     )
     config = json.loads((folders[name] / "kit" / "genai_config.json").read_text())
     expected = [*start, *greedy[0].tolist()]
@@ -366,7 +373,7 @@ def test_onnxruntime_genai_draws_the_same_tokens(
     assert max(found["sampled"]) < trained.model.config.vocab_size
 
 
-def test_transformers_like_runners_find_the_names(kit: Path, trained: Trained) -> None:
+def test_transformers_like_runners_find_the_names(kit: Path, trained: LoadedModel) -> None:
     """A loop over model.onnx as optimum and transformers.js have it: names alone."""
     graph = session(kit / "model.onnx")
     names = [x.name for x in graph.get_inputs()]
@@ -384,7 +391,7 @@ def test_transformers_like_runners_find_the_names(kit: Path, trained: Trained) -
         past = {name: found[name.replace("past_key_values", "present")] for name in past}
         ids = found["logits"][:, -1:].argmax(axis=-1)
         drawn.append(int(ids[0, 0]))
-    expected = torch_tokens(trained, np.array([[5, 6, 7]]), 20, Sampling(temperature=0))
+    expected = torch_tokens(trained, np.array([[5, 6, 7]]), 20, SamplingOptions(temperature=0))
     assert drawn == expected[0].tolist()
 
 
@@ -393,7 +400,7 @@ def test_symbols_of_several_characters_have_no_tokenizer(
 ) -> None:
     """A foreign codec's tokens may be whole words, which a table of characters cannot cut."""
     path = folders["ascii"] / "r"
-    codec = type(open_trained(path, device="cpu").codec)
+    codec = type(load_checkpoint(path, device="cpu").codec)
     legend: Callable[[Any], dict[str, Any]] = codec.legend  # type: ignore[assignment]
     words = lambda self: {"text": [f"{x}{x}" for x in legend(self)["text"]]}  # noqa: E731
     monkeypatch.setattr(codec, "legend", words)

@@ -15,7 +15,7 @@ from typer.testing import Result
 from gptkit.onnx.export.export import export
 from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
-from gptkit.onnx.runtime.model import open_model
+from gptkit.onnx.runtime.model import load_exported
 from gptkit.sampling.rule import uniforms
 from tests.support import execute, train
 
@@ -236,7 +236,7 @@ def test_the_programs_of_a_kit_of_images(
     assert (tmp_path / "drawn.png").is_file()
     ids = [int(i) for i in cli("sample", kit, *arguments.split()[:2], "--ids").stdout.split()]
     assert python(in_python, cwd=kit) == ""
-    pixels = open_model(kit).codec.decode_array(ids)
+    pixels = load_exported(kit).codec.decode_array(ids)
     assert (kit / "drawn.ppm").read_bytes() == b"P6 4 4 255\n" + pixels.tobytes()
     assert [int(i) for i in node(NODE, in_js, cwd=kit).split()] == ids[1:]
 

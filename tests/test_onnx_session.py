@@ -20,14 +20,14 @@ from typer.testing import Result
 
 from gptkit.errors import GptkitError, UsageError
 from gptkit.onnx.export.export import export
-from gptkit.onnx.proof.seal import seal
+from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.generate_session import GenerateSession, next_context
 from gptkit.onnx.runtime.metadata import FORMAT, KEY, LONGEST_PROOF, PROOF_KEY, check_files
-from gptkit.onnx.runtime.model import OnnxModel, open_model
+from gptkit.onnx.runtime.model import OnnxModel, load_exported
 from gptkit.onnx.runtime.providers import gpus
-from gptkit.runs.loaded import open_trained
-from gptkit.sampling.rule import Sampling
-from gptkit.sampling.samples import Request
+from gptkit.runs.loaded import load_checkpoint
+from gptkit.sampling.rule import SamplingOptions
+from gptkit.sampling.samples import SampleRequest
 from tests.support import stir, train
 
 Command = Callable[..., Result]
@@ -165,7 +165,7 @@ def test_whole_pictures_cannot_be_continued(pixels: Path, cli: Command, tmp_path
 
 @pytest.fixture(params=["model.onnx", "kit"])
 def model(request: pytest.FixtureRequest, text: Path) -> OnnxModel:
-    return open_model(text / request.param, device="cpu")
+    return load_exported(text / request.param, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -179,18 +179,18 @@ def model(request: pytest.FixtureRequest, text: Path) -> OnnxModel:
 def test_drawing_in_parts_is_drawing_at_once(
     prompt: str, options: dict[str, Any], model: OnnxModel, text: Path
 ) -> None:
-    sampling = Sampling(**options)
-    trained = open_trained(text / "r", device="cpu")
+    sampling = SamplingOptions(**options)
+    trained = load_checkpoint(text / "r", device="cpu")
     for samples, tokens in ((1, 130), (3, 50), (2, 1), (1, 15), (1, 16), (1, 17)):
-        request = Request(prompt, tokens=tokens, samples=samples)
-        expected = trained.draw(request, sampling).rows()
-        assert model.draw(request, sampling, watched=True).rows() == expected
-        assert model.draw(request, sampling).rows() == expected
+        request = SampleRequest(prompt, tokens=tokens, samples=samples)
+        expected = trained.sample(request, sampling).rows()
+        assert model.sample(request, sampling, watched=True).rows() == expected
+        assert model.sample(request, sampling).rows() == expected
 
 
 @pytest.mark.timeout(40)
 def test_the_first_tokens_come_early(model: OnnxModel) -> None:
-    drawing = model.draw(Request(tokens=10**8), Sampling(), watched=True)
+    drawing = model.sample(SampleRequest(tokens=10**8), SamplingOptions(), watched=True)
     first = [next(drawing.stream) for _ in range(40)]
     assert {len(row) for row in first} == {1}
 
@@ -276,9 +276,9 @@ def test_a_reader_that_leaves_ends_sampling(exported: str, text: Path) -> None:
 def test_a_stop_token_ends_the_rows(text: Path) -> None:
     single = GenerateSession(text / "model.onnx", "cpu")
     prompt = np.array([[1, 2], [3, 4]])
-    endless = single.generate(prompt, 60, Sampling(seed=2))
+    endless = single.generate(prompt, 60, SamplingOptions(seed=2))
     stop = int(endless[0, 7])
-    found = single.generate(prompt, 60, Sampling(seed=2), stop_token=stop)
+    found = single.generate(prompt, 60, SamplingOptions(seed=2), stop_token=stop)
     ends = [row.tolist().index(stop) if stop in row else 60 for row in endless]
     assert found.shape[1] == min(60, max(ends) + 1)
     for row, whole, end in zip(found, endless, ends, strict=True):
@@ -446,7 +446,7 @@ def test_files_of_other_programs(refused: Callable[..., str], tmp_path: Path) ->
         said = refused(path)
         assert f'other.onnx: it lacks the metadata "{PROOF_KEY}"' in said
         assert "only whole files that gptkit export --onnx wrote can be sampled" in said
-    seal(path, [])
+    append_proof(path, [])
     assert f'other.onnx: it lacks the metadata "{KEY}"' in refused(path)
 
 
@@ -481,7 +481,7 @@ def described(tmp_path: Path) -> Callable[..., Path]:
         proto.metadata_props.add(key=KEY, value=said)
         path = tmp_path / "described.onnx"
         onnx.save(proto, path)
-        seal(path, [])
+        append_proof(path, [])
         return path
 
     return write
@@ -681,8 +681,8 @@ def test_a_graph_that_does_not_draw_by_itself(
 
 def test_errors_are_of_the_known_kinds(text: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        open_model(tmp_path / "none.onnx")
+        load_exported(tmp_path / "none.onnx")
     (tmp_path / "a.onnx").write_bytes((text / "model.onnx").read_bytes()[:-40])
     with pytest.raises(GptkitError) as error:
-        open_model(tmp_path / "a.onnx")
+        load_exported(tmp_path / "a.onnx")
     assert error.value.exit_code == 1

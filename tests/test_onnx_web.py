@@ -19,8 +19,8 @@ from typer.testing import Result
 from gptkit.onnx.export.export import export
 from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
-from gptkit.onnx.runtime.model import open_model
-from gptkit.sampling.rule import Sampling
+from gptkit.onnx.runtime.model import load_exported
+from gptkit.sampling.rule import SamplingOptions
 from tests.support import execute, train
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
@@ -148,7 +148,7 @@ def test_text_is_what_the_command_line_writes(
 ) -> None:
     shutil.copytree(text_page, site.folder, dirs_exist_ok=True)
     prompt = 'The lazy dög\'s "fox"\n'
-    sampling = Sampling(temperature=0.9, top_k=7, top_p=0.8, seed=2**62 + 1)
+    sampling = SamplingOptions(temperature=0.9, top_k=7, top_p=0.8, seed=2**62 + 1)
     settings = {"temperature": 0.9, "topK": 7, "topP": 0.8, "seed": str(sampling.seed)}
     found = visit(
         ["set", "prompt", prompt], ["set", "length", "200"], ["set", "seed", "5"], ["write"],
@@ -195,7 +195,7 @@ def test_pictures_are_what_the_command_line_draws(
         ["set", "start", "7"], ["set", "samples", "2"], ["write"],
     )  # fmt: skip
     each, chosen = (result for result in found["results"] if result is not None)
-    model, codec = site.folder / "model.onnx", open_model(site.folder / "model.onnx").codec
+    model, codec = site.folder / "model.onnx", load_exported(site.folder / "model.onnx").codec
     for result, arguments in (
         (each, ("--samples", 12)),
         (chosen, ("--samples", 2, "--class", "ring")),

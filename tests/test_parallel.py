@@ -266,13 +266,13 @@ def test_a_run_is_resumed_on_another_number_of_processes(
 @pytest.mark.slow
 def test_dropout_differs_between_ranks_and_a_resumed_run_repeats_it(workshop: Workshop) -> None:
     sets = ["model.dropout=0.3", "train.steps=6", "train.eval_every=3"]
-    whole = workshop.train("dropout", 2, *sets)
+    full_tensor = workshop.train("dropout", 2, *sets)
     again = workshop.folder / "dropout-again"
-    shutil.copytree(whole, again)
+    shutil.copytree(full_tensor, again)
     shutil.rmtree(again / "checkpoints/step-00000006")
     code, _, stderr = workshop.run(2, "resume", again.name)
     assert code == 0, stderr
-    files = [run / "checkpoints/step-00000006/model.safetensors" for run in (whole, again)]
+    files = [run / "checkpoints/step-00000006/model.safetensors" for run in (full_tensor, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

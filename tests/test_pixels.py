@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typer.testing import Result
 
 from gptkit.recipe.options import TrainOptions
-from gptkit.training.device import place
+from gptkit.training.device import resolve_device
 from gptkit.training.trainer import evaluate
 from gptkit_cifar10.dataset import Cifar10
 
@@ -53,8 +53,8 @@ class Uniform(nn.Module):
 
 def test_a_model_that_knows_nothing_has_eight_bits_per_dimension() -> None:
     data = Cifar10(source="shapes", size=2, colors="rgb").load()
-    placement = place(TrainOptions(device="cpu"))
-    result = evaluate(Uniform(), data.val, placement=placement, batch_size=64)
+    run_device = resolve_device(TrainOptions(device="cpu"))
+    result = evaluate(Uniform(), data.val, run_device=run_device, batch_size=64)
     assert data.codec.lossless
     assert result.tokens == 600 * 2 * 2 * 3
     assert result.bits_per_token == pytest.approx(8, abs=1e-12)

@@ -11,7 +11,7 @@ from gptkit.recipe import registry
 from gptkit.recipe.recipe import PluginSpec
 from gptkit.runs import run_folder
 from gptkit.runs import train as run
-from gptkit.runs.loaded import open_trained
+from gptkit.runs.loaded import load_checkpoint
 
 Install = Callable[..., Path]
 TinyRecipe = Callable[..., Path]
@@ -310,7 +310,7 @@ def test_a_recipe_can_lose_its_plugin(
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(site)])
     with pytest.raises(GptkitError, match='no callback named "gone"'):
         run.resume(trained.path, report=print)
-    assert open_trained(trained.path).state.step == 4  # sampling needs the codec alone
+    assert load_checkpoint(trained.path).state.step == 4  # sampling needs the codec alone
     assert run_folder.open_run(trained.path).step_folder().name == "step-00000004"
 
 

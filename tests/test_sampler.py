@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptkit.errors import UsageError
-from gptkit.sampling.rule import Floats, Sampling, choose, uniforms
+from gptkit.sampling.rule import Floats, SamplingOptions, choose, uniforms
 
 LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
 HIGHEST, LOWEST = 1252319804544721972, 7046029254386353131
@@ -31,13 +31,13 @@ def row(*values: float) -> Floats:
 
 
 def pick(logits: Floats, u: float, **options: Any) -> int:
-    chosen = choose(logits, np.array([u], dtype=np.float32), Sampling(**options))
+    chosen = choose(logits, np.array([u], dtype=np.float32), SamplingOptions(**options))
     assert (chosen.dtype, chosen.shape) == (np.int64, (1,))
     return int(chosen[0])
 
 
 def frequencies(logits: Floats, draws: int = 20_000, **options: Any) -> Floats:
-    sampling = Sampling(seed=99, **options)
+    sampling = SamplingOptions(seed=99, **options)
     chosen = choose(np.repeat(logits, draws, axis=0), uniforms(99, 0, draws), sampling)
     return np.bincount(chosen, minlength=logits.shape[1]) / np.float32(draws)
 
@@ -191,7 +191,7 @@ def test_choices_equal_the_slow_rules(temperature: float, top_k: int, top_p: flo
     logits = generator.normal(scale=2, size=(40, 20)).astype(np.float32)
     logits[::2] = logits[::2].round()  # many ties
     u = generator.random(40, dtype=np.float32)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
     assert choose(logits, u, sampling).tolist() == [
         slow_choice(
             logits[b].tolist(), float(u[b]), temperature=temperature, top_k=top_k, top_p=top_p
@@ -206,7 +206,7 @@ def test_rows_do_not_depend_on_each_other(options: dict[str, Any]) -> None:
     logits = generator.normal(size=(8, 30)).astype(np.float32)
     u = generator.random(8, dtype=np.float32)
     before = logits.copy()
-    together = choose(logits, u, Sampling(**options))
+    together = choose(logits, u, SamplingOptions(**options))
     alone = [pick(logits[b : b + 1], u[b], **options) for b in range(8)]
     assert together.tolist() == alone
     assert np.array_equal(logits, before)  # the caller's logits stay as they are
@@ -232,9 +232,9 @@ def test_a_vocabulary_of_one() -> None:
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any], fault: str) -> None:
     with pytest.raises(UsageError, match=fault):
-        Sampling(**options)
+        SamplingOptions(**options)
 
 
 def test_the_ends_of_every_range_are_taken() -> None:
-    Sampling(temperature=0, top_k=0, top_p=1, seed=0)
-    Sampling(temperature=-1, top_k=10**9, top_p=1e-9, seed=2**63 - 1)
+    SamplingOptions(temperature=0, top_k=0, top_p=1, seed=0)
+    SamplingOptions(temperature=-1, top_k=10**9, top_p=1e-9, seed=2**63 - 1)

@@ -19,11 +19,11 @@ from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.runs import checkpoint
 from gptkit.runs.checkpoint import CodecRecord, Record
 from gptkit.testing import LetterCodec
-from gptkit.training.device import place
+from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Evaluation, Trainer, evaluate
 
 BLOCK, VOCAB = 8, 26
-CPU = place(TrainOptions(device="cpu"))
+CPU = resolve_device(TrainOptions(device="cpu"))
 
 
 class Acting(Callback):
@@ -135,7 +135,7 @@ def trainer(
         codec=CodecRecord(name="letters", distribution="gptkit-letters", options={}),
     )
     return Trainer(
-        model, data, options=chosen, placement=place(chosen), seed=3, callbacks=callbacks,
+        model, data, options=chosen, run_device=resolve_device(chosen), seed=3, callbacks=callbacks,
         record=record,
     )  # fmt: skip
 
@@ -306,7 +306,7 @@ def test_an_evaluation_is_the_mean_over_all_tokens(tmp_path: Path, tokens: int) 
     split = stream(tmp_path / "letters", text)
     total, counted = by_hand(model, torch.tensor([ord(letter) - ord("a") for letter in text]))
     for batch_size in (1, 2, 3, 100):
-        result = evaluate(model, split, placement=CPU, batch_size=batch_size)
+        result = evaluate(model, split, run_device=CPU, batch_size=batch_size)
         assert result.tokens == counted
         assert result.loss == pytest.approx(total / counted, abs=1e-5)
 
@@ -318,22 +318,22 @@ def test_an_evaluation_leaves_out_masked_targets(batch_size: int) -> None:
     kept = split.y != IGNORE
     with torch.no_grad():
         expected = F.cross_entropy(model.logits(split.x)[kept], split.y[kept]).item()
-    result = evaluate(model, split, placement=CPU, batch_size=batch_size)
+    result = evaluate(model, split, run_device=CPU, batch_size=batch_size)
     assert result.tokens == 16 * BLOCK - 25
     assert result.loss == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_evaluation_is_without_dropout_and_gives_the_mode_back(data: Data) -> None:
     plain, dropping = make().eval(), make(dropout=0.5).train()
-    expected = evaluate(plain, data.val, placement=CPU, batch_size=4)
-    assert evaluate(dropping, data.val, placement=CPU, batch_size=4) == expected
+    expected = evaluate(plain, data.val, run_device=CPU, batch_size=4)
+    assert evaluate(dropping, data.val, run_device=CPU, batch_size=4) == expected
     assert dropping.training
     assert not plain.training
 
 
 def test_an_evaluation_can_be_limited_to_its_first_batches(data: Data) -> None:
     model = make()
-    limited = evaluate(model, data.val, placement=CPU, batch_size=2, batches=3)
+    limited = evaluate(model, data.val, run_device=CPU, batch_size=2, batches=3)
     assert limited.tokens == 3 * 2 * BLOCK
     x, y = data.val[torch.arange(6) * BLOCK]
     assert limited.loss == pytest.approx(model(x, y).item(), abs=1e-6)

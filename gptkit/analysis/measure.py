@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptkit.errors import UsageError
 from gptkit.plugin import Data, Split
-from gptkit.runs.loaded import Trained, open_with_data
+from gptkit.runs.loaded import LoadedModel, open_with_data
 from gptkit.training.trainer import Evaluation, evaluate
 
 WEIGHT_DECAY = 1e-3
@@ -75,7 +75,7 @@ def probe_run(
 
 def evaluate_run(
     path: Path | None, *, which: str = "last", device: str = "auto", by_class: bool = False
-) -> tuple[Evaluation, float | None, Trained]:
+) -> tuple[Evaluation, float | None, LoadedModel]:
     """The loss over a run's whole validation split, the accuracy of `classify`, and the model.
 
     Args:
@@ -84,13 +84,13 @@ def evaluate_run(
         device: where to compute.
         by_class: whether to classify; the accuracy is None otherwise.
     """
-    trained, data, placement, batch_size = open_with_data(path, which=which, device=device)
+    trained, data, run_device, batch_size = open_with_data(path, which=which, device=device)
     accuracy = classify(trained, data, batch_size=batch_size) if by_class else None
-    result = evaluate(trained.model, data.val, placement=placement, batch_size=batch_size)
+    result = evaluate(trained.model, data.val, run_device=run_device, batch_size=batch_size)
     return result, accuracy, trained
 
 
-def classify(trained: Trained, data: Data, *, batch_size: int) -> float:
+def classify(trained: LoadedModel, data: Data, *, batch_size: int) -> float:
     """Accuracy, on the validation split, of naming the class c with the highest p(x | c).
 
     Raises:
@@ -118,7 +118,7 @@ class _Features:
 
 
 @torch.no_grad()
-def _features(trained: Trained, split: Split, items: int, batch_size: int) -> _Features:
+def _features(trained: LoadedModel, split: Split, items: int, batch_size: int) -> _Features:
     """Of at most so many items, drawn from all of the split."""
     generator = np.random.default_rng(0)
     chosen = torch.from_numpy(np.sort(generator.permutation(len(split))[:items]))
@@ -160,7 +160,7 @@ def _accuracy(x: Tensor, labels: Tensor, x_val: Tensor, labels_val: Tensor) -> f
 
 
 @torch.no_grad()
-def _item_losses(trained: Trained, x: Tensor, y: Tensor, start: int) -> Tensor:
+def _item_losses(trained: LoadedModel, x: Tensor, y: Tensor, start: int) -> Tensor:
     x = x.clone()
     x[:, 0] = start
     return trained.model.token_losses(x, y).sum(dim=1)

@@ -106,17 +106,17 @@ def sample(
 
     RUN may also be an exported model.onnx or kit, which runs without torch.
     """
-    from gptkit.sampling.rule import Sampling
-    from gptkit.sampling.samples import Request
+    from gptkit.sampling.rule import SamplingOptions
+    from gptkit.sampling.samples import SampleRequest
     from gptkit.show import samples as show
 
     model = _open_any(run_folder, checkpoint, device)
     if out:
         show.check_out(out, None if ids else model.codec)
-    warmth = model.temperature if temperature is None else temperature
-    drawing = model.draw(
-        Request(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
-        Sampling(temperature=warmth, top_k=top_k, top_p=top_p, seed=seed),
+    temperature = model.temperature if temperature is None else temperature
+    drawing = model.sample(
+        SampleRequest(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
+        SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         watched=out is None and sys.stdout.isatty(),
     )
     if ids:
@@ -222,7 +222,7 @@ def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
 
         if checkpoint != "last":
             raise UsageError(f"{path}: an exported model has no checkpoints to choose from")
-        model = session.open_model(path, device=device)
+        model = session.load_exported(path, device=device)
         if device == "auto":
             _report(f"running on {model.provider}")
         return model
@@ -232,7 +232,7 @@ def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
         )
     from gptkit.runs import loaded
 
-    return loaded.open_trained(path, which=checkpoint, device=device)
+    return loaded.load_checkpoint(path, which=checkpoint, device=device)
 
 
 def _print_folder(path: Path) -> None:

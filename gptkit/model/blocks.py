@@ -82,7 +82,7 @@ class KVCache(Context):
         self.length = 0
 
 
-class FixedCache(Context):
+class StaticKVCache(Context):
     """A `KVCache` seen as buffers that never change their shape, for one token at a time.
 
     Nothing here depends on a number that the host knows, so a CUDA graph can repeat it.
@@ -110,7 +110,7 @@ class FixedCache(Context):
         return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
 
 
-NO_PAST = Context()
+NO_CACHE = Context()
 
 
 class LearnedPosition(nn.Module):

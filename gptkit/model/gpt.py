@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptkit.errors import CheckpointError
-from gptkit.model.blocks import MLP, NO_PAST, NORMS, POSITIONS, Attention, Block, Context, PlainNorm
+from gptkit.model.blocks import (
+    MLP,
+    NO_CACHE,
+    NORMS,
+    POSITIONS,
+    Attention,
+    Block,
+    Context,
+    PlainNorm,
+)
 from gptkit.recipe.options import GPTConfig
 
 
@@ -39,7 +48,7 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T)."""
         return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten(), ignore_index=-100)
 
-    def logits(self, x: Tensor, context: Context = NO_PAST) -> Tensor:
+    def logits(self, x: Tensor, context: Context = NO_CACHE) -> Tensor:
         """Unnormalised log-probabilities of the next token, (B, T) to (B, T, vocab_size).
 
         With a `KVCache`, x holds only the tokens that follow those of earlier calls.
@@ -50,7 +59,7 @@ class GPT(nn.Module):
         """Logits of the token after the last one alone, (B, T) to (B, vocab_size)."""
         return self.lm_head(self.features(x, context)[:, -1])
 
-    def features(self, x: Tensor, context: Context = NO_PAST) -> Tensor:
+    def features(self, x: Tensor, context: Context = NO_CACHE) -> Tensor:
         """The residual stream after the last norm, (B, T) to (B, T, C)."""
         h = self.embed(x, context.positions(x.size(1)))
         for block in self.h:
@@ -67,10 +76,10 @@ class GPT(nn.Module):
 
         (B, T) to (n_layer + 1, B, C).
         """
-        h = self.embed(x, NO_PAST.positions(x.size(1)))
+        h = self.embed(x, NO_CACHE.positions(x.size(1)))
         means = [h.mean(dim=1)]
         for block in self.h:
-            h = block(h, NO_PAST)
+            h = block(h, NO_CACHE)
             means.append(h.mean(dim=1))
         return torch.stack(means)
 

@@ -11,21 +11,21 @@ from gptkit.runs import run_folder
 from gptkit.recipe import registry
 from gptkit.codec import Codec
 from gptkit.sampling.torch_decoder import TorchDecoder, evaluating, make_decoder
-from gptkit.training.device import Placement, pick_device, place
-from gptkit.sampling.samples import Drawing, Request
+from gptkit.training.device import RunDevice, pick_device, resolve_device
+from gptkit.sampling.samples import Samples, SampleRequest
 from gptkit.errors import RunError
 from gptkit.runs.run_folder import RunFolder
 from gptkit.sampling.generate import Decoder, generate
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
-from gptkit.sampling.rule import Sampling
+from gptkit.sampling.rule import SamplingOptions
 
 PREVIEWS = 16
 """Pictures in a preview."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A model as a checkpoint holds it, with what is needed to talk to it."""
 
     model: GPT
@@ -42,12 +42,12 @@ class Trained:
         """Of samples, where nobody asks for one."""
         return self.codec.temperature
 
-    def draw(self, request: Request, sampling: Sampling, *, watched: bool = False) -> Drawing:
+    def sample(self, request: SampleRequest, sampling: SamplingOptions, *, watched: bool = False) -> Samples:
         """Start drawing samples, token by token whether watched or not; see `sample`."""
         return sample(make_decoder(self.model, request.samples), self.codec, request, sampling)
 
 
-def open_trained(path: Path | None, *, which: str = "last", device: str = "auto") -> Trained:
+def load_checkpoint(path: Path | None, *, which: str = "last", device: str = "auto") -> LoadedModel:
     """Load a run's checkpoint for sampling or evaluation; the training data stays closed.
 
     Args:
@@ -62,10 +62,10 @@ def open_trained(path: Path | None, *, which: str = "last", device: str = "auto"
     codec = registry.make_codec(record.name, record.distribution, record.options)
     model = GPT(state.config)
     model.load_weights(checkpoint.load_tensors(step_folder, state))
-    return Trained(model.to(target).eval(), codec, state)
+    return LoadedModel(model.to(target).eval(), codec, state)
 
 
-def sample(decoder: Decoder, codec: Codec, request: Request, sampling: Sampling) -> Drawing:
+def sample(decoder: Decoder, codec: Codec, request: SampleRequest, sampling: SamplingOptions) -> Samples:
     """Start drawing samples; see `generate` for the rule.
 
     Args:
@@ -85,16 +85,16 @@ def sample(decoder: Decoder, codec: Codec, request: Request, sampling: Sampling)
         sampling=sampling,
         samples=request.samples,
     )
-    return Drawing(request.prompt, starts, (chosen.tolist() for chosen in drawn))
+    return Samples(request.prompt, starts, (chosen.tolist() for chosen in drawn))
 
 
 def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
     """What callbacks get as `state.sample`: a stretch of text, or a sheet of whole pictures."""
 
     def preview(tokens: int, seed: int) -> bytes:
-        sampling = Sampling(temperature=codec.temperature, seed=seed)
+        sampling = SamplingOptions(temperature=codec.temperature, seed=seed)
         whole = codec.length is not None
-        request = Request(tokens=None if whole else tokens, samples=PREVIEWS if whole else 1)
+        request = SampleRequest(tokens=None if whole else tokens, samples=PREVIEWS if whole else 1)
         decoder = TorchDecoder(model, request.samples)
         with evaluating(model), torch.compiler.set_stance("force_eager"):  # lengths never repeat
             return sample(decoder, codec, request, sampling).contents(codec)
@@ -104,19 +104,19 @@ def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
 
 def open_with_data(
     path: Path | None, *, which: str, device: str
-) -> tuple[Trained, Data, Placement, int]:
+) -> tuple[LoadedModel, Data, RunDevice, int]:
     """A trained model with the data, the placement and the batch size that its recipe names.
 
     Raises:
         RunError: the data is not what the run was trained on.
     """
     run = run_folder.open_run(path)
-    trained = open_trained(run.path, which=which, device=device)
+    trained = load_checkpoint(run.path, which=which, device=device)
     plugins = registry.build(registry.read_recipe(run.recipe))
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = plugins.dataset.load()
     check_same_data(run, data)
-    return trained, data, place(options), options.micro_batch_size or options.batch_size
+    return trained, data, resolve_device(options), options.micro_batch_size or options.batch_size
 
 
 def check_same_data(run: RunFolder, data: Data) -> None:

@@ -20,7 +20,7 @@ from gptkit.runs import run_folder
 from gptkit.training import distributed
 from gptkit.recipe import registry
 from gptkit.recipe.options import GPTConfig
-from gptkit.training.device import Placement, place
+from gptkit.training.device import RunDevice, resolve_device
 from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
 from gptkit.runs.run_folder import RunFolder
 from gptkit.model.gpt import GPT
@@ -53,15 +53,15 @@ def train(
         if begun := _begun_by_this_job(ranks, out):
             return _go_on(begun, ranks, report=report)
         plugins = registry.build(registry.read_recipe(recipe_path, overrides))
-        ranks.rows(plugins.recipe.train.batch_size)
+        ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             run_folder.check_unused(out)  # before the data, which may take long
-        placement = place(plugins.recipe.train, local_rank=ranks.local_rank)
-        data = ranks.in_turn(plugins.dataset.load)
+        run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
+        data = ranks.rank0_first(plugins.dataset.load)
         with _claim(out, recipe_path, ranks) as run:
-            trainer = _trainer(run, plugins, data, placement, ranks)
+            trainer = _trainer(run, plugins, data, run_device, ranks)
             if ranks.first:
-                run_folder.write_json(run.environment, _environment(plugins, data, placement, ranks))
+                run_folder.write_json(run.environment, _environment(plugins, data, run_device, ranks))
                 run_folder.write_text(run.recipe, plugins.recipe.to_toml())
             report(_summary(trainer, run))
             _fit(trainer, run)
@@ -77,7 +77,7 @@ def resume(path: Path | None, *, report: Report) -> RunFolder:
     """
     with distributed.join() as ranks:
         found = str(run_folder.open_run(path).path) if ranks.first else ""
-        run = RunFolder(Path(ranks.tell(found)))
+        run = RunFolder(Path(ranks.broadcast(found)))
         if ranks.first:
             run.step_folder("last")  # raises where there is none
         return _go_on(run, ranks, report=_on_rank_0(report, ranks))
@@ -92,10 +92,10 @@ def _go_on(run: RunFolder, ranks: Ranks, *, report: Report) -> RunFolder:
         if step >= plugins.recipe.train.steps:
             report(f"{run.path}: complete at step {step}")
             return run
-        placement = place(plugins.recipe.train, local_rank=ranks.local_rank)
-        data = ranks.in_turn(plugins.dataset.load)
+        run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
+        data = ranks.rank0_first(plugins.dataset.load)
         check_same_data(run, data)
-        trainer = _trainer(run, plugins, data, placement, ranks)
+        trainer = _trainer(run, plugins, data, run_device, ranks)
         if saved:
             trainer.load(*saved)
         report(f"{_summary(trainer, run)}, from step {step}")
@@ -112,7 +112,7 @@ def _begun_by_this_job(ranks: Ranks, out: Path | None) -> RunFolder | None:
         runs = [RunFolder(out)] if out else reversed(run_folder.list_runs())
         of_job = (str(run.path) for run in runs if run.read_environment().get("job") == ranks.job)
         found = next(of_job, "")
-    begun = ranks.tell(found)
+    begun = ranks.broadcast(found)
     return RunFolder(Path(begun)) if begun else None
 
 
@@ -121,14 +121,14 @@ def _claim(out: Path | None, recipe_path: Path, ranks: Ranks) -> Iterator[RunFol
     """A new run folder, which the first rank makes and holds."""
     if ranks.first:
         with run_folder.claim(out, recipe_path) as run:
-            ranks.tell(str(run.path))
+            ranks.broadcast(str(run.path))
             yield run
     else:
-        yield RunFolder(Path(ranks.tell()))
+        yield RunFolder(Path(ranks.broadcast()))
 
 
 def _trainer(
-    run: RunFolder, plugins: Plugins, data: Data, placement: Placement, ranks: Ranks
+    run: RunFolder, plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks
 ) -> Trainer:
     entry = registry.codec_entry(data.codec)
     model = _new_model(plugins.recipe, data)
@@ -147,7 +147,7 @@ def _trainer(
         model,
         data,
         options=plugins.recipe.train,
-        placement=placement,
+        run_device=run_device,
         seed=plugins.recipe.seed,
         ranks=ranks,
         callbacks=plugins.callbacks,
@@ -168,7 +168,7 @@ def _fit(trainer: Trainer, run: RunFolder) -> None:
     ranks = trainer.ranks
     with _stopping_on_signals(trainer) as received:
         trainer.fit()
-        signum = int(ranks.most(received[0] if received else 0))
+        signum = int(ranks.all_reduce_max(received[0] if received else 0))
     if signum and trainer.state.step < trainer.state.steps:
         name = signal.Signals(signum).name
         raise StoppedError(
@@ -217,7 +217,7 @@ def _saved(
         checkpoint.sweep(run.checkpoints)
         if checkpoint.step_folders(run.checkpoints):
             found = _newest_intact(run, report)
-    step = int(ranks.most(found[0].step if found else -1))
+    step = int(ranks.all_reduce_max(found[0].step if found else -1))
     if ranks.first or step < 0:
         return found
     return checkpoint.load(run.step_folder(str(step)))
@@ -241,10 +241,10 @@ def _newest_intact(
 
 def _summary(trainer: Trainer, run: RunFolder) -> str:
     millions = trainer.model.n_parameters() / 1e6
-    dtype = str(trainer.placement.dtype).removeprefix("torch.")
-    device, ranks = str(trainer.placement.device), trainer.ranks
+    dtype = str(trainer.run_device.dtype).removeprefix("torch.")
+    device, ranks = str(trainer.run_device.device), trainer.ranks
     if ranks.size > 1:
-        device = f"{ranks.size} x {trainer.placement.device.type}"
+        device = f"{ranks.size} x {trainer.run_device.device.type}"
     return f"{run.path}: {millions:.2f} M parameters on {device} in {dtype}"
 
 
@@ -253,7 +253,7 @@ def _on_rank_0(report: Report, ranks: Ranks) -> Report:
 
 
 def _environment(
-    plugins: Plugins, data: Data, placement: Placement, ranks: Ranks
+    plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks
 ) -> dict[str, Any]:
     packages = ("gptkit", "torch", "numpy", "pydantic", "safetensors")
     return {
@@ -263,10 +263,10 @@ def _environment(
         "processes": ranks.size,
         "job": ranks.job,
         "threads": torch.get_num_threads(),
-        "device": str(placement.device),
-        "dtype": str(placement.dtype).removeprefix("torch."),
-        "compile": placement.compile,
-        "reasons": placement.reasons,
+        "device": str(run_device.device),
+        "dtype": str(run_device.dtype).removeprefix("torch."),
+        "compile": run_device.compile,
+        "reasons": run_device.reasons,
         "plugins": {f"{entry.kind} {entry.name}": entry.origin for entry in plugins.entries},
         "git_commit": _git_commit(),
         "data_sha256": data.sha256,

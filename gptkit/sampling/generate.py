@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gptkit.sampling.rule import Floats, Ints, Sampling, choose, uniforms
+from gptkit.sampling.rule import Floats, Ints, SamplingOptions, choose, uniforms
 
 
 class Decoder(Protocol):
@@ -29,7 +29,7 @@ def generate(
     prompt: Sequence[int] | Sequence[Sequence[int]],
     *,
     tokens: int,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     samples: int = 1,
 ) -> Iterator[Ints]:
     """Draw tokens one after the other.

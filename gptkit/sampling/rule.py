@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """How a token is chosen.
 
     Raises:
@@ -58,7 +58,7 @@ def uniforms(seed: int, draw: int, batch_size: int) -> Floats:
     return ((z >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
 
 
-def choose(logits: Floats, u: Floats, sampling: Sampling) -> Ints:
+def choose(logits: Floats, u: Floats, sampling: SamplingOptions) -> Ints:
     """Choose one token per row.
 
     Args:

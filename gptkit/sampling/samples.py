@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from gptkit.codec import Codec
 from gptkit.errors import PromptError
 
-TEXT_TOKENS = 500
+DEFAULT_TEXT_TOKENS = 500
 """What is drawn of a sample that could go on for ever, if nobody says how much."""
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """Which samples somebody wants.
 
     Args:
@@ -45,7 +45,7 @@ class Request:
             PromptError: nothing is left to draw.
         """
         if length is None:
-            return self.tokens or TEXT_TOKENS
+            return self.tokens or DEFAULT_TEXT_TOKENS
         rest = length - len(start)
         if rest < 1:
             raise PromptError("the prompt is whole: nothing is left to draw", hint="--keep 0.5")
@@ -53,7 +53,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Samples:
     """Samples being drawn: what they start with, and a token of every row at a time.
 
     Iterating `stream` draws; it can be done once.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptkit.model.blocks import FixedCache, KVCache
+from gptkit.model.blocks import KVCache, StaticKVCache
 from gptkit.model.gpt import GPT
 
 
@@ -64,7 +64,7 @@ class GraphDecoder(TorchDecoder):
         device = model.wte.weight.device
         self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._fixed = FixedCache(self._cache, self._position)
+        self._fixed = StaticKVCache(self._cache, self._position)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()

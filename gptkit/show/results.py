@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 from gptkit.analysis.measure import Probe
-from gptkit.runs.loaded import Trained
+from gptkit.runs.loaded import LoadedModel
 from gptkit.runs.run_folder import RunFolder, write_bytes, write_json
 from gptkit.show.tables import print_rows
 from gptkit.training.trainer import Evaluation
 
 
 def evaluation(
-    result: Evaluation, trained: Trained, *, accuracy: float | None, as_json: bool
+    result: Evaluation, trained: LoadedModel, *, accuracy: float | None, as_json: bool
 ) -> None:
     """Print what `gptkit eval` measured."""
     values = {

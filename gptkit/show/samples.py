@@ -11,7 +11,7 @@ from rich.console import Console
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, UsageError
 from gptkit.runs.run_folder import write_bytes
-from gptkit.sampling.samples import Drawing
+from gptkit.sampling.samples import Samples
 
 
 def check_out(path: Path, codec: Codec | None) -> None:
@@ -34,7 +34,7 @@ def check_out(path: Path, codec: Codec | None) -> None:
         )
 
 
-def stream(drawing: Drawing, codec: Codec, file: IO[bytes]) -> None:
+def stream(drawing: Samples, codec: Codec, file: IO[bytes]) -> None:
     """Write one text as it is drawn, or several when they are complete; show pictures.
 
     Raises:
@@ -54,7 +54,7 @@ def stream(drawing: Drawing, codec: Codec, file: IO[bytes]) -> None:
         _print(b"\n", file)
 
 
-def write(drawing: Drawing, codec: Codec, path: Path) -> None:
+def write(drawing: Samples, codec: Codec, path: Path) -> None:
     """Write samples into one file, complete or not at all; pictures show on a terminal, too.
 
     Raises:
@@ -66,7 +66,7 @@ def write(drawing: Drawing, codec: Codec, path: Path) -> None:
         _show(contents, codec)
 
 
-def ids(drawing: Drawing, path: Path | None) -> None:
+def ids(drawing: Samples, path: Path | None) -> None:
     """Print the token ids of every sample on a line, or write them to a file."""
     lines = "".join(" ".join(map(str, row)) + "\n" for row in drawing.rows()).encode()
     if path:

@@ -13,7 +13,7 @@ from gptkit.recipe.options import TrainOptions
 
 
 @dataclass(frozen=True)
-class Placement:
+class RunDevice:
     """Device, precision and compilation of a run; `reasons` says why, by name."""
 
     device: torch.device
@@ -37,7 +37,7 @@ class Placement:
         return tensor.to(self.device)
 
 
-def place(options: TrainOptions, *, local_rank: int | None = None) -> Placement:
+def resolve_device(options: TrainOptions, *, local_rank: int | None = None) -> RunDevice:
     """Resolve every "auto" of the training options on this machine.
 
     Args:
@@ -54,7 +54,7 @@ def place(options: TrainOptions, *, local_rank: int | None = None) -> Placement:
     dtype, why_dtype = _pick_dtype(options.dtype, device)
     compiled, why_compile = _pick_compile(options.compile, device)
     reasons = {"device": why_device, "dtype": why_dtype, "compile": why_compile}
-    return Placement(device, dtype, compiled, reasons)
+    return RunDevice(device, dtype, compiled, reasons)
 
 
 def pick_device(name: str) -> tuple[torch.device, str]:

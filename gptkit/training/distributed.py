@@ -53,7 +53,7 @@ class Ranks:
         """Whether this is the rank that prints and writes."""
         return self.rank == 0
 
-    def rows(self, batch_size: int) -> slice:
+    def batch_slice(self, batch_size: int) -> slice:
         """This rank's part of every batch.
 
         Raises:
@@ -69,35 +69,35 @@ class Ranks:
             )
         return slice(self.rank * part, (self.rank + 1) * part)
 
-    def sum(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """A number added up over the ranks."""
         return self._reduce(value, "SUM")
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The largest of the ranks' numbers."""
         return self._reduce(value, "MAX")
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is up on some rank."""
-        return bool(self.most(flag))
+        return bool(self.all_reduce_max(flag))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when every rank has come here."""
-        self.most(0)
+        self.all_reduce_max(0)
 
-    def tell(self, text: str = "") -> str:
+    def broadcast(self, text: str = "") -> str:
         """The first rank's text, on every rank."""
         if self.size == 1:
             return text
         from torch import distributed
 
         data = torch.tensor(list(text.encode() if self.first else b""), dtype=torch.uint8)
-        length = int(self.most(len(data)))
+        length = int(self.all_reduce_max(len(data)))
         data = data if self.first else data.new_empty(length)
         distributed.broadcast(data, 0)
         return bytes(data.tolist()).decode()
 
-    def mean(self, value: Tensor) -> Tensor:
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
         """A tensor's average over the ranks, in place and on its device."""
         if self.size > 1:
             from torch import distributed
@@ -106,20 +106,20 @@ class Ranks:
             value /= self.size
         return value
 
-    def in_turn(self, action: Callable[[], T]) -> T:
+    def rank0_first(self, action: Callable[[], T]) -> T:
         """First on rank 0, then on one rank of every other machine, then on the rest.
 
         What the first one downloads or encodes, the others find in the cache.
         """
         turn = 0 if self.first else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
-            self.wait()
+            self.barrier()
         result = action()
         for _ in range(turn, 2):
-            self.wait()
+            self.barrier()
         return result
 
-    def deal(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def shard(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Every size-th of the same batches of x and y (B, T), equally many on each rank.
 
         Where one is lacking it is one without targets: FSDP2 computes only in company.

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.errors import DivergedError
-from gptkit.training.sharding import whole
+from gptkit.training.sharding import full_tensor
 
 
 @dataclass(frozen=True)
-class _Copy:
+class _PendingCheck:
     """A step's loss and gradient norm on their way from the GPU."""
 
     step: int
@@ -19,7 +19,7 @@ class _Copy:
     arrived: torch.cuda.Event
 
 
-class Watch:
+class FiniteCheck:
     """Looks at every step whether the loss and the gradients are finite.
 
     On a CPU it looks at once, before the weights are touched. On a GPU it looks a step later, so
@@ -28,9 +28,9 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._pending: _Copy | None = None
+        self._pending: _PendingCheck | None = None
 
-    def look(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def after_step(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Judge a step by its loss and the norm of its gradients, here or at the next call.
 
         Raises:
@@ -39,23 +39,23 @@ class Watch:
         values = torch.stack((loss, norm.to(loss)))
         if values.is_cuda:
             previous, self._pending = self._pending, _send(step, values)
-            self._judge(previous)
+            self._raise_if_not_finite(previous)
         elif not values.isfinite().all():
             raise _diverged(step, self._bad(loss))
 
-    def settle(self, step: int) -> None:
+    def before_save(self, step: int) -> None:
         """Judge what is not judged yet, and the weights that came of it, before they are used.
 
         Raises:
             DivergedError: names the step and what is not finite.
         """
         previous, self._pending = self._pending, None
-        self._judge(previous)
+        self._raise_if_not_finite(previous)
         largest = nn.utils.get_total_norm(self.model.parameters(), math.inf)
-        if not whole(largest).isfinite():
+        if not full_tensor(largest).isfinite():
             raise _diverged(step, ["a weight"])
 
-    def _judge(self, copy: _Copy | None) -> None:
+    def _raise_if_not_finite(self, copy: _PendingCheck | None) -> None:
         if copy is None:
             return
         copy.arrived.synchronize()
@@ -66,13 +66,15 @@ class Watch:
 
     def _bad(self, loss: Tensor) -> list[str]:
         named = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
-        bad = [f"the gradient of {n}" for n, g in named.items() if not whole(g).isfinite().all()]
+        bad = [
+            f"the gradient of {n}" for n, g in named.items() if not full_tensor(g).isfinite().all()
+        ]
         return ([] if loss.isfinite() else ["the loss"]) + bad[:1]
 
 
-def _send(step: int, values: Tensor) -> _Copy:
+def _send(step: int, values: Tensor) -> _PendingCheck:
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copy = _Copy(step, values.to("cpu", non_blocking=True), arrived)  # into pinned memory
+    copy = _PendingCheck(step, values.to("cpu", non_blocking=True), arrived)  # into pinned memory
     arrived.record()
     return copy
 

@@ -16,7 +16,7 @@ from gptkit.training.distributed import Ranks
 T = TypeVar("T")
 
 
-def spread(
+def parallelize(
     model: GPT, ranks: Ranks, *, device: torch.device, shard: bool, compiled: bool
 ) -> nn.Module:
     """Put a model on this rank's device, or a part of it; what is called to train it.
@@ -55,23 +55,23 @@ def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
     yield last
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor put together; any other as it is. Every rank has to take part."""
     sharded: Any = tensor
     return sharded.full_tensor() if hasattr(sharded, "full_tensor") else tensor
 
 
-def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """All tensors put together, sharded ones on the CPU; none where they are not to be kept."""
     kept = {}
     for name, tensor in tensors.items():
-        full = whole(tensor.detach())
+        full = full_tensor(tensor.detach())
         if keep:
             kept[name] = full if full is tensor else full.cpu()
     return kept
 
 
-def scatter(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """What `gather` gave, each tensor cut as the parameter that it belongs to.
 
     Args:

@@ -12,7 +12,7 @@ from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, TrainState
 from gptkit.runs.checkpoint import State, Tensors
 from gptkit.training import optimizer
-from gptkit.training.sharding import gather, scatter
+from gptkit.training.sharding import full_state, shard_state
 
 
 def take(
@@ -33,9 +33,9 @@ def take(
         "callbacks": values,
     }
     keep = state.rank == 0
-    moments = gather(optimizer.state_tensors(state.optimizer, model), keep=keep)
+    moments = full_state(optimizer.state_tensors(state.optimizer, model), keep=keep)
     files = {
-        "model": gather(model.weights(), keep=keep),
+        "model": full_state(model.weights(), keep=keep),
         "optimizer": moments | _generator_states(model.wte.weight.device),
         "callbacks": tensors,
     }
@@ -58,8 +58,8 @@ def restore(
     groups = len(state.optimizer.param_groups)
     _check_equal("callbacks", len(saved.callbacks), len(callbacks), saved.step)
     _check_equal("optimizer groups", len(saved.optimizer_groups), groups, saved.step)
-    model.load_weights(scatter(files["model"], model))
-    moments = scatter(files["optimizer"], model)
+    model.load_weights(shard_state(files["model"], model))
+    moments = shard_state(files["optimizer"], model)
     _set_generator_states(moments, model.wte.weight.device)
     optimizer.load_state(state.optimizer, model, moments, saved.optimizer_groups)
     tensors = files.get("callbacks", {})

@@ -17,9 +17,9 @@ from gptkit.recipe.options import TrainOptions
 from gptkit.runs import checkpoint
 from gptkit.sampling.torch_decoder import evaluating
 from gptkit.training import optimizer, sharding, snapshot
-from gptkit.training.device import Placement
+from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
-from gptkit.training.finite import Watch
+from gptkit.training.finite import FiniteCheck
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Trainer:
         data: Data,
         *,
         options: TrainOptions,
-        placement: Placement,
+        run_device: RunDevice,
         seed: int,
         ranks: Ranks = ALONE,
         callbacks: Mapping[str, Callback] | None = None,
@@ -72,15 +72,15 @@ class Trainer:
         record: checkpoint.Record | None = None,
     ) -> None:
         self.model, self.data, self.ranks = model, data, ranks
-        self.options, self.placement = options, placement
+        self.options, self.run_device = options, run_device
         self.seed, self.callbacks, self.record = seed, dict(callbacks or {}), record
-        self.part = ranks.rows(options.batch_size)
+        self.part = ranks.batch_slice(options.batch_size)
         model.recompute = options.recompute
-        self.module = sharding.spread(
-            model, ranks, device=placement.device, shard=options.shard, compiled=placement.compile
+        self.module = sharding.parallelize(
+            model, ranks, device=run_device.device, shard=options.shard, compiled=run_device.compile
         )
         """What is called to train: the model, or DDP around it."""
-        self.watch = Watch(model)
+        self.watch = FiniteCheck(model)
         self.state = TrainState(
             model=model,
             optimizer=optimizer.make_optimizer(model, options),
@@ -125,7 +125,7 @@ class Trainer:
         """One update: batch, forward, backward, optimizer, with the callbacks around them."""
         self.emit("on_step_start")
         self.state.optimizer.zero_grad(set_to_none=True)
-        self.state.loss = torch.zeros((), device=self.placement.device)
+        self.state.loss = torch.zeros((), device=self.run_device.device)
         self.ranks.reseed(self.seed, self.state.step)
         for x, y, share in sharding.accumulating(self.module, self.micro_batches()):
             self.backward(self.loss(x, y) * share)
@@ -141,10 +141,10 @@ class Trainer:
         It is the part's share of the targets that count on all ranks, times the number of ranks,
         over which losses and gradients are averaged.
         """
-        size, ranks, put = len(self.data.train), self.ranks, self.placement.put
+        size, ranks, put = len(self.data.train), self.ranks, self.run_device.put
         indices = batch_indices(size, self.options.batch_size, seed=self.seed, step=self.state.step)
         x, y = self.data.train[indices[self.part]]
-        counted = ranks.sum(int((y != IGNORE).sum()))
+        counted = ranks.all_reduce_sum(int((y != IGNORE).sum()))
         for i in range(0, len(x), self.rows):
             x_part, y_part = x[i : i + self.rows], y[i : i + self.rows]
             share = int((y_part != IGNORE).sum()) / max(counted, 1) * ranks.size
@@ -161,7 +161,7 @@ class Trainer:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch in the run's precision."""
-        with self.placement.autocast(cache=False):  # of a sharded model it would hold every weight
+        with self.run_device.autocast(cache=False):  # of a sharded model it would hold every weight
             loss: Tensor = self.module(x, y)
         return loss
 
@@ -178,9 +178,9 @@ class Trainer:
         """
         state, ranks = self.state, self.ranks
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        state.grad_norm = sharding.whole(nn.utils.get_total_norm(gradients))
-        state.loss = ranks.mean(state.loss)
-        self.watch.look(state.step + 1, state.loss, state.grad_norm)
+        state.grad_norm = sharding.full_tensor(nn.utils.get_total_norm(gradients))
+        state.loss = ranks.all_reduce_mean(state.loss)
+        self.watch.after_step(state.step + 1, state.loss, state.grad_norm)
 
     def evaluate(self) -> None:
         """Measure the validation loss, then tell the callbacks.
@@ -188,7 +188,7 @@ class Trainer:
         Raises:
             DivergedError: a weight is not finite.
         """
-        self.watch.settle(self.state.step)
+        self.watch.before_save(self.state.step)
         limit = self.options.eval_batches
         if limit:  # in batches of the recipe's size, of which a rank takes only a part at once
             size = self.options.micro_batch_size or self.options.batch_size
@@ -196,7 +196,7 @@ class Trainer:
         result = evaluate(
             self.model,
             self.data.val,
-            placement=self.placement,
+            run_device=self.run_device,
             batch_size=self.rows,
             batches=limit,
             ranks=self.ranks,
@@ -226,13 +226,13 @@ class Trainer:
         """
         if self.record is None or self.saved_step == self.state.step:
             return
-        self.watch.settle(self.state.step)
+        self.watch.before_save(self.state.step)
         moment, files = snapshot.take(self.state, self.model, self.callbacks)
         if self.ranks.first:
             state = self.record.state(val_step=self.val_step, **moment)
             checkpoint.save(self.record.folder, state, files)
             checkpoint.prune(self.record.folder, self.options.keep)
-        self.ranks.wait()  # torchrun stops them all when one ends, so none may end before
+        self.ranks.barrier()  # torchrun stops them all when one ends, so none may end before
         self.saved_step = self.state.step
 
     def load(self, state: checkpoint.State, files: Mapping[str, checkpoint.Tensors]) -> None:
@@ -252,7 +252,7 @@ def evaluate(
     model: nn.Module,
     split: Split,
     *,
-    placement: Placement,
+    run_device: RunDevice,
     batch_size: int,
     batches: int | None = None,
     ranks: Ranks = ALONE,
@@ -262,11 +262,11 @@ def evaluate(
     The ranks share the batches out; each gets the loss over all of them.
     """
     total, tokens = 0.0, 0
-    with evaluating(model), placement.autocast():
-        for x, y in ranks.deal(islice(walk(split, batch_size), batches)):
+    with evaluating(model), run_device.autocast():
+        for x, y in ranks.shard(islice(walk(split, batch_size), batches)):
             counted = int((y != IGNORE).sum())
-            loss = model(placement.put(x), placement.put(y))
+            loss = model(run_device.put(x), run_device.put(y))
             total += loss.item() * counted if counted else 0.0
             tokens += counted
-    total, tokens = ranks.sum(total), int(ranks.sum(tokens))
+    total, tokens = ranks.all_reduce_sum(total), int(ranks.all_reduce_sum(tokens))
     return Evaluation(total / max(tokens, 1), tokens)

@@ -14,7 +14,7 @@ from gptkit.onnx.graphs.scope import FLOAT
 from gptkit.onnx.graphs.source import Source
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
-from gptkit.runs.loaded import Trained
+from gptkit.runs.loaded import LoadedModel
 
 GraphName = Literal["generate", "step", "decode"]
 
@@ -30,7 +30,7 @@ class Blueprint:
         device: what `decode` is made for, "cpu" or "cuda".
     """
 
-    trained: Trained
+    trained: LoadedModel
     dtype: str
     opset: int = 21
     device: str = "cpu"

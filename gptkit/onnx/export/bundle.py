@@ -16,30 +16,35 @@ from safetensors.numpy import save_file
 
 from gptkit.onnx.export import foreign_configs as foreign
 from gptkit.onnx.export.blueprint import Blueprint, GraphName
-from gptkit.onnx.proof.compare import Case, check_weights, running, verdict
+from gptkit.onnx.proof.compare import (
+    Case,
+    check_weights,
+    ort_errors_as_export_errors,
+    raise_if_failed,
+)
 from gptkit.onnx.proof.prove import prove_generate, torch_tokens
 from gptkit.onnx.proof.prove_bundle import prove_decode, prove_loss, prove_step
-from gptkit.onnx.proof.seal import seal
-from gptkit.onnx.runtime.decode_session import DRAWER, READER
+from gptkit.onnx.proof.seal import append_proof
+from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE
 from gptkit.onnx.runtime.generate_session import GenerateSession, feeds
 from gptkit.onnx.runtime.metadata import Check, digest
-from gptkit.onnx.runtime.model import GENERATE, SELFTEST
+from gptkit.onnx.runtime.model import GENERATE_FILE, SELFTEST_FILE
 from gptkit.plugin import Data
-from gptkit.sampling.rule import Ints, Sampling
+from gptkit.sampling.rule import Ints, SamplingOptions
 
 WEIGHTS, README = "model.safetensors", "README.md"
-GRAPHS: dict[str, GraphName] = {GENERATE: "generate", READER: "step", DRAWER: "decode"}
+GRAPHS: dict[str, GraphName] = {GENERATE_FILE: "generate", STEP_FILE: "step", DECODE_FILE: "decode"}
 """The graphs by file."""
 
 
 def is_kit(path: Path) -> bool:
     """Whether a folder is a kit that was written earlier."""
-    return (path / GENERATE).is_file() and (path / SELFTEST).is_file()
+    return (path / GENERATE_FILE).is_file() and (path / SELFTEST_FILE).is_file()
 
 
-def strangers(path: Path) -> list[str]:
+def foreign_files(path: Path) -> list[str]:
     """What else lies in the folder of a kit."""
-    own = {*GRAPHS, WEIGHTS, SELFTEST, README, *foreign.NAMES}
+    own = {*GRAPHS, WEIGHTS, SELFTEST_FILE, README, *foreign.NAMES}
     return sorted(found.name for found in path.iterdir() if found.name not in own)
 
 
@@ -52,17 +57,17 @@ def write(blueprint: Blueprint, data: Data | None, folder: Path) -> list[Check]:
     folder.mkdir()
     _write_graphs(blueprint, folder)
     real = _real_text(blueprint)
-    with running(folder.name):
+    with ort_errors_as_export_errors(folder.name):
         checks = _prove(blueprint, data, folder, real)
-    verdict(folder.name, checks)
+    raise_if_failed(folder.name, checks)
     weights = {WEIGHTS: digest(folder / WEIGHTS)}
     for name in GRAPHS:
-        seal(folder / name, checks, weights)
+        append_proof(folder / name, checks, weights)
     rarest = foreign.rarest_token(blueprint.trained.model, real)
     for name, value in foreign.files(blueprint, end_token=rarest).items():
         _write_json(folder / name, value)
     cases = json.dumps(_selftest(folder))
-    (folder / SELFTEST).write_text(cases + os.linesep, encoding="utf-8")
+    (folder / SELFTEST_FILE).write_text(cases + os.linesep, encoding="utf-8")
     _write_readme(blueprint, folder)
     return checks
 
@@ -82,7 +87,7 @@ def _write_graphs(blueprint: Blueprint, folder: Path) -> None:
         )  # fmt: skip
     for name, model in models.items():
         ir.save(model, folder / name)
-    shutil.copymode(folder / GENERATE, folder / WEIGHTS)  # safetensors lets nobody else read
+    shutil.copymode(folder / GENERATE_FILE, folder / WEIGHTS)  # safetensors lets nobody else read
 
 
 def _weights(model: ir.Model, blueprint: Blueprint) -> list[ir.Value]:
@@ -122,12 +127,12 @@ def _prove(blueprint: Blueprint, data: Data | None, folder: Path, real: Ints) ->
     model, dtype = blueprint.trained.model, blueprint.dtype
     starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
     return [
-        *prove_generate(folder / GENERATE, model, starts, dtype),
-        check_weights(folder / READER, model, dtype),
-        *prove_step(folder / READER, model, real, dtype),
-        check_weights(folder / DRAWER, model, dtype),
+        *prove_generate(folder / GENERATE_FILE, model, starts, dtype),
+        check_weights(folder / STEP_FILE, model, dtype),
+        *prove_step(folder / STEP_FILE, model, real, dtype),
+        check_weights(folder / DECODE_FILE, model, dtype),
         *prove_decode(folder, model, dtype),
-        *([prove_loss(folder / READER, model, data, dtype)] if data else []),
+        *([prove_loss(folder / STEP_FILE, model, data, dtype)] if data else []),
     ]
 
 
@@ -138,24 +143,27 @@ def _real_text(blueprint: Blueprint) -> Ints:
     draws = min(model.config.block_size, 128) - len(start)
     if draws < 1:
         return prompt[:, : model.config.block_size]
-    case = Case("real", prompt, draws, Sampling(seed=5))
+    case = Case("real", prompt, draws, SamplingOptions(seed=5))
     return np.concatenate([prompt, torch_tokens(model, case)], axis=1)
 
 
 def _selftest(folder: Path) -> dict[str, Any]:
     """Runs of `generate.onnx` with their results, for ports to check themselves."""
-    model = GenerateSession(folder / GENERATE, "cpu")
+    model = GenerateSession(folder / GENERATE_FILE, "cpu")
     prompt = np.array(model.metadata.tokens.starts[:1], dtype=np.int64)
     cases = []
     for sampling in (
-        Sampling(temperature=0), Sampling(seed=7),
-        Sampling(temperature=0.8, top_k=max(1, model.metadata.vocab_size // 2), top_p=0.9, seed=8),
-    ):  # fmt: skip
+        SamplingOptions(temperature=0),
+        SamplingOptions(seed=7),
+        SamplingOptions(
+            temperature=0.8, top_k=max(1, model.metadata.vocab_size // 2), top_p=0.9, seed=8
+        ),
+    ):
         inputs = feeds(prompt, 32, sampling)
         tokens = model.generate(prompt, 32, sampling)
         cases.append({name: value.tolist() for name, value in inputs.items()})
         cases[-1]["tokens"] = tokens.tolist()
-    return {"graph": GENERATE, "cases": cases}
+    return {"graph": GENERATE_FILE, "cases": cases}
 
 
 def _write_readme(blueprint: Blueprint, folder: Path) -> None:

@@ -16,14 +16,14 @@ from gptkit.onnx.export import bundle as kit
 from gptkit.onnx.export import page
 from gptkit.onnx.export.blueprint import Blueprint
 from gptkit.onnx.graphs.weights import PRECISIONS
-from gptkit.onnx.proof.compare import TOLERANCES, running, verdict
+from gptkit.onnx.proof.compare import TOLERANCES, ort_errors_as_export_errors, raise_if_failed
 from gptkit.onnx.proof.prove import prove_generate
 from gptkit.onnx.proof.prove_bundle import prove_loss
-from gptkit.onnx.proof.seal import seal
+from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.metadata import Check
 from gptkit.plugin import Data
 from gptkit.runs import loaded, run_folder
-from gptkit.runs.loaded import Trained
+from gptkit.runs.loaded import LoadedModel
 
 LARGEST_FILE = 1_500_000_000
 """Bytes of weights that go into a single file; protobuf ends at 2 GiB."""
@@ -103,10 +103,10 @@ def _check_known(name: str, value: object, known: Collection[object]) -> None:
         raise UsageError(f"{name} should be one of {', '.join(map(str, known))}, got {value}")
 
 
-def _open(run: Path, which: str, dtype: str) -> tuple[Trained, Data | None]:
+def _open(run: Path, which: str, dtype: str) -> tuple[LoadedModel, Data | None]:
     """A checkpoint, and its data where they show what quantising costs."""
     if TOLERANCES[dtype].loss is None:
-        return loaded.open_trained(run, which=which, device="cpu"), None
+        return loaded.load_checkpoint(run, which=which, device="cpu"), None
     opened, data, *_ = loaded.open_with_data(run, which=which, device="cpu")
     return opened, data
 
@@ -116,14 +116,14 @@ def _write_file(blueprint: Blueprint, data: Data | None, target: Path) -> list[C
     model, name = blueprint.trained.model, blueprint.dtype
     ir.save(blueprint.model("generate"), target)
     starts = np.array(blueprint.trained.codec.starts, dtype=np.int64)
-    with running(target.name):
+    with ort_errors_as_export_errors(target.name):
         checks = list(prove_generate(target, model, starts, name))
         if data is not None:
             step = target.with_name("step.onnx")
             ir.save(blueprint.model("step"), step)
             checks.append(prove_loss(step, model, data, name))
-    verdict(target.name, checks)
-    seal(target, checks)
+    raise_if_failed(target.name, checks)
+    append_proof(target, checks)
     return checks
 
 
@@ -137,7 +137,7 @@ def _check_target(out: Path, *, single: bool) -> None:
         raise UsageError(
             f"{out}: already exists and is no kit", hint="--out FILE.onnx, or a new folder"
         )
-    if others := kit.strangers(out) if any(out.iterdir()) else []:
+    if others := kit.foreign_files(out) if any(out.iterdir()) else []:
         raise UsageError(
             f"{out}: a new kit would take the place of {', '.join(others)}, too",
             hint="move that elsewhere, or choose another --out",

@@ -11,7 +11,7 @@ import torch
 
 from gptkit.model.gpt import GPT
 from gptkit.onnx.export.blueprint import Blueprint
-from gptkit.onnx.runtime.decode_session import READER
+from gptkit.onnx.runtime.decode_session import STEP_FILE
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.rule import Ints
 
@@ -79,7 +79,7 @@ def genai_config(config: GPTConfig, start: int, end_token: int, device: str) -> 
             "vocab_size": config.vocab_size,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers},
-                "filename": READER,
+                "filename": STEP_FILE,
                 "head_size": config.head_size,
                 "hidden_size": config.n_embd,
                 "num_attention_heads": config.n_head,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptkit.onnx.graphs.gpt import Decoder, grouped, mask, softmax_attention, ungrouped
-from gptkit.onnx.graphs.sampling import Rule, Settings, invert, nucleus
+from gptkit.onnx.graphs.sampling import Rule, SamplingInputs, invert, nucleus
 from gptkit.onnx.graphs.scope import BOOL, FLOAT, INT32, INT64, MICROSOFT, Scope, declare, typed
 from gptkit.onnx.graphs.source import Source
 from gptkit.onnx.graphs.step import cache_tensors
@@ -36,13 +36,13 @@ def decode_model(source: Source, *, fused: bool = True) -> ir.Model:
     draw = declare("draw", INT64, [1])
     table = declare("uniforms", FLOAT, [DRAWS, BATCH])
     drawn = declare("tokens_in", INT64, [DRAWS, BATCH])
-    settings = Settings(
+    settings = SamplingInputs(
         declare("temperature", FLOAT, [1]), declare("top_k", INT64, [1]),
         declare("top_p", FLOAT, [1]),
     )  # fmt: skip
     past = cache_tensors("past_key_values", source, config.block_size, batch=BATCH)
     decoder = Decoder(source, g)
-    memory = (_Fused if fused else _Fixed)(decoder, length, past)
+    memory = (GroupQueryCache if fused else StaticCache)(decoder, length, past)
     positions = typed(g.Unsqueeze(g.Cast(length, to=INT64), [1]), INT64, [BATCH, 1])
     x = decoder.features(ids, positions, memory)
     logits = decoder.logits(g.Reshape(x, [-1, config.n_embd]))
@@ -69,7 +69,7 @@ def decode_model(source: Source, *, fused: bool = True) -> ir.Model:
 
 
 def _choose(
-    g: Scope, logits: ir.Value, u: ir.Value, settings: Settings, vocab_size: int
+    g: Scope, logits: ir.Value, u: ir.Value, settings: SamplingInputs, vocab_size: int
 ) -> ir.Value:
     """The sampling rule without branches: both orders are computed, one is taken."""
     rule = Rule(g, settings, vocab_size)
@@ -83,7 +83,7 @@ def _choose(
     return g.Where(rule.sorts, top, plain)
 
 
-class _Fused:
+class GroupQueryCache:
     """Attention by onnxruntime's own operator; the cache is a buffer of block_size tokens."""
 
     def __init__(self, decoder: Decoder, length: ir.Value, past: list[ir.Value]) -> None:
@@ -103,7 +103,7 @@ class _Fused:
         return g.Reshape(y, [0, config.n_head, 1, config.head_size])
 
 
-class _Fixed:
+class StaticCache:
     """The same with standard operators: what lies behind the new token is masked."""
 
     def __init__(self, decoder: Decoder, length: ir.Value, past: list[ir.Value]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptkit.onnx.graphs.gpt import Decoder, grouped, mask, ungrouped
-from gptkit.onnx.graphs.sampling import LAST, Rule, Settings, all_true, uniforms
+from gptkit.onnx.graphs.sampling import LAST, Rule, SamplingInputs, all_true, uniforms
 from gptkit.onnx.graphs.scope import BOOL, INT64, Scope, declare, typed
 from gptkit.onnx.graphs.source import Source
 
@@ -45,7 +45,7 @@ class _Generate:
         self.source, self.config = source, source.config
         self.prompt = declare("prompt_ids", INT64, ["batch", "prompt"])
         self.count = declare("max_new_tokens", INT64)
-        self.settings = Settings.declare()
+        self.settings = SamplingInputs.declare()
         self.seed, self.stop = declare("seed", INT64), declare("stop_token", INT64)
 
     def model(self) -> ir.Model:
@@ -130,7 +130,7 @@ class _Generate:
         decoder = Decoder(self.source, g)
         after_length = g.Add(length, g.Gather(g.Shape(fed), 1))
         positions = typed(g.Range(length, after_length, 1), INT64, [None])
-        memory = _Blocked(decoder, main, tail, main_length=main_length, positions=positions)
+        memory = BlockedCache(decoder, main, tail, main_length=main_length, positions=positions)
         x = g.Gather(decoder.features(fed, positions, memory), -1, axis=1)  # (B, C)
         logits = decoder.logits(x)
         logits.name = "logits"
@@ -197,7 +197,7 @@ class _Generate:
         return tensors
 
 
-class _Blocked:
+class BlockedCache:
     """Attention over the main cache, which stays, and the tail, which grows.
 
     Args:

@@ -18,7 +18,7 @@ LAST = 2**62
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingInputs:
     """The scalars that say how tokens are chosen; inputs of a graph."""
 
     temperature: ir.Value
@@ -26,7 +26,7 @@ class Settings:
     top_p: ir.Value
 
     @classmethod
-    def declare(cls) -> "Settings":
+    def declare(cls) -> "SamplingInputs":
         """As inputs that have to be given: not every runtime knows defaults."""
         return cls(declare("temperature", FLOAT), declare("top_k", INT64), declare("top_p", FLOAT))
 
@@ -40,7 +40,7 @@ class Rule:
         vocab_size: V below.
     """
 
-    def __init__(self, g: Scope, settings: Settings, vocab_size: int) -> None:
+    def __init__(self, g: Scope, settings: SamplingInputs, vocab_size: int) -> None:
         self.last = vocab_size - 1
         greedy = g.Less(settings.temperature, COLDEST)
         all_of_them = g.LessOrEqual(settings.top_k, 0)

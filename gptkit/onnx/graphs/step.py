@@ -33,7 +33,7 @@ def step_model(source: Source) -> ir.Model:
     positions = declare("position_ids", INT64, [BATCH, SEQUENCE])
     past = cache_tensors("past_key_values", source, "past_sequence_length")
     decoder = Decoder(source, g)
-    memory = _Concatenated(decoder, ids, attended, past)
+    memory = ConcatCache(decoder, ids, attended, past)
     x = decoder.features(ids, positions, memory)
     flat = decoder.logits(g.Reshape(x, [-1, config.n_embd]))
     logits = g.Reshape(flat, g.Concat(g.Shape(ids), [config.vocab_size], axis=0))
@@ -67,7 +67,7 @@ def cache_tensors(
     ]
 
 
-class _Concatenated:
+class ConcatCache:
     """Attention whose past and present are joined at every step."""
 
     def __init__(

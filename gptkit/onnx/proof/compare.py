@@ -15,7 +15,7 @@ from gptkit.onnx.graphs.source import Source
 from gptkit.onnx.graphs.weights import quantise
 from gptkit.onnx.runtime.metadata import Check
 from gptkit.onnx.runtime.providers import first_line
-from gptkit.sampling.rule import COLDEST, Floats, Ints, Sampling, choose, uniforms
+from gptkit.sampling.rule import COLDEST, Floats, Ints, SamplingOptions, choose, uniforms
 
 ROUNDING = 2e-6
 """By how much sums of float32 probabilities differ between implementations."""
@@ -56,11 +56,11 @@ class Case:
     name: str
     prompts: Ints  # (B, T)
     draws: int
-    sampling: Sampling
+    sampling: SamplingOptions
 
 
 @dataclass
-class Worst:
+class MaxError:
     """The largest of many differences, and where it was."""
 
     name: str
@@ -68,7 +68,7 @@ class Worst:
     measured: float = 0.0
     where: str = ""
 
-    def see(self, place: str, ours: Floats, theirs: Floats) -> None:
+    def update(self, place: str, ours: Floats, theirs: Floats) -> None:
         """Compare logits (..., vocab_size)."""
         difference = np.abs(ours - theirs)
         if self.tolerance.typical:
@@ -107,7 +107,9 @@ def reference(model: GPT, prompts: Ints, tokens: Ints) -> Floats:
     return np.concatenate(found, axis=1)
 
 
-def wrong_tokens(tokens: Ints, logits: Floats, sampling: Sampling, error: float) -> list[str]:
+def wrong_tokens(
+    tokens: Ints, logits: Floats, sampling: SamplingOptions, error: float
+) -> list[str]:
     """Where tokens (B, n) are not what the sampling rule takes from logits (B, n, vocab_size).
 
     Decisions that an error of that size in the logits could turn are passed over.
@@ -122,7 +124,7 @@ def wrong_tokens(tokens: Ints, logits: Floats, sampling: Sampling, error: float)
     return wrong
 
 
-def too_close(logits: Floats, u: Floats, sampling: Sampling, error: float) -> bool:
+def too_close(logits: Floats, u: Floats, sampling: SamplingOptions, error: float) -> bool:
     """Whether an error of that size in logits (1, V) could change the token that is drawn."""
     ordered = np.sort(logits[0])[::-1]
     if sampling.temperature < COLDEST:
@@ -161,7 +163,7 @@ def check_weights(path: Path, model: GPT, dtype: str) -> Check:
 
 
 @contextmanager
-def running(name: str) -> Iterator[None]:
+def ort_errors_as_export_errors(name: str) -> Iterator[None]:
     """Turn onnxruntime's refusal to load or run a graph into an ExportError."""
     try:
         yield
@@ -181,7 +183,7 @@ def _not_running(name: str, error: Exception) -> ExportError:
     )
 
 
-def verdict(name: str, checks: Iterable[Check]) -> list[Check]:
+def raise_if_failed(name: str, checks: Iterable[Check]) -> list[Check]:
     """The checks, if all of them passed.
 
     Raises:

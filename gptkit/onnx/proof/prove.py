@@ -17,7 +17,7 @@ from gptkit.onnx.proof.compare import (
     ROUNDING,
     TOLERANCES,
     Case,
-    Worst,
+    MaxError,
     check_weights,
     reference,
     wrong_tokens,
@@ -26,7 +26,7 @@ from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.metadata import Check
 from gptkit.onnx.runtime.providers import open_session
 from gptkit.sampling.generate import generate
-from gptkit.sampling.rule import Floats, Ints, Sampling
+from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.torch_decoder import TorchDecoder
 
 MOST_DRAWS = 320
@@ -116,30 +116,32 @@ def _cases(model: GPT, starts: Ints) -> Iterator[Case]:
     """Random and real prompts, around the edge of the context, greedy and sampled."""
     S, V = model.config.block_size, model.config.vocab_size
     random = np.random.default_rng(0)
-    first = Case("from the start", starts[:1], min(S + S // 2 + 2, MOST_DRAWS), Sampling(seed=1))
+    first = Case(
+        "from the start", starts[:1], min(S + S // 2 + 2, MOST_DRAWS), SamplingOptions(seed=1)
+    )
     yield first
     real = np.concatenate([first.prompts, torch_tokens(model, first)], axis=1)
-    yield Case("greedy", real[:, : max(1, S // 3)], 16, Sampling(temperature=0))
+    yield Case("greedy", real[:, : max(1, S // 3)], 16, SamplingOptions(temperature=0))
     edge = random.integers(0, V, (2, max(1, S - 2)))
-    yield Case("edge of the context", edge, 6, Sampling(top_k=5, seed=2))
+    yield Case("edge of the context", edge, 6, SamplingOptions(top_k=5, seed=2))
     beyond = random.integers(0, V, (1, S + 3))
-    yield Case("longer than the context", beyond, 3, Sampling(top_p=0.9, seed=3))
+    yield Case("longer than the context", beyond, 3, SamplingOptions(top_p=0.9, seed=3))
     batch = np.concatenate([real[:, : max(1, S // 4)]] * 3)
     batch[1:] = random.integers(0, V, batch[1:].shape)
-    settings = Sampling(temperature=0.8, top_k=max(1, V // 2), top_p=0.95, seed=4)
+    settings = SamplingOptions(temperature=0.8, top_k=max(1, V // 2), top_p=0.95, seed=4)
     yield Case("batch", batch, 16, settings)
 
 
 def _check_draws(subject: _Subject, model: GPT, cases: list[Case], dtype: str) -> Iterator[Check]:
     """Logits along what the file draws, and whether it draws what the rule and torch draw."""
     tolerance = TOLERANCES[dtype]
-    logits, broken, other, count = Worst("logits", tolerance), [], [], 0
+    logits, broken, other, count = MaxError("logits", tolerance), [], [], 0
     for case in cases:
         tokens, seen = subject.tokens_and_logits(case)
         if not np.array_equal(subject.tokens(case), tokens):
             broken.append(f"{case.name}: two runs differ")
         expected = reference(model, case.prompts, tokens)
-        logits.see(case.name, seen, expected)
+        logits.update(case.name, seen, expected)
         wrong = wrong_tokens(tokens, seen, case.sampling, ROUNDING)
         broken += [f"{case.name}, {place}" for place in wrong]
         count += tokens.size
@@ -156,26 +158,28 @@ def _check_draws(subject: _Subject, model: GPT, cases: list[Case], dtype: str) -
 def _check_prefill(subject: _Subject, model: GPT, dtype: str) -> Check:
     """The logits after prompts of many lengths, each fed at once."""
     S, V = model.config.block_size, model.config.vocab_size
-    worst, random = Worst("logits after prompts", TOLERANCES[dtype]), np.random.default_rng(1)
+    worst, random = MaxError("logits after prompts", TOLERANCES[dtype]), np.random.default_rng(1)
     lengths = sorted({round(n) for n in np.linspace(1, S, min(S, 12))})
     found, expected = [], []
     for length in lengths:
-        case = Case("", random.integers(0, V, (1, length)), 1, Sampling())
+        case = Case("", random.integers(0, V, (1, length)), 1, SamplingOptions())
         tokens, seen = subject.tokens_and_logits(case)
         found.append(seen)
         expected.append(reference(model, case.prompts, tokens))
-    worst.see(f"prompts of {lengths} tokens", np.concatenate(found), np.concatenate(expected))
+    worst.update(f"prompts of {lengths} tokens", np.concatenate(found), np.concatenate(expected))
     return worst.check()
 
 
 def _check_batch(subject: _Subject, batch: Case, dtype: str) -> Check:
     """Rows together against rows alone, on the file's own logits."""
-    worst = Worst("batch against single rows", TOLERANCES[dtype])
-    _, together = subject.tokens_and_logits(Case("", batch.prompts, 8, Sampling(temperature=0)))
+    worst = MaxError("batch against single rows", TOLERANCES[dtype])
+    _, together = subject.tokens_and_logits(
+        Case("", batch.prompts, 8, SamplingOptions(temperature=0))
+    )
     for row, prompt in enumerate(batch.prompts):
-        case = Case(f"row {row}", prompt[None], 8, Sampling(temperature=0))
+        case = Case(f"row {row}", prompt[None], 8, SamplingOptions(temperature=0))
         _, alone = subject.tokens_and_logits(case)
-        worst.see(case.name, alone[:, :1], together[row : row + 1, :1])
+        worst.update(case.name, alone[:, :1], together[row : row + 1, :1])
     return worst.check()
 
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from gptkit.data.order import walk
 from gptkit.model.gpt import GPT
-from gptkit.onnx.proof.compare import TOLERANCES, Worst, wrong_tokens
+from gptkit.onnx.proof.compare import TOLERANCES, MaxError, wrong_tokens
 from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.onnx.runtime.metadata import Check
 from gptkit.onnx.runtime.providers import open_session
 from gptkit.plugin import IGNORE, Data
 from gptkit.recipe.options import GPTConfig
-from gptkit.sampling.rule import Floats, Ints, Sampling
+from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 
 LOSS_TOKENS = 100_000
 """Of the validation split, from its beginning."""
@@ -66,22 +66,22 @@ def prove_step(path: Path, model: GPT, real: Ints, dtype: str) -> Iterator[Check
     random = np.random.default_rng(2).integers(0, config.vocab_size, (2, config.block_size))
     with torch.no_grad():
         expected = [model.logits(torch.from_numpy(x)).numpy() for x in (random, real)]
-    whole = Worst("step: logits at once", tolerance)
+    whole = MaxError("step: logits at once", tolerance)
     for name, x, logits in (("random", random, expected[0]), ("real", real, expected[1])):
-        whole.see(name, _step(session, config, x)[0], logits)
+        whole.update(name, _step(session, config, x)[0], logits)
     yield whole.check()
-    parts = Worst("step: logits in parts", tolerance)
+    parts = MaxError("step: logits in parts", tolerance)
     for name, sizes in _partitions(config.block_size):
         found = _in_parts(session, config, random[:, : sum(sizes)], sizes)
-        parts.see(name, found, expected[0][:, : sum(sizes)])
+        parts.update(name, found, expected[0][:, : sum(sizes)])
     yield parts.check()
-    padded = Worst("step: padded rows", tolerance)
+    padded = MaxError("step: padded rows", tolerance)
     length = max(1, config.block_size // 2)
     ids = np.concatenate([np.zeros((2, length), np.int64), random[:, :length]], axis=1)
     attended = np.repeat([[0, 1]], length, axis=1).repeat(2, axis=0)
     if config.block_size > 1:
         found, _ = _step(session, config, ids, attended=attended)
-        padded.see("half of a row", found[:, length:], expected[0][:, :length])
+        padded.update("half of a row", found[:, length:], expected[0][:, :length])
     yield padded.check()
 
 
@@ -95,9 +95,11 @@ def prove_decode(folder: Path, model: GPT, dtype: str) -> Iterator[Check]:
     prompts = np.random.default_rng(3).integers(0, config.vocab_size, (2, max(1, S // 4)))
     wrong, count = [], 0
     for settings in (
-        Sampling(temperature=0), Sampling(seed=1), Sampling(temperature=0.7, top_k=5, seed=2),
-        Sampling(top_p=0.8, seed=3),
-    ):  # fmt: skip
+        SamplingOptions(temperature=0),
+        SamplingOptions(seed=1),
+        SamplingOptions(temperature=0.7, top_k=5, seed=2),
+        SamplingOptions(top_p=0.8, seed=3),
+    ):
         draws = min(S - prompts.shape[1] + 1, 32)
         drawn = session.stream(prompts, draws, settings, burst=draws)
         tokens = np.concatenate(list(drawn), axis=1)

@@ -7,7 +7,9 @@ from pathlib import Path
 from gptkit.onnx.runtime.metadata import Check, Proof, appendix, digest
 
 
-def seal(path: Path, checks: Sequence[Check], weights: Mapping[str, str] | None = None) -> None:
+def append_proof(
+    path: Path, checks: Sequence[Check], weights: Mapping[str, str] | None = None
+) -> None:
     """Append the checks, and the digest of all that comes before, to an ONNX file.
 
     Protobuf messages that follow one another are read as one, so this adds a metadata entry.

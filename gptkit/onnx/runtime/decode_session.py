@@ -14,9 +14,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gptkit.onnx.runtime.providers import CUDA, open_session, provider
-from gptkit.sampling.rule import Ints, Sampling, uniforms
+from gptkit.sampling.rule import Ints, SamplingOptions, uniforms
 
-READER, DRAWER = "model.onnx", "decode.onnx"
+STEP_FILE, DECODE_FILE = "model.onnx", "decode.onnx"
 HANDED_ON = {
     "input_ids": "next_ids", "length": "next_length", "draw": "next_draw", "tokens_in": "tokens",
 }  # fmt: skip
@@ -41,8 +41,10 @@ class DecodeSession:
     """Tokens between two looks where somebody watches."""
 
     def __init__(self, folder: Path, device: str, *, threads: int | None = None) -> None:
-        self.reader = open_session(folder / READER, device, threads=threads)
-        self.session = open_session(folder / DRAWER, device, threads=threads, enable_cuda_graph="1")
+        self.reader = open_session(folder / STEP_FILE, device, threads=threads)
+        self.session = open_session(
+            folder / DECODE_FILE, device, threads=threads, enable_cuda_graph="1"
+        )
         inputs = self.session.get_inputs()
         self.caches = [x for x in inputs if x.name.startswith("past_key_values.")]
         self.recorded = 0
@@ -70,7 +72,7 @@ class DecodeSession:
         return np.zeros((batch_size, n_kv_head, length, head_size), DTYPES[self.caches[0].type])
 
     def stream(
-        self, prompts: Ints, count: int, sampling: Sampling, *, burst: int = 1
+        self, prompts: Ints, count: int, sampling: SamplingOptions, *, burst: int = 1
     ) -> Iterator[Ints]:
         """Draw tokens; the rule is that of `gptkit.sampling.generate`.
 
@@ -115,7 +117,7 @@ class DecodeSession:
 class _Steps:
     """The buffers of one drawing, and the two bindings that take turns on them."""
 
-    def __init__(self, owner: DecodeSession, B: int, count: int, sampling: Sampling) -> None:
+    def __init__(self, owner: DecodeSession, B: int, count: int, sampling: SamplingOptions) -> None:
         self.owner, self.sampling, self.turn = owner, sampling, 0
         self.capacity, self.drawn, self.batch_size = min(count, MOST_DRAWS), 0, B
         empty = owner.empty_cache(B, owner.block_size)

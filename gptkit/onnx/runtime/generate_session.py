@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptkit.onnx.runtime import metadata
 from gptkit.onnx.runtime.providers import open_session
-from gptkit.sampling.rule import Ints, Sampling
+from gptkit.sampling.rule import Ints, SamplingOptions
 
 GROWTH = 2
 """How much longer each run is than the one before it, where somebody watches."""
@@ -45,7 +45,7 @@ class GenerateSession:
         return 16 if self.metadata.dtype == "float32" else None
 
     def stream(
-        self, prompts: Ints, count: int, sampling: Sampling, *, burst: int
+        self, prompts: Ints, count: int, sampling: SamplingOptions, *, burst: int
     ) -> Iterator[Ints]:
         """Draw tokens; the rule is that of `gptkit.sampling.generate`.
 
@@ -67,7 +67,13 @@ class GenerateSession:
             drawn, size = drawn + new.shape[1], size * GROWTH
 
     def generate(
-        self, prompt: Ints, count: int, sampling: Sampling, *, draw: int = 0, stop_token: int = -1
+        self,
+        prompt: Ints,
+        count: int,
+        sampling: SamplingOptions,
+        *,
+        draw: int = 0,
+        stop_token: int = -1,
     ) -> Ints:
         """One run of the graph.
 
@@ -103,7 +109,7 @@ class GenerateSession:
 
 
 def feeds(
-    prompt: Ints, count: int, sampling: Sampling, *, draw: int = 0, stop_token: int = -1
+    prompt: Ints, count: int, sampling: SamplingOptions, *, draw: int = 0, stop_token: int = -1
 ) -> dict[str, NDArray[Any]]:
     """The inputs of a `generate` graph; see `GenerateSession.generate`."""
     seed = (sampling.seed + draw * len(prompt) * GOLDEN) % 2**64

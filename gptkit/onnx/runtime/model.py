@@ -16,19 +16,19 @@ import onnxruntime as ort
 from gptkit.codec import Codec
 from gptkit.errors import ModelFileError, UsageError
 from gptkit.onnx.runtime import metadata
-from gptkit.onnx.runtime.decode_session import DRAWER, READER, DecodeSession
+from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.metadata import Metadata
 from gptkit.onnx.runtime.providers import provider
 from gptkit.recipe import registry
-from gptkit.sampling.rule import Ints, Sampling
-from gptkit.sampling.samples import Drawing, Request
+from gptkit.sampling.rule import Ints, SamplingOptions
+from gptkit.sampling.samples import SampleRequest, Samples
 
-GENERATE, SELFTEST = "generate.onnx", "selftest.json"
+GENERATE_FILE, SELFTEST_FILE = "generate.onnx", "selftest.json"
 """The files of a kit that can be sampled on its own, and that says what it should draw."""
 
 
-class Drawer(Protocol):
+class SampleSession(Protocol):
     """What draws tokens: `GenerateSession` or `DecodeSession`."""
 
     @property
@@ -40,12 +40,12 @@ class Drawer(Protocol):
         """Tokens between two looks, where somebody watches; None for all."""
 
     def stream(
-        self, prompts: Ints, count: int, sampling: Sampling, *, burst: int
+        self, prompts: Ints, count: int, sampling: SamplingOptions, *, burst: int
     ) -> Iterator[Ints]:
         """Draw tokens after prompts (B, T) in parts, int64 (B, n)."""
 
 
-def open_model(path: Path, *, device: str = "auto") -> "OnnxModel":
+def load_exported(path: Path, *, device: str = "auto") -> "OnnxModel":
     """Load an exported model: a single file, or a kit.
 
     Raises:
@@ -61,21 +61,21 @@ def open_model(path: Path, *, device: str = "auto") -> "OnnxModel":
     if drawer.metadata.graph != "generate":
         raise UsageError(
             f"{path}: holds the graph {drawer.metadata.graph}, which does not draw by itself",
-            hint=f"name {GENERATE} beside it, or the folder",
+            hint=f"name {GENERATE_FILE} beside it, or the folder",
         )
     return OnnxModel(path, drawer.metadata, drawer)
 
 
 def _open_kit(folder: Path, device: str) -> "OnnxModel":
-    if not (folder / GENERATE).is_file():
-        raise _missing(folder / GENERATE)
-    metadata.check_files(folder / GENERATE, folder / READER, folder / DRAWER)
+    if not (folder / GENERATE_FILE).is_file():
+        raise _missing(folder / GENERATE_FILE)
+    metadata.check_files(folder / GENERATE_FILE, folder / STEP_FILE, folder / DECODE_FILE)
     drawer = DecodeSession(folder, device)
-    reads = metadata.of(drawer.reader, folder / READER)
-    draws = metadata.of(drawer.session, folder / DRAWER)
+    reads = metadata.of(drawer.reader, folder / STEP_FILE)
+    draws = metadata.of(drawer.session, folder / DECODE_FILE)
     if (reads.graph, draws.graph) != ("step", "decode"):
         raise ModelFileError(
-            f"{folder}: {READER} holds the graph {reads.graph} and {DRAWER} {draws.graph}, "
+            f"{folder}: {STEP_FILE} holds the graph {reads.graph} and {DECODE_FILE} {draws.graph}, "
             "instead of step and decode",
             hint=metadata.AGAIN,
         )
@@ -92,7 +92,7 @@ class OnnxModel:
 
     path: Path
     metadata: Metadata
-    drawer: Drawer
+    drawer: SampleSession
 
     @cached_property
     def codec(self) -> Codec:
@@ -114,7 +114,9 @@ class OnnxModel:
         """What onnxruntime runs it on."""
         return provider(self.drawer.session)
 
-    def draw(self, request: Request, sampling: Sampling, *, watched: bool = False) -> Drawing:
+    def sample(
+        self, request: SampleRequest, sampling: SamplingOptions, *, watched: bool = False
+    ) -> Samples:
         """Start drawing samples; needs the codec only for prompts and classes.
 
         Args:
@@ -136,4 +138,4 @@ class OnnxModel:
         prompts = np.array(starts, dtype=np.int64)
         parts = self.drawer.stream(prompts, count, sampling, burst=burst)
         tokens = (row for part in parts for row in part.T.tolist())
-        return Drawing(request.prompt, starts, tokens)
+        return Samples(request.prompt, starts, tokens)
