@@ -58,6 +58,11 @@ def generate(
             return
         window = np.concatenate([window, chosen[:, None]], axis=1)[:, -block_size:]
         if decoder.length == block_size:
-            logits = decoder.prefill(window[:, -max(1, block_size // 2) :])
+            logits = decoder.prefill(window[:, -restart_length(block_size) :])
         else:
             logits = decoder.step(chosen[:, None])
+
+
+def restart_length(block_size: int) -> int:
+    """Tokens that are kept as the new prompt when the cache is full."""
+    return max(1, block_size // 2)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from gptkit.errors import UsageError
 
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of splitmix64: what the counter is multiplied by, and the two mixing factors."""
 COLDEST = 1e-6
 """Below this temperature float32 overflows: the likeliest token is taken, as for 0."""
 
@@ -51,9 +53,9 @@ class SamplingOptions:
 def uniforms(seed: int, draw: int, batch_size: int) -> Floats:
     """The random numbers of one draw, one per row: float32 (batch_size,), in (0, 1]."""
     n = np.arange(batch_size, dtype=np.uint64) + np.uint64(draw * batch_size + 1)
-    z = np.uint64(seed) + n * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = np.uint64(seed) + n * np.uint64(GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
     z ^= z >> np.uint64(31)
     return ((z >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
 
