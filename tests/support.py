@@ -1,6 +1,8 @@
 """What tests of several files do: run a program, train a small model."""
 
+import itertools
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,31 @@ def stir(run_folder: Path, *, scale: float) -> Path:
     weights = {name: torch.randn_like(x) * scale for name, x in files["model"].items()}
     checkpoint.save(run_folder / "checkpoints", state, files | {"model": weights})
     return run_folder
+
+
+def pairwise(**options: Sequence[Any]) -> list[dict[str, Any]]:
+    """Few combinations of options in which every two values of two options meet."""
+    sizes = {name: len(values) for name, values in options.items()}
+    missing = pairs({name: range(size) for name, size in sizes.items()})
+    cases = []
+    while missing:
+        first, i, second, j = min(missing)
+        case = {first: i, second: j}
+        for name in options:
+            if name not in case:
+                each = ((len(missing & pairs(case | {name: k})), -k) for k in range(sizes[name]))
+                case[name] = -max(each)[1]
+        missing -= pairs(case)
+        cases.append({name: options[name][case[name]] for name in options})
+    return cases
+
+
+def pairs(case: Mapping[str, int | Sequence[int]]) -> set[tuple[str, int, str, int]]:
+    """Two options and a value of each, by the values' positions."""
+    chosen = {name: [v] if isinstance(v, int) else list(v) for name, v in case.items()}
+    return {
+        (first, i, second, j)
+        for first, second in itertools.combinations(sorted(chosen), 2)
+        for i in chosen[first]
+        for j in chosen[second]
+    }

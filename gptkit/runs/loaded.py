@@ -42,8 +42,8 @@ class LoadedModel:
         """Of samples, where nobody asks for one."""
         return self.codec.temperature
 
-    def sample(self, request: SampleRequest, sampling: SamplingOptions, *, watched: bool = False) -> Samples:
-        """Start drawing samples, token by token whether watched or not; see `sample`."""
+    def sample(self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False) -> Samples:
+        """Start drawing samples, always token by token; see `sample`."""
         return sample(make_decoder(self.model, request.samples), self.codec, request, sampling)
 
 
