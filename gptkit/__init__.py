@@ -1,3 +1,3 @@
 """gptkit: train, sample and ship small and medium GPTs from one recipe file."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

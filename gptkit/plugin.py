@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gptkit.codec import Codec
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.errors import DataError, DownloadError, RunError, closest
+from gptkit.files import digest, write_atomically
 
 __all__ = [
     "EVENTS",
@@ -38,7 +39,9 @@ __all__ = [
     "cache_errors",
     "cache_folder",
     "cached",
+    "digest",
     "fetch",
+    "write_atomically",
 ]
 
 EVENTS = (

@@ -73,8 +73,8 @@ def test_a_recipe_with_unknown_keys_wrong_types_and_sizes(
     ("text", "said"),
     [
         (b"", "x.txt: the text is empty"),
-        (b"a", "x.txt: the text is 'a' over and over"),
-        (b"a" * 500, "x.txt: the text is 'a' over and over"),
+        (b"a", "x.txt: the text has only one character, 'a', repeated"),
+        (b"a" * 500, "x.txt: the text has only one character, 'a', repeated"),
         (b"ab" * 8, "x.txt: too short for block_size 16"),
         (b"ab" * 80, "x.txt: too short for block_size 16: 144 characters for training and 16 for"),
         (b"ab" * 99 + b"\xff", "x.txt: not UTF-8: bad byte 0xff at offset 198"),
