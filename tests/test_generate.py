@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptkit.model.blocks import KVCache, StaticKVCache
+from gptkit.model.cache import KVCache, StaticKVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
