@@ -4,6 +4,7 @@ As in image-gpt (Chen et al. 2020): features averaged over the tokens after each
 regression on them, its accuracy on the validation split.
 """
 
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from gptkit.analysis.classification import labels_of
 from gptkit.data.split import Split
+from gptkit.files import write_atomically, write_json, writing
 from gptkit.runs.loaded import LoadedModel, load_run
 
 WEIGHT_DECAY = 1e-3
@@ -72,6 +74,35 @@ def probe_run(
         val_items=len(val.labels),
         step=run.model.state.step,
     )
+
+
+def save_probe(result: Probe, folder: Path) -> Path | None:
+    """Write probe.json, and probe.png if matplotlib is installed; returns the path of the latter.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    write_json(folder / "probe.json", result.to_json())
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        return None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(len(result.layers)), result.layers, marker="o", label="features")
+    if result.raw is not None:
+        axes.axhline(result.raw, linestyle="--", color="gray", label="raw data")
+    axes.axhline(result.chance, linestyle=":", color="gray", label="chance")
+    axes.set(xlabel="block (0: embedding)", ylabel="accuracy", title="Linear probe by layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
+    path = folder / "probe.png"
+    with writing(path):
+        write_atomically(path, drawn.getvalue())
+    return path
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from gptkit.model.blocks import MLP, NORMS, POSITIONS, Angles, Attention, Block,
 from gptkit.model.cache import NO_CACHE, Cache
 from gptkit.recipe.options import GPTConfig
 
+BLOCKS = "h."
+"""The names of the blocks' parameters begin with this."""
+
 
 class GPT(nn.Module):
     """A decoder-only transformer over token ids.
@@ -112,9 +115,7 @@ class GPT(nn.Module):
         """Number of parameters, a tied head counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _run(
-        self, block: nn.Module, h: Tensor, cache: Cache, angles: Angles | None
-    ) -> Tensor:
+    def _run(self, block: nn.Module, h: Tensor, cache: Cache, angles: Angles | None) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):
             return block(h, cache, angles)
         keeps_rng = self.config.dropout > 0
@@ -145,5 +146,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is one of FSDP2's DTensors; asks without the second that their import takes."""
+    """Whether FSDP2 shards a tensor; importing DTensor, to ask for its type, takes a second."""
     return hasattr(tensor, "full_tensor")

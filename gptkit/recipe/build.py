@@ -38,7 +38,22 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         UsageError: the file is missing, or an override makes no sense.
         RecipeError: every problem in the contents at once.
     """
-    return recipe_file.read(path, overrides, check=_check_plugin)
+    return recipe_file.read(path, overrides, check=check_plugin)
+
+
+def check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
+    """What is wrong with a plugin as a recipe names it."""
+    try:
+        plugin = registry.load(registry.find(kind, spec.use))
+    except PluginError as error:
+        return [Problem(f"{place}.use", str(error), error.hint)]
+    try:
+        plugin.model_validate(spec.options)
+    except ValidationError as error:
+        hint = f"gptkit plugins show {spec.use} lists its options"
+        found = recipe_file.problems_of(error, plugin, f"{place} ({spec.use})")
+        return [Problem(problem.place, problem.fault, hint) for problem in found]
+    return []
 
 
 def build(recipe: Recipe) -> Plugins:
@@ -56,21 +71,6 @@ def build(recipe: Recipe) -> Plugins:
         specs.append(_complete(spec, callback))
     complete = {"dataset": _complete(recipe.dataset, dataset), "callbacks": tuple(specs)}
     return Plugins(recipe.model_copy(update=complete), dataset, callbacks, tuple(entries))
-
-
-def _check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
-    """What is wrong with a plugin as a recipe names it."""
-    try:
-        plugin = registry.load(registry.find(kind, spec.use))
-    except PluginError as error:
-        return [Problem(f"{place}.use", str(error), error.hint)]
-    try:
-        plugin.model_validate(spec.options)
-    except ValidationError as error:
-        hint = f"gptkit plugins show {spec.use} lists its options"
-        found = recipe_file.problems_of(error, plugin, f"{place} ({spec.use})")
-        return [Problem(problem.place, problem.fault, hint) for problem in found]
-    return []
 
 
 def _make(entry: Entry, spec: PluginSpec) -> BaseModel:

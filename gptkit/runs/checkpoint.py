@@ -77,6 +77,7 @@ def save(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> Path:
     target = folder / step_name(state.step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         with staged(target) as new:
             new.mkdir()
             _write(new, state, tensors)

@@ -37,12 +37,16 @@ class LoadedModel:
         """The default for sampling."""
         return self.codec.temperature
 
+    @property
+    def provider(self) -> None:
+        """Torch runs it, not onnxruntime."""
+
     def sample(
-        self, request: SampleRequest, options: SamplingOptions, *, watched: bool = False
+        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
     ) -> Samples:
-        """Start to draw samples, token by token; see `gptkit.sampling.samples.sample`."""
+        """Start to draw samples; the tokens come one by one in any case."""
         return samples.sample(
-            make_decoder(self.model, request.samples), self.codec, request, options
+            make_decoder(self.model, request.samples), self.codec, request, sampling
         )
 
 
@@ -57,9 +61,7 @@ class LoadedRun:
     """Sequences per forward pass."""
 
 
-def load_checkpoint(
-    path: Path | None, *, which: str = "last", device: str = "auto"
-) -> LoadedModel:
+def load_checkpoint(path: Path | None, *, which: str = "last", device: str = "auto") -> LoadedModel:
     """Load a run's model; the training data is not opened.
 
     Args:

@@ -16,6 +16,7 @@ from gptkit.recipe import build, registry
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.recipe import Recipe
+from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint, environment, run_folder, signals
 from gptkit.runs.checkpoint import State
 from gptkit.runs.loaded import check_same_data
@@ -97,6 +98,17 @@ def build_trainer(
     """
     options = plugins.recipe.train
     model = _new_model(plugins.recipe, data)
+    save = (
+        None
+        if run is None
+        else saver(
+            run.checkpoints,
+            keep=options.keep,
+            config=model.config,
+            dataset=plugins.recipe.dataset.use,
+            codec=registry.record_codec(data.codec),
+        )
+    )
     return Trainer(
         model,
         data,
@@ -105,8 +117,56 @@ def build_trainer(
         seed=plugins.recipe.seed,
         ranks=ranks,
         callbacks=plugins.callbacks,
-        run_dir=run and run.path,
-        save=run and _saver(run, plugins.recipe, model.config, data),
+        run_dir=run.path if run else None,
+        save=save,
+    )
+
+
+def saver(
+    folder: Path, *, keep: int, config: GPTConfig, dataset: str, codec: CodecRecord
+) -> Callable[[Snapshot], None]:
+    """The function that writes a run's checkpoints and deletes old ones.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        keep: how many of the newest to keep, besides the best one.
+        config: of the model.
+        dataset: the data set's name.
+        codec: from which sampling makes the codec again.
+    """
+
+    def save(snapshot: Snapshot) -> None:
+        state = State(
+            gptkit=__version__,
+            config=config,
+            dataset=dataset,
+            codec=codec,
+            step=snapshot.step,
+            val_loss=snapshot.val_loss,
+            val_step=snapshot.val_step,
+            optimizer_groups=snapshot.optimizer_groups,
+            callbacks=snapshot.callbacks,
+        )
+        checkpoint.save(folder, state, snapshot.tensors)
+        checkpoint.prune(folder, keep)
+
+    return save
+
+
+def read_snapshot(step_folder: Path) -> Snapshot:
+    """The snapshot that a step folder holds, for `Trainer.load`.
+
+    Raises:
+        CheckpointError: the folder is damaged, incomplete or of a newer format.
+    """
+    state, tensors = checkpoint.load(step_folder)
+    return Snapshot(
+        step=state.step,
+        val_loss=state.val_loss,
+        val_step=state.val_step,
+        optimizer_groups=state.optimizer_groups,
+        callbacks=state.callbacks,
+        tensors=tensors,
     )
 
 
@@ -115,30 +175,6 @@ def _new_model(recipe: Recipe, data: Data) -> GPT:
     torch.manual_seed(recipe.seed)
     config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
     return GPT(config, recompute=recipe.train.recompute)
-
-
-def _saver(
-    run: RunFolder, recipe: Recipe, config: GPTConfig, data: Data
-) -> Callable[[Snapshot], None]:
-    """The function that writes a run's checkpoints and deletes old ones."""
-    codec = registry.record_codec(data.codec)
-
-    def save(snapshot: Snapshot) -> None:
-        state = State(
-            gptkit=__version__,
-            config=config,
-            dataset=recipe.dataset.use,
-            codec=codec,
-            step=snapshot.step,
-            val_loss=snapshot.val_loss,
-            val_step=snapshot.val_step,
-            optimizer_groups=snapshot.optimizer_groups,
-            callbacks=snapshot.callbacks,
-        )
-        checkpoint.save(run.checkpoints, state, snapshot.tensors)
-        checkpoint.prune(run.checkpoints, recipe.train.keep)
-
-    return save
 
 
 def _continue(run: RunFolder, ranks: Ranks, *, report: Report) -> RunFolder:
@@ -209,13 +245,13 @@ def _newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot |
     step = int(ranks.all_reduce_max(found.step if found else -1))
     if ranks.first or step < 0:
         return found
-    return _read_snapshot(run.step_folder(str(step)))
+    return read_snapshot(run.step_folder(str(step)))
 
 
 def _newest_intact(run: RunFolder, report: Report) -> Snapshot:
     for step_folder in reversed(checkpoint.step_folders(run.checkpoints)):
         try:
-            return _read_snapshot(step_folder)
+            return read_snapshot(step_folder)
         except FormatError:
             raise  # a newer gptkit reads it: going back would lose steps
         except CheckpointError as error:
@@ -223,18 +259,6 @@ def _newest_intact(run: RunFolder, report: Report) -> Snapshot:
     raise RunError(
         f"{run.path}: no checkpoint is intact",
         hint=f"train it from the start: gptkit train {run_folder.quote(run.recipe)}",
-    )
-
-
-def _read_snapshot(step_folder: Path) -> Snapshot:
-    state, tensors = checkpoint.load(step_folder)
-    return Snapshot(
-        step=state.step,
-        val_loss=state.val_loss,
-        val_step=state.val_step,
-        optimizer_groups=state.optimizer_groups,
-        callbacks=state.callbacks,
-        tensors=tensors,
     )
 
 

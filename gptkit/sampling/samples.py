@@ -100,12 +100,27 @@ class Model(Protocol):
     def temperature(self) -> float:
         """The default for sampling."""
 
-    def sample(self, request: SampleRequest, options: SamplingOptions) -> Samples:
-        """Start to draw samples."""
+    @property
+    def provider(self) -> str | None:
+        """What onnxruntime runs it on; None if torch runs it."""
+
+    def sample(
+        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
+    ) -> Samples:
+        """Start to draw samples.
+
+        Args:
+            request: which samples.
+            sampling: options of the rule.
+            streaming: yield the first tokens as early as possible.
+
+        Raises:
+            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
+        """
 
 
 def sample(
-    decoder: Decoder, codec: Codec, request: SampleRequest, options: SamplingOptions
+    decoder: Decoder, codec: Codec, request: SampleRequest, sampling: SamplingOptions
 ) -> Samples:
     """Start to draw samples from a decoder.
 
@@ -113,7 +128,7 @@ def sample(
         decoder: of a model in evaluation mode, made for as many rows as there are samples.
         codec: reads the prompt.
         request: which samples.
-        options: of the sampling rule.
+        sampling: options of the rule.
 
     Raises:
         PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
@@ -123,7 +138,7 @@ def sample(
         decoder,
         starts,
         tokens=request.count(starts[0], codec.length),
-        sampling=options,
+        sampling=sampling,
         samples=request.samples,
     )
     return Samples(request.prompt, starts, (chosen.tolist() for chosen in drawn))

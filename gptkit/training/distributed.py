@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptkit.errors import GptkitError, PeerError, RunError, UsageError
 from gptkit.data.split import IGNORE
+from gptkit.errors import GptkitError, PeerError, RunError, UsageError
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for another one, which may be downloading or saving."""

@@ -79,7 +79,9 @@ def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
         model: tells how the parameters are sharded, if they are.
     """
     parameters = dict(model.named_parameters())
-    return {key: _shard_like(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()}
+    return {
+        key: _shard_like(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()
+    }
 
 
 def _shard_like(tensor: Tensor, parameter: Any) -> Tensor:

@@ -125,7 +125,7 @@ class Trainer:
         self.emit("on_step_end")
 
     def reset(self) -> None:
-        """Clear gradients and loss for a new step; seed the dropout of ranks other than the first."""
+        """Clear gradients and loss for a new step; seed the dropout of all ranks but the first."""
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.loss = torch.zeros((), device=self.run_device.device)
         self.ranks.reseed(self.seed, self.state.step)
@@ -137,7 +137,8 @@ class Trainer:
         x, y = self.data.train[indices[self.part]]
         total = int(self.ranks.all_reduce_sum(_n_targets(y)))
         b = self.micro_batch_size
-        for x_part, y_part in zip(x.split(b), y.split(b), strict=True):
+        for i in range(0, len(x), b):
+            x_part, y_part = x[i : i + b], y[i : i + b]
             if targets := _n_targets(y_part):
                 yield put(x_part), put(y_part), loss_weight(targets, total, self.ranks.size)
             elif self.ranks.size > 1:  # the other ranks wait for this one's gradients: zeros

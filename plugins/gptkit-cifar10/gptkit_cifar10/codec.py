@@ -139,11 +139,6 @@ class PixelCodec(Codec):
         picture: Pixels = known[ids.clip(max=self.first_start)]
         return picture.reshape(self.size, self.size, 3)
 
-    def raw(self, tokens: Sequence[int]) -> list[float]:
-        """Red, green and blue of every pixel, 0 to 1, row by row: 3 * size * size numbers."""
-        numbers: list[float] = (self.decode_array(tokens).reshape(-1) / 255).tolist()
-        return numbers
-
     def legend(self) -> dict[str, Any]:
         """The image's size, the colours by id, and the class of each start token."""
         colors = {"colors": self.palette} if self.palette else {"channels": 3}
