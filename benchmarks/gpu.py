@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,15 +19,16 @@ from gptkit.errors import GptkitError
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
-from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session, provider
 from gptkit.plugin import Callback, Data, Split, TrainState
-from gptkit.recipe import registry
+from gptkit.recipe import build
 from gptkit.recipe.options import PRESETS, GPTConfig, TrainOptions
+from gptkit.runs.train import build_trainer
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import make_decoder
@@ -159,22 +160,17 @@ def time_to_loss(quick: bool) -> list[str]:
     overrides = [f"dataset.path={str(text)!r}"] if text.exists() else []
     recipe = Path(__file__).parents[1] / "recipes" / "tinyshakespeare.toml"
     try:
-        plugins = registry.build(registry.read_recipe(recipe, overrides))
+        if quick:
+            overrides += ["train.batch_size=2", "train.eval_batches=1", "train.eval_every=1"]
+        read = build.read(recipe, overrides)
+        silent = tuple(spec for spec in read.callbacks if spec.use != "log")
+        plugins = build.build(read.model_copy(update={"callbacks": silent}))
         data = plugins.dataset.load()
     except GptkitError as error:
         return [name, f"not measured: {error}", "-"]
-    shape = plugins.recipe.model.model_dump()
-    torch.manual_seed(plugins.recipe.seed)
-    model = GPT(GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size))
-    callbacks = {n: c for n, c in plugins.callbacks.items() if "(log" not in n}
-    options = plugins.recipe.train
-    if quick:
-        options = options.model_copy(update={"batch_size": 2, "eval_batches": 1, "eval_every": 1})
-    watch = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
-    trainer = Trainer(
-        model, data, options=options, run_device=resolve_device(options), seed=plugins.recipe.seed,
-        callbacks={**callbacks, "stop": watch},
-    )  # fmt: skip
+    stop = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
+    callbacks = {**plugins.callbacks, "stop": stop}
+    trainer = build_trainer(replace(plugins, callbacks=callbacks), data)
     begin = perf_counter()
     state = trainer.fit()
     took = perf_counter() - begin
@@ -275,11 +271,11 @@ def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
 def _write(model: GPT, kit: Path, dtype: str) -> Path:
     """The graphs, made for CUDA if there is a GPU."""
     kit.mkdir()
-    fused = dtype != "float32" or not torch.cuda.is_available()
-    source = Source.of(model, dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = ExportSource.of(model, dtype, device=device)
     ir.save(generate_model(source), kit / GENERATE_FILE)
     ir.save(step_model(source), kit / STEP_FILE)
-    ir.save(decode_model(source, fused=fused), kit / DECODE_FILE)
+    ir.save(decode_model(source), kit / DECODE_FILE)
     return kit
 
 
@@ -292,7 +288,7 @@ def _looping(session: Any, scale: Scale) -> Callable[[], Any]:
 
 def _decoding(session: DecodeSession, scale: Scale) -> Callable[[], Any]:
     prompts, settings = np.zeros((1, 1), np.int64), SamplingOptions(temperature=0.8, seed=1)
-    return lambda: list(session.stream(prompts, scale.tokens, settings, burst=scale.tokens))
+    return lambda: list(session.stream(prompts, scale.tokens, settings, chunk=scale.tokens))
 
 
 def _seconds(work: Callable[[], Any]) -> float:

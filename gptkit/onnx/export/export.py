@@ -125,8 +125,8 @@ def _load(run: Path, which: str, dtype: str) -> tuple[LoadedModel, Data | None]:
     """The checkpoint, and for quantised exports the data, whose loss shows what they cost."""
     if TOLERANCES[dtype].loss is None:
         return loading.load_checkpoint(run, which=which, device="cpu"), None
-    loaded, data, *_ = loading.open_with_data(run, which=which, device="cpu")
-    return loaded, data
+    run_with_data = loading.load_run(run, which=which, device="cpu")
+    return run_with_data.model, run_with_data.data
 
 
 def _write_file(

@@ -101,8 +101,7 @@ class OnnxModel:
         Raises:
             PluginError: its distribution is not installed.
         """
-        record = self.metadata.codec
-        return registry.make_codec(record.name, record.distribution, record.options)
+        return registry.make_codec(self.metadata.codec)
 
     @property
     def temperature(self) -> float:
@@ -125,14 +124,11 @@ class OnnxModel:
             streaming: yield the first tokens as soon as possible, instead of drawing all at once.
 
         Raises:
-            PromptError: the codec cannot read the prompt, or nothing is left to draw.
+            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
         """
-        needs_codec = request.prompt or request.label is not None or request.keep != 1
         known = self.metadata.tokens
-        if needs_codec:
-            starts = request.starts(self.codec)
-        else:
-            starts = [known.starts[i % len(known.starts)] for i in range(request.samples)]
+        needs_codec = request.needs_codec
+        starts = request.starts(self.codec) if needs_codec else request.in_turn(known.starts)
         count = request.count(starts[0], known.length)
         chunk = (self.session.first_chunk if streaming else None) or count
         prompts = np.array(starts, dtype=np.int64)
