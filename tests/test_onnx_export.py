@@ -584,7 +584,7 @@ def test_the_option_onnx_is_not_needed_and_still_accepted(r: Path, cli: Command)
         (["r", "--web", "r/recipe.toml"], "r/recipe.toml: not a folder"),
         (["r", "--web", "a.onnx"], "index.html: already exists, and gptkit did not"),
         (["nope"], "nope: no such run folder"),
-        (["a.onnx"], "a.onnx: is not a run folder"),
+        (["a.onnx"], "a.onnx: not a run folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -636,7 +636,7 @@ def test_quantising_needs_the_data_and_says_so(r: Path, cli: Command, tmp_path: 
         text.write_text("Something else altogether. " * 100)
         result = cli("export", r, "--dtype", "int4")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "the training data is not what this run began with" in result.stderr
+        assert "the training data is not what this run was started with" in result.stderr
         text.unlink()
         assert contents(tmp_path) == before
         assert cli("export", r).exit_code == 0

@@ -151,11 +151,11 @@ def test_mistakes_are_told_as_for_a_run(
     assert said in result.stderr
 
 
-def test_whole_pictures_cannot_be_continued(pixels: Path, cli: Command, tmp_path: Path) -> None:
+def test_whole_images_cannot_be_continued(pixels: Path, cli: Command, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
     result = cli("sample", pixels / "model.onnx", "--prompt", "photo.png", "--out", "no.png")
     assert result.exit_code == 2
-    assert "the prompt is whole: nothing is left to draw" in result.stderr
+    assert "the prompt already fills the image" in result.stderr
     result = cli("sample", pixels / "model.onnx")
     assert result.exit_code == 2
     assert "--out out.png" in result.stderr
