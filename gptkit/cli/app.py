@@ -21,7 +21,7 @@ from gptkit.errors import GptkitError
 
 
 class Commands(TyperGroup):
-    """Turns a user's mistake into two lines and an exit code; a bug keeps its traceback."""
+    """Prints a user's mistake as two lines and exits with its code; a bug keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
