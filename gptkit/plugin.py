@@ -152,8 +152,8 @@ class TrainState:
     stop: bool = False
     """A callback sets this, on any rank, to end training after the current step."""
     sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
-    """`sample(tokens, seed)` draws from the current weights, in the codec's format. Call it on every
-    rank or on none: under `shard = true` each rank holds a part of the weights."""
+    """`sample(tokens, seed)` draws from the current weights, in the codec's format. Call it on all
+    ranks or on none: under `shard = true` each rank holds a part of the weights."""
 
     @property
     def tokens(self) -> int:

@@ -42,16 +42,15 @@ def make_state(run_dir: Path | None = None, *, steps: int = 4) -> TrainState:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    state = TrainState(
+    return TrainState(
         model=model,
         optimizer=optimizer,
         codec=LetterCodec(),
         steps=steps,
         tokens_per_step=64,
         run_dir=run_dir,
+        sample=lambda tokens, seed: b"abc",
     )
-    state.sample = lambda tokens, seed: b"abc"
-    return state
 
 
 def drive(callback: Callback, state: TrainState) -> None:

@@ -20,6 +20,7 @@ TORCH_FREE = [
     "codec", "errors", "files", "loading", "recipe.options", "recipe.recipe", "recipe.registry",
     "runs.checkpoint", "runs.run_folder", "runs.signals", "sampling.generate", "sampling.rule",
     "sampling.samples", "scaffold.package", "show.plugins", "show.runs", "show.samples",
+    "training.torchrun",
     *(f"onnx.runtime.{p.stem}" for p in sorted((ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))),
 ]  # fmt: skip
 """Modules that work without torch: a checkpoint's folder is listed, an exported model runs."""
