@@ -28,19 +28,8 @@ def test_a_checkpoint_and_its_exported_file_are_used_alike(
         for path in (DATA / "text", str(tmp_path / "text.onnx"))
     ]
     assert drawn[0] == drawn[1]
-    command = [
-        "--prompt",
-        "thou",
-        "--tokens",
-        "40",
-        "--samples",
-        "2",
-        "--top-k",
-        "9",
-        "--seed",
-        "3",
-    ]
-    said = gptkit("sample", DATA / "text", *command, "--ids").stdout
+    options = "--prompt thou --tokens 40 --samples 2 --top-k 9 --seed 3 --ids"
+    said = gptkit("sample", DATA / "text", *options.split()).stdout
     assert [list(map(int, line.split())) for line in said.splitlines()] == drawn[0]
 
 
@@ -56,8 +45,7 @@ def test_an_exported_model_is_loaded_without_torch() -> None:
     program = f"import sys, gptkit; {load}; print('torch' in sys.modules)"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "False
-"
+    assert done.stdout == "False\n"
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
