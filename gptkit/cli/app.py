@@ -1,6 +1,5 @@
 """The command line: a command parses, calls one function and prints. Heavy imports are inside."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +17,11 @@ from gptkit.cli.options import (
     SetOption,
 )
 from gptkit.errors import GptkitError
+from gptkit.training import torchrun
 
 
 class Commands(TyperGroup):
-    """Turns a user's mistake into two lines and an exit code; a bug keeps its traceback."""
+    """Prints a user's mistake as two lines and exits with its code; a bug keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
@@ -221,7 +221,7 @@ def doctor(json: JsonOption = False) -> None:
 
 
 def _print_folder(path: Path) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes only the first one prints
+    if torchrun.rank() == 0:
         typer.echo(path)
 
 
@@ -241,7 +241,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if torchrun.job():
             from gptkit.training import distributed
 
             distributed.leave(int(end.code or 0))
