@@ -103,11 +103,10 @@ class _GenerateGraph:
         go_on = g.And(g.Not(all_true(g, finished_next)), g.Less(drawn_next, self.total))
         with g.named("cache"):
             append = self._append(g, main, _pairs(tail), fed_next, length_next)
+            restart = self._restart(g, history_next)
+            fits = g.Less(length_next, self.config.block_size)
             *main_next, fed_next, length_next = g.If(
-                g.Less(length_next, self.config.block_size),
-                then_branch=append,
-                else_branch=self._restart(g, history_next),
-                outputs=2 * len(main) + 2,
+                fits, then_branch=append, else_branch=restart, outputs=2 * len(main) + 2
             )
         outputs = [
             typed(go_on, BOOL),
@@ -119,9 +118,13 @@ class _GenerateGraph:
             typed(drawn_next, INT64),
         ]
         inputs = [turn, condition, *_flat(main), fed, length, finished, history, drawn]
-        doc = "Draws a block of tokens, then appends their keys and values to the cache, or "
-        doc += "restarts with an empty cache where the context is full."
-        return g.graph("block", inputs, outputs, doc=doc)
+        return g.graph(
+            "block",
+            inputs,
+            outputs,
+            doc="Draws a block of tokens, then appends their keys and values to the cache, or "
+            "restarts with an empty cache if the context is full.",
+        )
 
     def _turns(self, g: Scope, fed: ir.Value, length: ir.Value, drawn: ir.Value) -> ir.Value:
         """How many tokens a block draws, int64 ()."""
