@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,8 +26,9 @@ from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session, provider
 from gptkit.plugin import Callback, Data, Split, TrainState
-from gptkit.recipe import registry
+from gptkit.recipe import build
 from gptkit.recipe.options import PRESETS, GPTConfig, TrainOptions
+from gptkit.runs.train import build_trainer
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import make_decoder
@@ -159,22 +160,17 @@ def time_to_loss(quick: bool) -> list[str]:
     overrides = [f"dataset.path={str(text)!r}"] if text.exists() else []
     recipe = Path(__file__).parents[1] / "recipes" / "tinyshakespeare.toml"
     try:
-        plugins = registry.build(registry.read_recipe(recipe, overrides))
+        if quick:
+            overrides += ["train.batch_size=2", "train.eval_batches=1", "train.eval_every=1"]
+        read = build.read(recipe, overrides)
+        silent = tuple(spec for spec in read.callbacks if spec.use != "log")
+        plugins = build.build(read.model_copy(update={"callbacks": silent}))
         data = plugins.dataset.load()
     except GptkitError as error:
         return [name, f"not measured: {error}", "-"]
-    shape = plugins.recipe.model.model_dump()
-    torch.manual_seed(plugins.recipe.seed)
-    model = GPT(GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size))
-    callbacks = {n: c for n, c in plugins.callbacks.items() if "(log" not in n}
-    options = plugins.recipe.train
-    if quick:
-        options = options.model_copy(update={"batch_size": 2, "eval_batches": 1, "eval_every": 1})
-    watch = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
-    trainer = Trainer(
-        model, data, options=options, run_device=resolve_device(options), seed=plugins.recipe.seed,
-        callbacks={**callbacks, "stop": watch},
-    )  # fmt: skip
+    stop = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
+    callbacks = {**plugins.callbacks, "stop": stop}
+    trainer = build_trainer(replace(plugins, callbacks=callbacks), data)
     begin = perf_counter()
     state = trainer.fit()
     took = perf_counter() - begin

@@ -48,8 +48,8 @@ class Shape:
         return self.batch_size * self.block_size
 
 
-def make_ours(shape: Shape) -> GPT:
-    """GPT-2's architecture in gptkit, freshly initialised."""
+def make_ours(shape: Shape, *, recompute: bool = False) -> GPT:
+    """GPT-2's architecture in gptkit, newly initialised."""
     torch.manual_seed(0)
     return GPT(
         GPTConfig(
@@ -58,7 +58,8 @@ def make_ours(shape: Shape) -> GPT:
             n_embd=shape.n_embd,
             block_size=shape.block_size,
             vocab_size=VOCABULARY,
-        )
+        ),
+        recompute=recompute,
     )
 
 

@@ -14,24 +14,24 @@ import torch
 from numpy.typing import NDArray
 
 from gptkit.plugin import Split
-from gptkit.runs.loaded import open_with_data
-from gptkit.training.trainer import evaluate
+from gptkit.runs.loaded import load_run
+from gptkit.training.evaluate import evaluate
 from gptkit_cifar10.codec import PixelCodec
 
 
 def main() -> None:
     """Measure the run that the command line names, or the newest."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    trained, data, run_device, batch_size = open_with_data(path, which="last", device="auto")
-    codec = trained.codec
+    run = load_run(path)
+    loaded, data, codec = run.model, run.data, run.model.codec
     assert isinstance(codec, PixelCodec)
     train, val = pixels(data.train), pixels(data.val)
     counts = np.bincount(train.ravel(), minlength=codec.first_start) + 1.0
     p = counts / counts.sum()
-    model = evaluate(trained.model, data.val, run_device=run_device, batch_size=batch_size)
+    model = evaluate(loaded.model, data.val, run_device=run.run_device, batch_size=run.batch_size)
     print(f"unigram    {-np.log(p[val]).mean():.4f} nats/pixel")
     print(f"copy left  {copy_left(train, val, p, width=codec.size):.4f} nats/pixel")
-    print(f"model      {model.loss:.4f} nats/pixel (step {trained.state.step})")
+    print(f"model      {model.loss:.4f} nats/pixel (step {loaded.state.step})")
 
 
 def pixels(split: Split) -> NDArray[np.int64]:

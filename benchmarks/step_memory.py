@@ -139,7 +139,7 @@ def _make(name: str, shape: Shape, tokens: Path) -> tuple[nn.Module, Callable[[]
 
 def _ours(shape: Shape, path: Path, *, recompute: bool) -> tuple[nn.Module, Callable[[], None]]:
     """A Trainer on random tokens."""
-    model, tokens = make_ours(shape), 100 * shape.tokens
+    model, tokens = make_ours(shape, recompute=recompute), 100 * shape.tokens
     np.random.default_rng(SEED).integers(VOCABULARY, size=tokens, dtype=np.uint8).tofile(path)
     split = TokenFile(path, "uint8", stop=tokens, block_size=shape.block_size)
     codec = CharCodec(vocabulary="".join(map(chr, range(48, 48 + VOCABULARY))))

@@ -3,20 +3,19 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import torch
+from pydantic import PrivateAttr
 
 from benchmarks.report import ROOT, Result, Table
 from benchmarks.timing import Spread, take_turns
-from gptkit.model.gpt import GPT
-from gptkit.recipe import registry
-from gptkit.recipe.options import GPTConfig
-from gptkit.training.device import resolve_device
-from gptkit.training.trainer import Trainer
+from gptkit.plugin import Callback, TrainState
+from gptkit.recipe import build
+from gptkit.runs.train import build_trainer
 
 BASE, FAST = "tinyshakespeare-cpu", "tinyshakespeare-speedrun"
 AIM = 1.88
@@ -82,38 +81,42 @@ def _next(name: str, seeds: Iterator[int], quick: bool) -> Curve:
     return train(name, next(seeds), quick=quick)
 
 
+class Clock(Callback):
+    """Times the steps alone, and notes the validation loss at each evaluation."""
+
+    _begin: float = 0.0
+    _seconds: float = 0.0
+    _points: list[tuple[float, float]] = PrivateAttr(default_factory=list)
+
+    def on_step_start(self, state: TrainState) -> None:
+        """Start the clock."""
+        self._begin = perf_counter()
+
+    def on_step_end(self, state: TrainState) -> None:
+        """Stop the clock."""
+        self._seconds += perf_counter() - self._begin
+
+    def on_eval_end(self, state: TrainState) -> None:
+        """Note a point of the curve."""
+        self._points.append((self._seconds, state.val_loss or math.nan))
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """Seconds and validation losses."""
+        return self._points
+
+
 def train(name: str, seed: int, *, quick: bool = False) -> Curve:
-    """Train a recipe, evaluating it now and then; quick takes few steps on the sonnets."""
-    trainer = _trainer(name, seed, quick)
-    steps, points, seconds = trainer.state.steps, [], 0.0
-    trainer.emit("on_fit_start")
-    trainer.model.train()
-    for step in range(1, steps + 1):
-        begin = perf_counter()
-        trainer.step()
-        seconds += perf_counter() - begin
-        if step == steps or step % -(-steps // POINTS) == 0:
-            trainer.evaluate()
-            points.append((seconds, trainer.state.val_loss or math.nan))
-    trainer.emit("on_fit_end")
-    return Curve(trainer.model.n_parameters(), steps, points)
-
-
-def _trainer(name: str, seed: int, quick: bool) -> Trainer:
-    read = registry.read_recipe(ROOT / "recipes" / f"{name}.toml", _overrides(seed, quick))
+    """Train a recipe with `POINTS` evaluations; quick takes few steps on the sonnets."""
+    read = build.read(ROOT / "recipes" / f"{name}.toml", _overrides(seed, quick))
+    options = read.train.model_copy(update={"eval_every": -(-read.train.steps // POINTS)})
     silent = tuple(spec for spec in read.callbacks if spec.use != "log")
-    plugins = registry.build(read.model_copy(update={"callbacks": silent}))
-    recipe, data = plugins.recipe, plugins.dataset.load()
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": data.vocab_size, "block_size": data.block_size}
-    return Trainer(
-        GPT(GPTConfig(**recipe.model.model_dump(), **sizes)),
-        data,
-        options=recipe.train,
-        run_device=resolve_device(recipe.train),
-        seed=seed,
-        callbacks=plugins.callbacks,
-    )
+    plugins = build.build(read.model_copy(update={"train": options, "callbacks": silent}))
+    clock = Clock()
+    callbacks = {"clock": clock, **plugins.callbacks}
+    trainer = build_trainer(replace(plugins, callbacks=callbacks), plugins.dataset.load())
+    trainer.fit()
+    return Curve(trainer.model.n_parameters(), options.steps, clock.points)
 
 
 def _overrides(seed: int, quick: bool) -> list[str]:

@@ -90,13 +90,6 @@ class Codec(BaseModel, ABC):
         """
         return b"\n----------\n".join(self.decode(sample) for sample in samples)
 
-    def raw(self, tokens: Sequence[int]) -> list[float] | None:
-        """The numbers that the tokens of a whole sample stand for, as a baseline's features.
-
-        None where tokens are symbols that stand for no numbers.
-        """
-        return None
-
     def legend(self) -> dict[str, Any] | None:
         """What the token ids stand for, as JSON, for programs that do not have this codec.
 

@@ -5,21 +5,22 @@ field is that option's help, its methods are its behaviour; run-time state is a 
 A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.callbacks`.
 """
 
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 from torch import Tensor, nn
 
 from gptkit.codec import Codec
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
+from gptkit.data.split import IGNORE, Split
+from gptkit.data.token_file import TokenFile
 from gptkit.errors import DataError, DownloadError, RunError, closest
+from gptkit.files import digest, write_atomically
 
 __all__ = [
     "EVENTS",
@@ -38,7 +39,9 @@ __all__ = [
     "cache_errors",
     "cache_folder",
     "cached",
+    "digest",
     "fetch",
+    "write_atomically",
 ]
 
 EVENTS = (
@@ -50,9 +53,6 @@ EVENTS = (
     "on_fit_end",
 )
 """The moments of training at which callbacks run, in the order of their first occurrence."""
-
-IGNORE = -100
-"""A target that carries no loss."""
 
 
 def _absolute(path: Path) -> Path:
@@ -81,65 +81,6 @@ class Plugin(BaseModel):
         validate_default=True,
         arbitrary_types_allowed=True,
     )
-
-
-class Split(ABC):
-    """One part of a data set: windows or items that can be gathered by number."""
-
-    stride: int = 1
-    """Distance between the numbers that one walk over the whole split visits: 1 for separate items,
-    block_size where neighbouring numbers are overlapping windows of one stream."""
-
-    labels: Tensor | None = None
-    """The class of every item, int64 (len(self),); None where items have no classes."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of start positions or items."""
-
-    @abstractmethod
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets by number, in one vectorised gather.
-
-        Args:
-            indices: int64 (B,), each in 0 .. len(self) - 1.
-
-        Returns:
-            x and y, both int64 (B, block_size) on the CPU; a target of `IGNORE` carries no loss.
-        """
-
-
-class TokenFile(Split):
-    """A split that is a stretch of one long token stream in a file, of which only windows are read.
-
-    Args:
-        path: raw tokens without a header.
-        dtype: how they are stored, "uint8" or "uint16".
-        start: first token of the split.
-        stop: token after the last one of the split.
-        block_size: tokens per window; every target is the token after its input.
-    """
-
-    def __init__(
-        self, path: Path, dtype: str, *, start: int = 0, stop: int, block_size: int
-    ) -> None:
-        self.path, self.dtype, self.start, self.stop = path, np.dtype(dtype), start, stop
-        self.stride = block_size
-        self._window = np.arange(block_size + 1)
-
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start - self.stride)
-
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # Mapped anew for every batch: the pages touched leave this process's memory with the map.
-        with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(mapped, "madvise"):  # windows lie anywhere: what is read ahead is not needed
-            mapped.madvise(mmap.MADV_RANDOM)
-        tokens = np.frombuffer(mapped, self.dtype, count=self.stop)
-        starts = indices.numpy() + self.start
-        rows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.plugin import EVENTS
-from gptkit.runs import checkpoint, step_folder
+from gptkit.runs import checkpoint
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
 
@@ -72,8 +72,8 @@ def test_a_recipe_with_unknown_keys_wrong_types_and_sizes(
     ("text", "said"),
     [
         (b"", "x.txt: the text is empty"),
-        (b"a", "x.txt: the text is 'a' over and over"),
-        (b"a" * 500, "x.txt: the text is 'a' over and over"),
+        (b"a", "x.txt: the text has only one character, 'a', repeated"),
+        (b"a" * 500, "x.txt: the text has only one character, 'a', repeated"),
         (b"ab" * 8, "x.txt: too short for block_size 16"),
         (b"ab" * 80, "x.txt: too short for block_size 16: 144 characters for training and 16 for"),
         (b"ab" * 99 + b"\xff", "x.txt: not UTF-8: bad byte 0xff at offset 198"),
@@ -231,11 +231,11 @@ def test_a_damaged_checkpoint_on_the_command_line(
 
 def test_a_checkpoint_of_a_newer_format(refused: Callable[..., str], trained: Path) -> None:
     file = trained / "checkpoints" / "step-00000004" / "state.json"
-    newer = json.loads(file.read_text()) | {"format": step_folder.FORMAT + 1, "mixture": [1, 2]}
+    newer = json.loads(file.read_text()) | {"format": checkpoint.FORMAT + 1, "mixture": [1, 2]}
     del newer["codec"]
     file.write_text(json.dumps(newer))
     error = refused("sample", "r", exit_code=1)
-    assert f"written in format {step_folder.FORMAT + 1}, this gptkit reads" in error
+    assert f"written in format {checkpoint.FORMAT + 1}, this gptkit reads" in error
     assert "hint:  pip install --upgrade gptkit" in error
 
 
@@ -278,7 +278,7 @@ def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path) ->
     (tmp_path / "photos").mkdir()
     for command in (["sample"], ["eval"], ["resume"], ["runs", "show"]):
         error = refused(*command, "photos", exit_code=2)
-        assert "error: photos: is not a run folder (no recipe.toml)" in error
+        assert "error: photos: not a run folder (no recipe.toml)" in error
 
 
 def test_a_damaged_environment_does_not_hide_the_run(cli: Command, trained: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     error = refused("train", tiny_recipe(), "--out", place, exit_code=1)
     assert error.startswith(f"error: {place}: cannot be written: ")
-    assert "\nhint:  --out takes another place\n" in error
+    assert "\nhint:  --out DIR takes another place\n" in error
 
 
 def test_a_cache_that_cannot_be_written(
@@ -335,7 +335,7 @@ def test_a_disk_that_is_full_while_saving(
     assert result.returncode == 1
     assert result.stdout == ""
     assert "error: r/checkpoints/step-00000008: cannot be saved: " in result.stderr
-    assert "hint:  earlier checkpoints are intact; make room, then gptkit resume" in result.stderr
+    assert "hint:  earlier checkpoints are intact; free some space, then gptkit resume" in result.stderr
     assert "Traceback" not in result.stderr
     assert contents(out / "checkpoints") == earlier
     run.resume(out, report=print)

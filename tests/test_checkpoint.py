@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gptkit.errors import CheckpointError
 from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
-from gptkit.runs.checkpoint import CodecRecord, Record, State
+from gptkit.runs.checkpoint import State
 
 RECORD: dict[str, Any] = {
     "gptkit": "0.1.0",
@@ -177,12 +178,6 @@ def test_a_state_is_readable_by_people(tmp_path: Path) -> None:
     text = (checkpoint.save(tmp_path, state(), files()) / "state.json").read_text()
     assert text.count("\n") > 20
     assert text.endswith("}\n")
-
-
-def test_the_record_of_a_run_says_what_every_checkpoint_says(tmp_path: Path) -> None:
-    record = Record(folder=tmp_path, **RECORD)
-    moment = {"val_loss": 2.0, "val_step": 5, "optimizer_groups": [], "callbacks": []}
-    assert record.state(step=5, **moment) == state(5, **moment)
 
 
 def test_what_a_killed_process_left_is_ignored_and_swept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from typer.testing import Result
 
 from gptkit import __version__
-from gptkit.recipe import registry
+from gptkit.recipe import build, registry
 
 Command = Callable[..., Result]
 TinyRecipe = Callable[..., Path]
@@ -147,7 +147,7 @@ def test_check_prints_the_complete_recipe(
     assert (result.exit_code, result.stderr) == (0, f"{path}: ok\n")
     written = tmp_path / "complete.toml"
     written.write_text(result.stdout)
-    assert registry.read_recipe(written).seed == 9
+    assert build.read(written).seed == 9
     assert cli("check", written).stdout == result.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["complete.toml", "tiny.toml"]
 
@@ -197,7 +197,7 @@ def test_plugins_show_explains_every_option(cli: Command, name: str) -> None:
 
 
 def test_plugins_show_keeps_the_docstrings_lines_straight(cli: Command) -> None:
-    assert "\nIt comes last among the callbacks" in cli("plugins", "show", "log").stdout
+    assert "\nPut it last in the recipe" in cli("plugins", "show", "log").stdout
 
 
 def test_an_unknown_plugin_comes_with_the_closest(cli: Command) -> None:
@@ -290,7 +290,7 @@ def test_eval_measures_the_whole_validation_split(cli: Command, trained: Path) -
     assert set(found) == {"loss", "perplexity", "bits_per_token", "tokens", "step"}
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits_per_token"] == pytest.approx(found["loss"] / math.log(2))
-    data = registry.build(registry.read_recipe(trained / "recipe.toml")).dataset.load()
+    data = build.build(build.read(trained / "recipe.toml")).dataset.load()
     assert found["tokens"] == data.val.stop - data.val.start - 1  # all but the first are targets
     assert found["step"] == 4
     assert json.loads(cli("eval", "r", "--json", "--checkpoint", "2").stdout)["step"] == 2
@@ -424,7 +424,7 @@ def test_what_is_exported_can_only_be_sampled(cli: Command, tmp_path: Path) -> N
     result = cli("sample", "page")
     assert result.exit_code == 2
     assert (
-        "page: is not a run folder or a kit\nhint:  gptkit sample page/model.onnx" in result.stderr
+        "page: not a run folder or a bundle\nhint:  gptkit sample page/model.onnx" in result.stderr
     )
 
 

@@ -267,7 +267,7 @@ def test_the_cache_is_where_the_environment_says(
 
 
 def test_what_a_killed_builder_left_goes_after_a_day(tmp_path: Path) -> None:
-    old, fresh = tmp_path / ".target-old", tmp_path / ".target-fresh"
+    old, fresh = tmp_path / ".target.old.tmp", tmp_path / ".target.fresh.tmp"
     for left in (old, fresh):
         left.mkdir()
         (left / "half").write_text("")

@@ -343,7 +343,7 @@ def test_no_callback_takes_back_an_interruption(data: Data) -> None:
     log: Log = []
 
     def carry_on(state: TrainState) -> None:
-        training.interrupted = True  # as a signal handler does, at whatever moment
+        training.interrupt()  # as a signal handler does, at whatever moment
         state.stop = False
 
     training = trainer(data, {"one": recorder("one", log, on_eval_end=carry_on)}, eval_every=2)

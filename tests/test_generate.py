@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from gptkit.model.blocks import KVCache, StaticKVCache
-from gptkit.model.gpt import GPT
+from gptkit.model.cache import KVCache, StaticKVCache
+from gptkit.model.gpt import GPT, evaluating
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions, choose, uniforms
-from gptkit.sampling.torch_decoder import GraphDecoder, TorchDecoder, evaluating
+from gptkit.sampling.torch_decoder import GraphDecoder, TorchDecoder
 from tests.support import pairwise
 
 VOCAB = 9

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptkit.errors import CheckpointError
-from gptkit.model.blocks import KVCache
+from gptkit.model.cache import KVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import GPTConfig
 from tests.support import pairwise

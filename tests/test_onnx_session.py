@@ -183,9 +183,9 @@ def test_drawing_in_parts_is_drawing_at_once(
     trained = load_checkpoint(text / "r", device="cpu")
     for samples, tokens in ((1, 130), (3, 50), (2, 1), (1, 15), (1, 16), (1, 17)):
         request = SampleRequest(prompt, tokens=tokens, samples=samples)
-        expected = trained.sample(request, sampling).rows()
-        assert model.sample(request, sampling, watched=True).rows() == expected
-        assert model.sample(request, sampling).rows() == expected
+        expected = trained.sample(request, sampling).token_ids()
+        assert model.sample(request, sampling, watched=True).token_ids() == expected
+        assert model.sample(request, sampling).token_ids() == expected
 
 
 @pytest.mark.timeout(40)

@@ -474,10 +474,10 @@ def test_without_torchrun_nothing_distributed_is_initialised(
 
 
 def test_a_batch_is_shared_out_evenly_or_refused() -> None:
-    parts = [Ranks(rank=rank, size=3).rows(6) for rank in range(3)]
+    parts = [Ranks(rank=rank, size=3).batch_slice(6) for rank in range(3)]
     assert [list(range(6))[part] for part in parts] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(UsageError, match=r"8 sequences .* 3 processes") as caught:
-        Ranks(size=3).rows(8)
+        Ranks(size=3).batch_slice(8)
     assert caught.value.hint
     assert "train.batch_size=9" in caught.value.hint
 

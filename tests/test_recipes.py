@@ -9,7 +9,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from gptkit.cli.app import app
-from gptkit.recipe import registry
+from gptkit.recipe import build
 from gptkit.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +45,9 @@ def name(path: Path) -> str:
 
 
 def test_a_recipe_is_valid_and_complete_when_built(recipe: Path, tmp_path: Path) -> None:
-    built = registry.build(registry.read_recipe(recipe))
+    built = build.build(build.read(recipe))
     (tmp_path / "complete.toml").write_text(built.recipe.to_toml(), encoding="utf-8")
-    assert registry.build(registry.read_recipe(tmp_path / "complete.toml")).recipe == built.recipe
+    assert build.build(build.read(tmp_path / "complete.toml")).recipe == built.recipe
     assert {entry.distribution for entry in built.entries} <= FIRST_PARTY
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
-from gptkit.recipe import registry
+from gptkit.recipe import build, registry
 from gptkit.recipe.recipe import PluginSpec
+from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import run_folder
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
@@ -37,12 +38,12 @@ class Unannounced(Codec):
 def refusal(path: Path) -> RecipeError:
     """The error that a recipe's plugins give."""
     with pytest.raises(RecipeError) as caught:
-        registry.build(registry.read_recipe(path))
+        build.build(build.read(path))
     return caught.value
 
 
 def test_the_first_party_plugins_are_installed() -> None:
-    found = {kind: [entry.name for entry in registry.installed(kind)] for kind in registry.BASES}
+    found = {kind: [entry.name for entry in registry.installed(kind)] for kind in registry.GROUPS}
     assert "char-text" in found["dataset"]
     assert {"grad-clip", "log", "lr-decay"} <= set(found["callback"])
     assert "char" in found["codec"]
@@ -60,7 +61,7 @@ def test_an_unknown_name_comes_with_the_closest_and_the_installed(
     assert str(caught.value) == f'no {kind} named "{name}"'
     hint = caught.value.hint or ""
     assert hint.startswith("installed: ")
-    assert f"{meant} (gptkit-{meant} 0.1.0)" in hint
+    assert f"{meant} (gptkit-{meant} 0.2.0)" in hint
     assert hint.endswith(f'; did you mean "{meant}"?')
 
 
@@ -68,7 +69,7 @@ def test_a_name_like_no_other_comes_with_the_installed_alone() -> None:
     with pytest.raises(PluginError) as caught:
         registry.find("callback", "qqqqqq")
     assert "did you mean" not in (caught.value.hint or "")
-    assert "log (gptkit-log 0.1.0)" in (caught.value.hint or "")
+    assert "log (gptkit-log 0.2.0)" in (caught.value.hint or "")
 
 
 def test_a_name_claimed_twice_is_refused_with_both_claims(
@@ -77,7 +78,7 @@ def test_a_name_claimed_twice_is_refused_with_both_claims(
     distribution("acme-log", CALLBACK, callbacks="log = Mine")
     (problem,) = refusal(tiny_recipe()).problems
     assert problem.place == "callbacks[2].use"
-    claims = "acme-log 1.2 and gptkit-log 0.1.0"
+    claims = "acme-log 1.2 and gptkit-log 0.2.0"
     assert problem.fault == f'the callback name "log" is claimed by {claims}'
     assert problem.hint == "pip uninstall all but one of acme-log, gptkit-log"
     assert "acme_log" not in sys.modules
@@ -88,8 +89,8 @@ def test_one_name_may_stand_for_things_of_different_kinds(
 ) -> None:
     distribution("acme-log", CALLBACK, callbacks="char-text = Mine")
     callbacks = [{"use": "char-text"}]
-    built = registry.build(registry.read_recipe(tiny_recipe(callbacks=callbacks)))
-    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.1.0", "acme-log 1.2"]
+    built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
+    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.2.0", "acme-log 1.2"]
     assert [entry.kind for entry in registry.find_any("char-text")] == ["dataset", "callback"]
 
 
@@ -152,7 +153,7 @@ def test_a_class_without_the_contracts_methods_is_refused(
     assert "half (acme-half 1.2)" in problem.fault
     assert "load" in problem.fault
     with pytest.raises(PluginError, match=r"half.*decode"):
-        registry.make_codec("half", "acme-half", {})
+        registry.make_codec(CodecRecord(name="half", distribution="acme-half", options={}))
 
 
 def test_an_event_that_is_none_is_refused_at_class_creation(
@@ -190,9 +191,9 @@ def test_only_the_named_plugins_are_imported(
     distribution: Install, tiny_recipe: TinyRecipe
 ) -> None:
     distribution("acme-idle", CALLBACK, callbacks="idle = Mine", datasets="idle = Mine")
-    registry.build(registry.read_recipe(tiny_recipe()))
+    build.build(build.read(tiny_recipe()))
     assert "acme_idle" not in sys.modules
-    registry.build(registry.read_recipe(tiny_recipe(callbacks=[{"use": "idle"}])))
+    build.build(build.read(tiny_recipe(callbacks=[{"use": "idle"}])))
     assert "acme_idle" in sys.modules
 
 
@@ -222,7 +223,7 @@ def test_a_broken_plugin_that_is_not_named_is_invisible(
     assert result.exit_code == 2
     assert result.stdout.count("broken (acme-broken 1.2) cannot be imported") == 3
     assert "acme_broken.py" in result.stdout  # the traceback says where
-    assert "lr-decay (gptkit-lr-decay 0.1.0): ok" in result.stdout
+    assert "lr-decay (gptkit-lr-decay 0.2.0): ok" in result.stdout
 
 
 def test_a_plugin_that_exits_does_not_end_the_check(
@@ -231,13 +232,13 @@ def test_a_plugin_that_exits_does_not_end_the_check(
     distribution("acme-exit", "raise SystemExit(7)", callbacks="an-exit = Mine")
     result = cli("plugins", "check")
     assert result.exit_code == 2
-    assert "lr-decay (gptkit-lr-decay 0.1.0): ok" in result.stdout
+    assert "lr-decay (gptkit-lr-decay 0.2.0): ok" in result.stdout
 
 
 def test_the_complete_recipe_builds_the_same_again(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
-    built = registry.build(registry.read_recipe(tiny_recipe(train={"optimizer": "muon"})))
+    built = build.build(build.read(tiny_recipe(train={"optimizer": "muon"})))
     (tmp_path / "written.toml").write_text(built.recipe.to_toml(), encoding="utf-8")
-    again = registry.build(registry.read_recipe(tmp_path / "written.toml"))
+    again = build.build(build.read(tmp_path / "written.toml"))
     assert again.recipe == built.recipe
     assert again.dataset == built.dataset
     assert list(again.callbacks.items()) == list(built.callbacks.items())
@@ -260,22 +261,24 @@ def test_a_relative_path_is_the_same_from_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = tiny_recipe(dataset={"path": "my.txt"})
-    built = registry.build(registry.read_recipe(recipe))
+    built = build.build(build.read(recipe))
     assert built.recipe.dataset.options["path"] == str(tmp_path / "my.txt")
 
 
 def test_callbacks_go_by_position_and_origin(tiny_recipe: TinyRecipe) -> None:
     callbacks = [{"use": "log"}, {"use": "grad-clip"}, {"use": "log", "every": 3}]
-    built = registry.build(registry.read_recipe(tiny_recipe(callbacks=callbacks)))
+    built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
     assert list(built.callbacks) == [
-        "callbacks[0] (log, gptkit-log 0.1.0)",
-        "callbacks[1] (grad-clip, gptkit-grad-clip 0.1.0)",
-        "callbacks[2] (log, gptkit-log 0.1.0)",
+        "callbacks[0] (log, gptkit-log 0.2.0)",
+        "callbacks[1] (grad-clip, gptkit-grad-clip 0.2.0)",
+        "callbacks[2] (log, gptkit-log 0.2.0)",
     ]
 
 
 def test_a_codec_is_found_by_its_class_and_made_by_its_name() -> None:
-    codec = registry.make_codec("char", "gptkit-char-text", {"vocabulary": "abc"})
+    codec = registry.make_codec(
+        CodecRecord(name="char", distribution="gptkit-char-text", options={"vocabulary": "abc"})
+    )
     assert codec.encode("cab") == [2, 0, 1]
     entry = registry.codec_entry(codec)
     assert (entry.name, entry.distribution) == ("char", "gptkit-char-text")
@@ -290,14 +293,16 @@ def test_a_codec_that_nobody_announces_is_refused() -> None:
 
 def test_a_codec_that_is_not_installed_names_its_distribution() -> None:
     with pytest.raises(PluginError, match='"runes" that this model needs') as caught:
-        registry.make_codec("runes", "acme-runes", {})
+        registry.make_codec(CodecRecord(name="runes", distribution="acme-runes", options={}))
     assert caught.value.hint == "pip install acme-runes"
 
 
 @pytest.mark.parametrize("options", [{}, {"vocabulary": "aa"}, {"vocabulary": "ab", "extra": 1}])
 def test_a_codec_that_does_not_take_its_options_names_its_distribution(options: Any) -> None:
     with pytest.raises(PluginError, match='"char" does not accept') as caught:
-        registry.make_codec("char", "gptkit-char-text", options)
+        registry.make_codec(
+            CodecRecord(name="char", distribution="gptkit-char-text", options=options)
+        )
     assert "gptkit-char-text" in (caught.value.hint or "")
 
 
@@ -326,7 +331,7 @@ def test_a_recipe_can_lose_its_plugin(
 )
 def test_options_of_a_wrong_type_are_refused(kind: str, use: str, options: dict[str, Any]) -> None:
     spec = PluginSpec.model_validate({"use": use, **options})
-    (problem,) = registry.check_plugin(kind, spec, "here")
+    (problem,) = build.check_plugin(kind, spec, "here")
     assert problem.place == f"here ({use}).{next(iter(options))}"
 
 
@@ -334,7 +339,7 @@ def test_an_infinite_option_survives_the_written_recipe(
     tiny_recipe: TinyRecipe, tmp_path: Path
 ) -> None:
     clip = {"use": "grad-clip", "max_norm": float("inf")}
-    recipe = registry.build(registry.read_recipe(tiny_recipe(callbacks=[clip]))).recipe
+    recipe = build.build(build.read(tiny_recipe(callbacks=[clip]))).recipe
     (tmp_path / "written.toml").write_text(recipe.to_toml())
-    assert registry.read_recipe(tmp_path / "written.toml") == recipe
+    assert build.read(tmp_path / "written.toml") == recipe
     assert recipe.flat()["callbacks.grad-clip.max_norm"] == float("inf")

@@ -16,11 +16,13 @@ from gptkit.errors import CheckpointError, DivergedError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
 from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
-from gptkit.runs.checkpoint import CodecRecord, Record
+from gptkit.runs.train import read_snapshot, saver
 from gptkit.testing import LetterCodec
 from gptkit.training.device import resolve_device
-from gptkit.training.trainer import Evaluation, Trainer, evaluate
+from gptkit.training.evaluate import Evaluation, evaluate
+from gptkit.training.trainer import Trainer
 
 BLOCK, VOCAB = 8, 26
 CPU = resolve_device(TrainOptions(device="cpu"))
@@ -111,10 +113,10 @@ def data(tmp_path: Path) -> Data:
     return data_of(stream(path, text, stop=400), stream(path, text, start=400))
 
 
-def make(seed: int = 0, **shape: Any) -> GPT:
+def make(seed: int = 0, *, recompute: bool = False, **shape: Any) -> GPT:
     torch.manual_seed(seed)
     sizes = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
-    return GPT(GPTConfig(**sizes | shape))
+    return GPT(GPTConfig(**sizes | shape), recompute=recompute)
 
 
 def trainer(
@@ -127,16 +129,13 @@ def trainer(
 ) -> Trainer:
     model = model or make()
     chosen = TrainOptions(**{"steps": 4, "batch_size": 8, "device": "cpu"} | options)
-    record = save_to and Record(
-        folder=save_to,
-        gptkit="0.1.0",
-        config=model.config,
-        dataset="letters",
-        codec=CodecRecord(name="letters", distribution="gptkit-letters", options={}),
+    codec = CodecRecord(name="letters", distribution="gptkit-letters", options={})
+    save = save_to and saver(
+        save_to, keep=chosen.keep, config=model.config, dataset="letters", codec=codec
     )
     return Trainer(
         model, data, options=chosen, run_device=resolve_device(chosen), seed=3, callbacks=callbacks,
-        record=record,
+        save=save,
     )  # fmt: skip
 
 
@@ -440,7 +439,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
         data, model=make(seed=99, **shape), save_to=tmp_path / "resumed",
         callbacks=acting(on_step_start=halve) | {"memory": Remembering()}, **options,
     )  # fmt: skip
-    resumed.load(*checkpoint.load(tmp_path / "whole" / f"step-{stopped_at:08d}"))
+    resumed.load(read_snapshot(tmp_path / "whole" / f"step-{stopped_at:08d}"))
     assert resumed.state.step == stopped_at
     resumed.fit()
     assert same(weights(resumed.state.model), weights(whole.state.model))
@@ -456,7 +455,7 @@ def test_without_the_generators_state_dropout_would_differ(data: Data, tmp_path:
     whole = trainer(data, model=make(dropout=0.3), save_to=tmp_path, **options)
     whole.fit()
     resumed = trainer(data, model=make(dropout=0.3), **options)
-    resumed.load(*checkpoint.load(tmp_path / "step-00000002"))
+    resumed.load(read_snapshot(tmp_path / "step-00000002"))
     torch.manual_seed(0)
     resumed.fit()
     assert not same(weights(resumed.state.model), weights(whole.state.model))
@@ -464,12 +463,11 @@ def test_without_the_generators_state_dropout_would_differ(data: Data, tmp_path:
 
 def test_a_loaded_state_knows_its_last_evaluation(data: Data, tmp_path: Path) -> None:
     trainer(data, save_to=tmp_path, steps=3, eval_every=2, save_every=1, keep=9).fit()
-    state, files = checkpoint.load(tmp_path / "step-00000001")
-    assert (state.val_loss, state.val_step) == (None, None)
-    made = trainer(data)
-    state, files = checkpoint.load(tmp_path / "step-00000002")
-    made.load(state, files)
-    assert (made.state.step, made.state.val_loss, made.val_step) == (2, state.val_loss, 2)
+    first = read_snapshot(tmp_path / "step-00000001")
+    assert (first.val_loss, first.val_step) == (None, None)
+    made, second = trainer(data), read_snapshot(tmp_path / "step-00000002")
+    made.load(second)
+    assert (made.state.step, made.state.val_loss, made.val_step) == (2, second.val_loss, 2)
     assert made.state.val_loss is not None
 
 
@@ -482,7 +480,7 @@ def test_states_of_callbacks_come_back_to_each_its_own(data: Data, tmp_path: Pat
     callbacks["second"].load_state_dict({"nested": {"a": [None, True]}, "x:y": torch.tensor(0.5)})
     trainer(data, callbacks=callbacks, save_to=tmp_path, steps=2).fit()
     again = remembering()
-    trainer(data, callbacks=again).load(*checkpoint.load(tmp_path / "step-00000002"))
+    trainer(data, callbacks=again).load(read_snapshot(tmp_path / "step-00000002"))
     for name in ("first", "second"):
         expected, found = callbacks[name].state_dict(), again[name].state_dict()
         assert found.keys() == expected.keys() >= {"losses", "mean", "best"}
@@ -560,7 +558,7 @@ def test_a_checkpoint_of_another_model_is_refused(data: Data, tmp_path: Path) ->
     trainer(data, save_to=tmp_path, steps=1).fit()
     other = trainer(data, model=make(n_embd=32))
     with pytest.raises(CheckpointError, match="weights do not fit the model"):
-        other.load(*checkpoint.load(tmp_path / "step-00000001"))
+        other.load(read_snapshot(tmp_path / "step-00000001"))
 
 
 @pytest.mark.parametrize(
@@ -572,14 +570,14 @@ def test_a_checkpoint_of_other_callbacks_is_refused(
     trainer(data, callbacks={"a": Remembering()}, save_to=tmp_path, steps=1).fit()
     other = trainer(data, callbacks=callbacks)
     with pytest.raises(CheckpointError, match="callbacks"):
-        other.load(*checkpoint.load(tmp_path / "step-00000001"))
+        other.load(read_snapshot(tmp_path / "step-00000001"))
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(data: Data, tmp_path: Path) -> None:
     trainer(data, optimizer="adamw", save_to=tmp_path, steps=1).fit()
     other = trainer(data, optimizer="muon")
     with pytest.raises(CheckpointError, match="optimizer"):
-        other.load(*checkpoint.load(tmp_path / "step-00000001"))
+        other.load(read_snapshot(tmp_path / "step-00000001"))
 
 
 @pytest.mark.parametrize(
@@ -626,16 +624,16 @@ def saved_bytes(trainer: Trainer) -> int:
 def test_recomputing_changes_no_bit_of_the_training(data: Data, dropout: float) -> None:
     models = {}
     for recompute in (False, True):
-        models[recompute] = make(dropout=dropout)
+        models[recompute] = make(dropout=dropout, recompute=recompute)
         torch.manual_seed(1)
-        trainer(data, model=models[recompute], recompute=recompute, micro_batch_size=4).fit()
+        trainer(data, model=models[recompute], micro_batch_size=4).fit()
     assert same(weights(models[True]), weights(models[False]))
 
 
 def test_recomputing_keeps_a_fraction_for_the_backward_pass(data: Data) -> None:
     shape = {"n_layer": 8, "n_embd": 64}
     whole = saved_bytes(trainer(data, model=make(**shape)))
-    recomputed = saved_bytes(trainer(data, model=make(**shape), recompute=True))
+    recomputed = saved_bytes(trainer(data, model=make(**shape, recompute=True)))
     assert recomputed < whole / 5
 
 

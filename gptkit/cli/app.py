@@ -17,7 +17,7 @@ from gptkit.cli.options import (
     RunArgument,
     SetOption,
 )
-from gptkit.errors import GptkitError, UsageError
+from gptkit.errors import GptkitError
 
 
 class Commands(TyperGroup):
@@ -68,17 +68,17 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe from the start into a new run folder; prints the folder."""
-    from gptkit.runs import train as run
+    from gptkit.runs import train
 
-    _print_folder(run.train(recipe, overrides, out=out, report=_report).path)
+    _print_folder(train.train(recipe, overrides, out=out, report=_report).path)
 
 
 @app.command()
 def resume(run_folder: RunArgument = None) -> None:
     """Continue a run from its newest checkpoint, exactly; prints the folder."""
-    from gptkit.runs import train as run
+    from gptkit.runs import train
 
-    _print_folder(run.resume(run_folder, report=_report).path)
+    _print_folder(train.resume(run_folder, report=_report).path)
 
 
 @app.command()
@@ -97,34 +97,39 @@ def sample(
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to this file instead.")
+    ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Print token ids instead.")] = False,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw from a trained model: text is shown as it is drawn, pictures go to --out.
+    """Draw from a trained model: text is shown while it is drawn, images go to --out.
 
-    RUN may also be an exported model.onnx or kit, which runs without torch.
+    RUN may also be an exported model.onnx or bundle, which runs without torch.
     """
+    from gptkit.loading import load
     from gptkit.sampling.rule import SamplingOptions
     from gptkit.sampling.samples import SampleRequest
     from gptkit.show import samples as show
 
-    model = _open_any(run_folder, checkpoint, device)
+    model = load(run_folder, checkpoint=checkpoint, device=device)
+    if model.provider and device == "auto":
+        _report(f"running on {model.provider}")
     if out:
         show.check_out(out, None if ids else model.codec)
     temperature = model.temperature if temperature is None else temperature
-    drawing = model.sample(
+    drawn = model.sample(
         SampleRequest(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
         SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-        watched=out is None and sys.stdout.isatty(),
+        streaming=out is None and sys.stdout.isatty(),
     )
     if ids:
-        show.ids(drawing, out)
+        show.print_ids(drawn, out)
     elif out:
-        show.write(drawing, model.codec, out)
+        show.write(drawn, model.codec, out)
     else:
-        show.stream(drawing, model.codec, sys.stdout.buffer)
+        show.stream(drawn, model.codec, sys.stdout.buffer)
 
 
 @app.command("eval")
@@ -133,36 +138,36 @@ def evaluate(
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
     classify: Annotated[
-        bool, typer.Option("--classify", help="Also name the class by the highest p(x | class).")
+        bool, typer.Option("--classify", help="Also classify by the highest p(x | class).")
     ] = False,
     json: JsonOption = False,
 ) -> None:
     """Measure the loss over the whole validation split."""
-    from gptkit.analysis import measure
-    from gptkit.show import results
+    from gptkit.analysis.classification import evaluate_run
+    from gptkit.show.results import print_evaluation
 
-    result, accuracy, trained = measure.evaluate_run(
-        run_folder, which=checkpoint, device=device, by_class=classify
-    )
-    results.evaluation(result, trained, accuracy=accuracy, as_json=json)
+    found = evaluate_run(run_folder, which=checkpoint, device=device, by_class=classify)
+    print_evaluation(found, as_json=json)
 
 
 @app.command("probe")
 def probe_command(
     run_folder: RunArgument = None,
-    items: Annotated[int, typer.Option(min=1, help="Items of each split, at most.")] = 10_000,
+    items: Annotated[
+        int, typer.Option(min=1, help="Use at most so many items of each split.")
+    ] = 10_000,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Measure how well a linear classifier reads the classes off each layer's features."""
-    from gptkit.analysis import measure
+    """Measure how well a linear classifier tells the classes from each layer's features."""
+    from gptkit.analysis import probes
     from gptkit.runs.run_folder import open_run
-    from gptkit.show import results
+    from gptkit.show.results import print_probe
 
-    run = open_run(run_folder)
-    found = measure.probe_run(run.path, which=checkpoint, device=device, items=items)
-    results.probe(found, run, as_json=json)
+    path = open_run(run_folder).path
+    found = probes.probe_run(path, which=checkpoint, device=device, items=items)
+    print_probe(found, probes.save_probe(found, path), as_json=json)
 
 
 @app.command()
@@ -199,9 +204,9 @@ def export(
 @app.command()
 def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B006
     """Validate a recipe and its plugins without training; prints the complete recipe."""
-    from gptkit.recipe import registry
+    from gptkit.recipe import build
 
-    plugins = registry.build(registry.read_recipe(recipe, overrides))
+    plugins = build.build(build.read(recipe, overrides))
     typer.echo(plugins.recipe.to_toml(), nl=False)
     typer.echo(f"{recipe}: ok", err=True)
 
@@ -212,27 +217,7 @@ def doctor(json: JsonOption = False) -> None:
     from gptkit.onnx import doctor
     from gptkit.show import doctor as show
 
-    show.findings(doctor.examine(), as_json=json)
-
-
-def _open_any(path: Path | None, checkpoint: str, device: str) -> Any:
-    """A run's checkpoint with torch, or an exported model without."""
-    if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):
-        from gptkit.onnx.runtime import model as session
-
-        if checkpoint != "last":
-            raise UsageError(f"{path}: an exported model has no checkpoints to choose from")
-        model = session.load_exported(path, device=device)
-        if device == "auto":
-            _report(f"running on {model.provider}")
-        return model
-    if path and (path / "model.onnx").is_file() and not (path / "recipe.toml").exists():
-        raise UsageError(
-            f"{path}: is not a run folder or a kit", hint=f"gptkit sample {path / 'model.onnx'}"
-        )
-    from gptkit.runs import loaded
-
-    return loaded.load_checkpoint(path, which=checkpoint, device=device)
+    show.print_findings(doctor.examine(), as_json=json)
 
 
 def _print_folder(path: Path) -> None:

@@ -16,9 +16,7 @@ def list_(json: JsonOption = False) -> None:
     from gptkit.recipe import registry
     from gptkit.show import plugins as show
 
-    show.entries(
-        [entry for kind in registry.BASES for entry in registry.installed(kind)], as_json=json
-    )
+    show.print_entries(registry.all_installed(), as_json=json)
 
 
 @app.command("show")
@@ -28,7 +26,7 @@ def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None
     from gptkit.show import plugins as show
 
     for entry in registry.find_any(name):
-        show.plugin(entry, registry.load(entry))
+        show.print_plugin(entry, registry.load(entry))
 
 
 @app.command()
@@ -40,7 +38,7 @@ def check(
     from gptkit.show import plugins as show
 
     results = registry.check_all(name)
-    show.checks(results)
+    show.print_checks(results)
     if any(error for _, error in results):
         raise typer.Exit(2)
 

@@ -16,7 +16,7 @@ def list_(json: JsonOption = False) -> None:
     from gptkit.runs.run_folder import list_runs
     from gptkit.show import runs as show
 
-    show.runs(list_runs(), as_json=json)
+    show.print_runs(list_runs(), as_json=json)
 
 
 @app.command("show")
@@ -25,7 +25,7 @@ def show_(run_folder: RunArgument = None, json: JsonOption = False) -> None:
     from gptkit.runs.run_folder import open_run
     from gptkit.show import runs as show
 
-    show.run(open_run(run_folder), as_json=json)
+    show.print_run(open_run(run_folder), as_json=json)
 
 
 @app.command()
@@ -37,4 +37,4 @@ def compare(
     from gptkit.runs.run_folder import open_run
     from gptkit.show import runs as show
 
-    show.comparison([open_run(path) for path in run_folders], as_json=json)
+    show.print_comparison([open_run(path) for path in run_folders], as_json=json)

@@ -1,18 +1,14 @@
-"""Downloads and caches on disk: complete and checked, or absent. The plugin contract's `fetch`."""
+"""Downloads and caches on disk, for plugins: complete and checked, or absent."""
 
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from gptkit.errors import DataError, DownloadError
-
-DAY = 86_400.0  # seconds
+from gptkit.files import digest, lock, remove_abandoned, staged
 
 
 def cache_folder(name: str) -> Path:
@@ -29,45 +25,30 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(temporary)
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    remove_abandoned(folder)
+    with staged(folder, replace=False) as new:
+        new.mkdir()
+        build(new)
     return folder
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what killed builders of `folder` left: nothing in it changed for a day."""
-    for left in folder.parent.glob(f".{folder.name}-*"):
-        with suppress(OSError):  # another process may be done with it just now
-            changed = max(path.stat().st_mtime for path in (left, *left.iterdir()))
-            if time.time() - changed > DAY:
-                shutil.rmtree(left)
 
 
 @contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
-    """Tell a cache that cannot be written from data that cannot be read."""
+    """Turn an OSError into a DataError that names the cache, not the data, as what failed."""
     try:
         yield
     except OSError as error:
         raise DataError(
             f"{folder}: the cache cannot be written: {error.strerror or error}",
-            hint="set the environment variable GPTKIT_CACHE to a folder that can be",
+            hint="set the environment variable GPTKIT_CACHE to a folder that can be written",
         ) from error
 
 
 def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
     """Download a file once; later calls find it in the cache.
 
-    An interrupted download goes on where it stopped. A file enters the cache only when its checksum
-    holds.
+    An interrupted download continues where it stopped. A file enters the cache only if its checksum
+    is right.
 
     Args:
         url: an http or https address.
@@ -78,41 +59,35 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
     Raises:
         DownloadError: no network, an HTTP error, or contents that are not what was expected.
     """
-    import pooch  # here and below: only a command that downloads pays for these imports
-    import requests
-    from filelock import FileLock
+    import requests  # here and below: only a command that downloads pays for these imports
 
     folder = cache_folder("downloads")
-    name = f"{sha256[:12]}-{url.rsplit('/', 1)[-1]}"
-    target = folder / name
-
-    def download(address: str, output_file: str, _: object) -> None:
-        partial = target.with_name(name + ".part")
-        _download(address, partial, size)
-        partial.replace(output_file)
-
+    target = folder / f"{sha256[:12]}-{url.rsplit('/', 1)[-1]}"
+    partial = target.with_name(target.name + ".part")
     advice = f"or put the file at {target}" + (f"; {hint}" if hint else "")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):  # a second process waits, then finds the file
-            pooch.retrieve(
-                url, known_hash=f"sha256:{sha256}", fname=name, path=folder, downloader=download
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / f".{target.name}.lock"):  # a second process waits, then finds the file
+        if target.is_file() and digest(target) == sha256:
+            return target
+        try:
+            _download(url, partial, size)
+        except requests.RequestException as error:
+            raise DownloadError(
+                f"{url}: cannot be downloaded: {_reason(error)}",
+                hint=f"check the network and try again, {advice}",
+            ) from error
+        if digest(partial) != sha256:
+            partial.unlink()
+            raise DownloadError(
+                f"{url}: not the expected file: its sha256 differs",
+                hint=f"try again later, {advice}",
             )
-    except requests.RequestException as error:
-        raise DownloadError(
-            f"{url}: cannot be downloaded: {_reason(error)}",
-            hint=f"check the network and try again, {advice}",
-        ) from error
-    except ValueError as error:
-        raise DownloadError(
-            f"{url}: what came is not the expected file: its sha256 differs",
-            hint=f"try again later, {advice}",
-        ) from error
+        partial.replace(target)
     return target
 
 
 def _download(url: str, partial: Path, size: int) -> None:
-    """Fetch `url` into `partial`, which may already hold its beginning."""
+    """Download `url` into `partial`, which may already hold its beginning."""
     import requests
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptkit.plugin import IGNORE, Split
+from gptkit.data.split import IGNORE, Split
 
 
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
@@ -23,8 +23,8 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor
 def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches that cover a split once, every target counted exactly once.
 
-    Windows start a stride apart. What remains at the end is covered by a window that reaches back
-    into the one before it, where its targets are masked.
+    Windows start a stride apart. The last one may overlap the one before it; the targets that were
+    counted there are masked.
     """
     last = len(split) - 1
     windows = -(-last // split.stride) + 1

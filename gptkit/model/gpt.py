@@ -4,7 +4,8 @@ Shapes: B sequences, T tokens, C = n_embd.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,32 +13,30 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptkit.errors import CheckpointError
-from gptkit.model.blocks import (
-    MLP,
-    NO_CACHE,
-    NORMS,
-    POSITIONS,
-    Attention,
-    Block,
-    Context,
-    PlainNorm,
-)
+from gptkit.model.blocks import MLP, NORMS, POSITIONS, Angles, Attention, Block, plain_norm
+from gptkit.model.cache import NO_CACHE, Cache
 from gptkit.recipe.options import GPTConfig
+
+BLOCKS = "h."
+"""The names of the blocks' parameters begin with this."""
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer over token ids."""
+    """A decoder-only transformer over token ids.
 
-    def __init__(self, config: GPTConfig) -> None:
+    Args:
+        config: its shape.
+        recompute: in training, keep only the input of each block and compute the rest again.
+    """
+
+    def __init__(self, config: GPTConfig, *, recompute: bool = False) -> None:
         super().__init__()
-        self.config = config
-        self.recompute = False
-        """Whether training keeps only what enters each block and computes the rest again."""
+        self.config, self.recompute = config, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = POSITIONS[config.position](config)
-        self.embed_norm = PlainNorm(config.n_embd) if config.embed_norm else nn.Identity()
+        self.embed_norm = plain_norm(config.n_embd) if config.embed_norm else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, i, self.position) for i in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = NORMS[config.norm](config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -48,23 +47,24 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T)."""
         return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten(), ignore_index=-100)
 
-    def logits(self, x: Tensor, context: Context = NO_CACHE) -> Tensor:
+    def logits(self, x: Tensor, cache: Cache = NO_CACHE) -> Tensor:
         """Unnormalised log-probabilities of the next token, (B, T) to (B, T, vocab_size).
 
         With a `KVCache`, x holds only the tokens that follow those of earlier calls.
         """
-        return self.lm_head(self.features(x, context))
+        return self.lm_head(self.features(x, cache))
 
-    def next_logits(self, x: Tensor, context: Context) -> Tensor:
+    def next_logits(self, x: Tensor, cache: Cache) -> Tensor:
         """Logits of the token after the last one alone, (B, T) to (B, vocab_size)."""
-        return self.lm_head(self.features(x, context)[:, -1])
+        return self.lm_head(self.features(x, cache)[:, -1])
 
-    def features(self, x: Tensor, context: Context = NO_CACHE) -> Tensor:
+    def features(self, x: Tensor, cache: Cache = NO_CACHE) -> Tensor:
         """The residual stream after the last norm, (B, T) to (B, T, C)."""
-        h = self.embed(x, context.positions(x.size(1)))
+        positions = cache.positions(x.size(1))
+        h, angles = self.embed(x, positions), self.position.angles(positions)
         for block in self.h:
-            h = self._run(block, h, context)
-        context.advance(x.size(1))
+            h = self._run(block, h, cache, angles)
+        cache.advance(x.size(1))
         return self.ln_f(h)
 
     def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
@@ -76,10 +76,11 @@ class GPT(nn.Module):
 
         (B, T) to (n_layer + 1, B, C).
         """
-        h = self.embed(x, NO_CACHE.positions(x.size(1)))
+        positions = NO_CACHE.positions(x.size(1))
+        h, angles = self.embed(x, positions), self.position.angles(positions)
         means = [h.mean(dim=1)]
         for block in self.h:
-            h = block(h, NO_CACHE)
+            h = block(h, NO_CACHE, angles)
             means.append(h.mean(dim=1))
         return torch.stack(means)
 
@@ -93,7 +94,7 @@ class GPT(nn.Module):
         return dict(self.named_parameters())
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `weights` gave.
+        """Copy tensors, as `weights` gives them, into the parameters.
 
         Raises:
             CheckpointError: names or shapes are not this model's.
@@ -114,11 +115,13 @@ class GPT(nn.Module):
         """Number of parameters, a tied head counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _run(self, block: nn.Module, h: Tensor, context: Context) -> Tensor:
+    def _run(self, block: nn.Module, h: Tensor, cache: Cache, angles: Angles | None) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):
-            return block(h, context)
-        keeps_state = self.config.dropout > 0
-        return checkpoint(block, h, context, use_reentrant=False, preserve_rng_state=keeps_state)
+            return block(h, cache, angles)
+        keeps_rng = self.config.dropout > 0
+        return checkpoint(
+            block, h, cache, angles, use_reentrant=False, preserve_rng_state=keeps_rng
+        )
 
     def _init(self, module: nn.Module) -> None:
         """GPT-2's: normal with std 0.02; what feeds the residual stream divided by its length."""
@@ -128,3 +131,20 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
         if isinstance(module, Attention | MLP):
             nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the mode is what it was before."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether FSDP2 shards a tensor; importing DTensor, to ask for its type, takes a second."""
+    return hasattr(tensor, "full_tensor")

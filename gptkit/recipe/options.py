@@ -1,4 +1,4 @@
-"""What a recipe's tables `[model]` and `[train]` may say, and the full description of a GPT."""
+"""The options of a recipe's tables `[model]` and `[train]`, and the full description of a GPT."""
 
 from typing import Any, Literal, Self
 
@@ -12,8 +12,11 @@ from pydantic import (
     model_validator,
 )
 
+Preset = Literal[
+    "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+    "gopher-44m", "gpt-mini", "gpt-micro", "gpt-nano",
+]  # fmt: skip
 PRESETS: dict[str, dict[str, int]] = {
-    "openai-gpt": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 117 M
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 124 M
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 350 M
     "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774 M
@@ -23,7 +26,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt-micro": {"n_layer": 4, "n_head": 4, "n_embd": 128},
     "gpt-nano": {"n_layer": 3, "n_head": 3, "n_embd": 48},
 }
-"""Sizes by name, as in minGPT; the names come from the papers and from minGPT's tiny models."""
+"""Sizes by name; the names come from the papers and from minGPT's tiny models."""
 
 
 class Options(BaseModel):
@@ -32,7 +35,7 @@ class Options(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        strict=True,  # TOML has types: "100" is no number and true is no 1
+        strict=True,  # TOML has types: "100" is not a number, true is not 1
         allow_inf_nan=False,
         ser_json_inf_nan="constants",  # a plugin's option may be infinite, and TOML can say so
         use_attribute_docstrings=True,
@@ -46,13 +49,7 @@ class ModelOptions(Options):
     The defaults are GPT-2's architecture (Radford et al. 2019).
     """
 
-    preset: (
-        Literal[
-            "openai-gpt", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
-            "gopher-44m", "gpt-mini", "gpt-micro", "gpt-nano",
-        ]
-        | None
-    ) = None  # fmt: skip
+    preset: Preset | None = None
     """Fills in n_layer, n_head and n_embd by name; sizes written beside it win."""
     n_layer: PositiveInt = 6
     """Number of blocks."""
@@ -67,11 +64,11 @@ class ModelOptions(Options):
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before attention, before the MLP and before the head."""
     position: Literal["learned", "rotary"] = "learned"
-    """How the model knows where a token stands: a table, or rotated queries and keys."""
+    """How the model knows a token's position: a learned table, or rotated queries and keys."""
     mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """The MLP's non-linearity: GPT-2's tanh GELU, squared ReLU, or SiLU-gated."""
     embed_norm: bool = False
-    """Normalise the embedding (RMS, without a learned scale): full-sized from the first step."""
+    """Normalise the embedding (RMS, without a learned scale)."""
     qk_norm: bool = False
     """Normalise queries and keys per head (RMS, without a learned scale)."""
     bias: bool = True
@@ -85,7 +82,8 @@ class ModelOptions(Options):
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(preset := values.get("preset"), str):
-            return PRESETS.get(preset, {}) | values
+            preset = "gpt2" if preset == "openai-gpt" else preset  # 0.1 had two names for one size
+            return PRESETS.get(preset, {}) | values | {"preset": preset}
         return values
 
     @model_validator(mode="after")
@@ -131,18 +129,18 @@ class GPTConfig(ModelOptions):
 
 
 class TrainOptions(Options):
-    """The table `[train]`: how long, how fast, on what, and what is kept."""
+    """The table `[train]`: steps, batches, optimizer, evaluation, checkpoints and device."""
 
     steps: PositiveInt = 1000
     """Updates of the weights."""
     batch_size: PositiveInt = 32
     """Sequences per update, over all micro-batches and processes."""
     micro_batch_size: PositiveInt | None = None
-    """Sequences per forward pass; gradients accumulate up to a process's part of batch_size. Unset:
-    that part at once."""
+    """Sequences per forward pass; gradients accumulate over a process's part of batch_size. Unset:
+    the whole part at once."""
     recompute: bool = False
-    """Keep only what enters each block and compute the rest again in the backward pass: less memory
-    for about a third more computation (Chen et al. 2016)."""
+    """Keep only the input of each block, and compute the rest again in the backward pass: less
+    memory for about a third more computation (Chen et al. 2016)."""
     shard: bool = False
     """Over several processes, keep a part of weights, gradients and moments on each (FSDP2) instead
     of all on every one (DDP)."""

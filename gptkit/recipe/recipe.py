@@ -1,7 +1,7 @@
 """Recipe: one experiment in one TOML file. Reading it reports every problem at once, with place.
 
-Plugins' options are checked by the registry, which hands its checks to `read`; this module knows
-only the tables that the core owns.
+This module knows only the tables that the core owns; `gptkit.recipe.build` adds the check of the
+plugins' options.
 """
 
 import re
@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from gptkit.errors import Problem, RecipeError, UsageError, closest
 from gptkit.recipe.options import ModelOptions, Options, TrainOptions
+from gptkit.recipe.registry import Kind
 
 
 class PluginSpec(BaseModel):
@@ -33,7 +34,7 @@ class PluginSpec(BaseModel):
 
 
 class Recipe(Options):
-    """What to do: a seed, a data set, the shape of the model, the training, the callbacks."""
+    """One experiment: a seed, a data set, the shape of the model, the training, the callbacks."""
 
     seed: int = Field(default=1337, ge=0, lt=2**63)
     """Determines initial weights, order of the data, dropout and previews."""
@@ -66,8 +67,8 @@ class Recipe(Options):
 
 _SET_HINT = "for example --set train.steps=100 --set callbacks.grad-clip.max_norm=0.5"
 
-PluginCheck = Callable[[str, PluginSpec, str], Sequence[Problem]]
-"""(kind "dataset" or "callback", the plugin as named, its place) -> what is wrong with it."""
+PluginCheck = Callable[[Kind, PluginSpec, str], Sequence[Problem]]
+"""(kind, the plugin as named, its place) -> what is wrong with it."""
 
 
 def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None = None) -> Recipe:
@@ -76,7 +77,8 @@ def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None
     Args:
         path: a TOML file.
         overrides: `key=value` texts as given to `--set`; later ones win.
-        check: judges each plugin that the recipe names; the registry's `check_plugin`.
+        check: checks each plugin that the recipe names; None skips that, so a run's recipe can be
+            read where its plugins are not installed.
 
     Raises:
         UsageError: the file is missing or an override makes no sense.
@@ -92,8 +94,8 @@ def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None
     except ValidationError as error:
         problems += problems_of(error, Recipe)
     if check:
-        for kind, value, place in _named_plugins(table):
-            problems += check(kind, value, place)
+        for named in _named_plugins(table):
+            problems += check(*named)
     if problems or recipe is None:
         raise RecipeError(str(path), problems)
     return recipe
@@ -156,10 +158,10 @@ def _descend(node: Any, part: str, override: str) -> Any:
     raise UsageError(f"--set {override}: no table named {part}", hint=_SET_HINT)
 
 
-def _named_plugins(table: Mapping[str, Any]) -> list[tuple[str, PluginSpec, str]]:
-    """The plugins of a table that may have other faults: those that at least have a name."""
+def _named_plugins(table: Mapping[str, Any]) -> list[tuple[Kind, PluginSpec, str]]:
+    """The plugins in a table that may have other faults; only those that have a name."""
     callbacks = table.get("callbacks", [])
-    named = [("dataset", table.get("dataset"), "dataset")]
+    named: list[tuple[Kind, Any, str]] = [("dataset", table.get("dataset"), "dataset")]
     if isinstance(callbacks, list):
         named += [("callback", c, f"callbacks[{i}]") for i, c in enumerate(callbacks)]
     return [

@@ -1,168 +1,221 @@
-"""A step folder: safetensors and JSON, complete or absent, never half. Nothing is ever unpickled.
+"""A step folder: safetensors and JSON, written atomically. Nothing is ever unpickled.
 
 checkpoints/step-00001000/
   model.safetensors       weights of the plain model
   optimizer.safetensors   optimizer moments and generator states
-  callbacks.safetensors   tensors of callbacks, where there are any
+  callbacks.safetensors   tensors of callbacks, if there are any
   state.json              everything else, with the sha256 of the files above
-  state.json.sha256       its own
+  state.json.sha256       its own digest
+
+Listing and describing step folders imports no torch; reading and writing tensors does.
 """
 
-import os
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from gptkit.errors import CheckpointError, FormatError
+from gptkit.files import digest, staged
 from gptkit.recipe.options import GPTConfig
-from gptkit.errors import CheckpointError
-from gptkit.runs.step_folder import (
-    SEAL,
-    CodecRecord,
-    State,
-    best,
-    damaged,
-    digest,
-    load_state,
-    step_folders,
-    sweep,
-)
+from gptkit.recipe.registry import CodecRecord
 
-__all__ = [
-    "CodecRecord",
-    "Record",
-    "State",
-    "Tensors",
-    "best",
-    "load",
-    "load_state",
-    "load_tensors",
-    "prune",
-    "save",
-    "step_folders",
-    "sweep",
-]
+FORMAT: Literal[1] = 1
+"""Increased whenever an older gptkit could not read what a newer one writes."""
+STATE, STATE_DIGEST = "state.json", "state.json.sha256"
 
-Tensors = dict[str, Tensor]
+Tensors = dict[str, Any]
+"""torch tensors by name."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """What every checkpoint of a run says, and where it goes."""
+class State(BaseModel):
+    """The contents of `state.json`; infinity and NaN as JavaScript spells them."""
 
-    folder: Path
-    """The run's `checkpoints/`."""
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    format: Literal[1] = FORMAT
     gptkit: str
+    """The version that wrote it."""
     config: GPTConfig
     dataset: str
     codec: CodecRecord
+    step: NonNegativeInt
+    val_loss: float | None
+    """Of the latest evaluation, in nats per token."""
+    val_step: NonNegativeInt | None
+    """The step of the latest evaluation."""
+    optimizer_groups: list[dict[str, bool | int | float]]
+    callbacks: list[dict[str, Any]]
+    """JSON values that callbacks keep, in the recipe's order."""
+    sha256: dict[str, str] = {}
+    """Digest by file name."""
 
-    def state(self, **moment: Any) -> State:
-        """The `State` of one moment."""
-        return State(
-            gptkit=self.gptkit,
-            config=self.config,
-            dataset=self.dataset,
-            codec=self.codec,
-            **moment,
-        )
+
+class Checkpoint(NamedTuple):
+    """A step folder that was read."""
+
+    state: State
+    tensors: dict[str, Tensors]
+    """Tensors by file name without ending: model, optimizer, callbacks."""
 
 
-def save(folder: Path, state: State, files: Mapping[str, Tensors]) -> Path:
-    """Write a step folder below `folder`: under a temporary name, fsynced, then renamed.
+def save(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> Path:
+    """Write a step folder below `folder`.
 
     Args:
         folder: the run's `checkpoints/`.
         state: its `sha256` is filled in here.
-        files: tensors by file name without ending, "model" and so on; empty ones are left out.
+        tensors: by file name without ending, "model" and so on; empty files are left out.
 
     Raises:
-        CheckpointError: the disk is full or not writable; nothing half-written stays behind.
+        CheckpointError: the disk is full or not writable; nothing half-written remains.
     """
-    target = folder / f"step-{state.step:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    target = folder / step_name(state.step)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        digests = {}
-        for name, tensors in files.items():
-            if tensors:
-                path = temporary / f"{name}.safetensors"
-                save_file(_separate(tensors), path)
-                digests[path.name] = digest(path)
-        state = state.model_copy(update={"sha256": digests})
-        (temporary / "state.json").write_text(
-            state.model_dump_json(indent=2) + "\n", encoding="utf-8"
-        )
-        for name in digests:  # safetensors lets nobody else read
-            shutil.copymode(temporary / "state.json", temporary / name)
-        (temporary / SEAL).write_text(digest(temporary / "state.json") + "\n")
-        for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
-        _put(temporary, target)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        with staged(target) as new:
+            new.mkdir()
+            _write(new, state, tensors)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{target}: cannot be saved: {error}",
-            hint="earlier checkpoints are intact; make room, then gptkit resume",
+            hint="earlier checkpoints are intact; free some space, then gptkit resume",
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
     return target
 
 
-def load(step_folder: Path) -> tuple[State, dict[str, Tensors]]:
-    """Read a step folder back: its state, and tensors by file name without ending.
+def load(step_folder: Path) -> Checkpoint:
+    """Read a step folder.
 
     Raises:
         CheckpointError: it is damaged, incomplete or of a newer format.
     """
     state = load_state(step_folder)
-    return state, {
-        name.removesuffix(".safetensors"): load_tensors(step_folder, state, name)
-        for name in state.sha256
-    }
+    names = [name.removesuffix(".safetensors") for name in state.sha256]
+    return Checkpoint(state, {name: load_tensors(step_folder, state, name) for name in names})
 
 
-def load_tensors(step_folder: Path, state: State, name: str = "model.safetensors") -> Tensors:
-    """Read one file of a step folder, after its checksum held.
+def load_tensors(step_folder: Path, state: State, name: str = "model") -> Tensors:
+    """Read the tensors of one file, after checking its digest.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    path = step_folder / name
+    from safetensors.torch import load_file
+
+    path = step_folder / f"{name}.safetensors"
     try:
-        if digest(path) != state.sha256.get(name):
-            raise damaged(path, "its sha256 is not the one in state.json")
+        if digest(path) != state.sha256.get(path.name):
+            raise _damaged(path, "its sha256 is not the one in state.json")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise damaged(path, str(error)) from error
+        raise _damaged(path, str(error)) from error
+
+
+def load_state(step_folder: Path) -> State:
+    """Read a step folder's `state.json`.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of a newer format.
+    """
+    path = step_folder / STATE
+    try:
+        state = State.model_validate_json(path.read_bytes())
+        expected = path.with_name(STATE_DIGEST).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["loc"] == ("format",) and isinstance(first["input"], int):
+            raise FormatError(
+                f"{path}: written in format {first['input']}, this gptkit reads {FORMAT}",
+                hint="pip install --upgrade gptkit",
+            ) from None
+        where = ".".join(map(str, first["loc"])) or "contents"
+        raise _damaged(path, f"{where}: {first['msg']}") from None
+    if digest(path) != expected:
+        raise _damaged(path, f"its sha256 is not the one in {STATE_DIGEST}")
+    return state
+
+
+def step_name(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step-{step:08d}"
+
+
+def step_of(step_folder: Path) -> int:
+    """The step that a folder's name says."""
+    return int(step_folder.name.removeprefix("step-"))
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The step folders below a run's `checkpoints/`, oldest first."""
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def best(folder: Path) -> Path | None:
+    """The step folder with the lowest validation loss measured at its own step."""
+    losses = {}
+    for path in step_folders(folder):
+        try:
+            state = load_state(path)
+        except CheckpointError:
+            continue
+        loss = state.val_loss
+        if loss is not None and math.isfinite(loss) and state.val_step == state.step:
+            losses[path] = loss
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` step folders and the best one.
+    """Delete all step folders but the newest `keep` and the best one.
 
     Raises:
         CheckpointError: one cannot be deleted.
     """
-    chosen = {*step_folders(folder)[-keep:], best(folder)}
-    for path in step_folders(folder):
-        if path not in chosen:
-            doomed = path.with_name(f".{path.name}.old")
-            shutil.rmtree(doomed, ignore_errors=True)
+    paths = step_folders(folder)
+    kept = {*paths[-keep:], best(folder)}
+    for path in paths:
+        if path not in kept:
+            stale = path.with_name(f".{path.name}.old")
+            shutil.rmtree(stale, ignore_errors=True)
             try:
-                path.rename(doomed)  # so that a kill in the middle leaves no partial step folder
-                shutil.rmtree(doomed)
+                path.rename(stale)  # first, so that a kill leaves no partial step folder
+                shutil.rmtree(stale)
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be deleted: {error.strerror}") from error
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> None:
+    from safetensors.torch import save_file
+
+    digests = {}
+    for name, values in tensors.items():
+        if values:
+            path = folder / f"{name}.safetensors"
+            save_file(_separate(values), path)
+            digests[path.name] = digest(path)
+    state = state.model_copy(update={"sha256": digests})
+    (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for name in digests:  # safetensors creates files with mode 0600
+        shutil.copymode(folder / STATE, folder / name)
+    (folder / STATE_DIGEST).write_text(digest(folder / STATE) + "\n")
+
+
 def _separate(tensors: Tensors) -> Tensors:
-    """On the CPU, contiguous, and no two in the same memory, as safetensors wants them."""
+    """On the CPU, contiguous and each with memory of its own, as safetensors requires."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     seen: set[int] = set()
     for name, tensor in plain.items():
@@ -173,22 +226,8 @@ def _separate(tensors: Tensors) -> Tensors:
     return plain
 
 
-def _put(temporary: Path, target: Path) -> None:
-    """Rename, in the place of a damaged folder if there is one."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # has no such call for folders, and refuses it for files open to read
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged or incomplete: {reason}",
+        hint="--checkpoint STEP takes another; gptkit resume continues from the newest intact one",
+    )

@@ -1,25 +1,23 @@
-"""A run folder: where its parts are, which one is meant, and who may write to it."""
+"""A run folder: the paths inside it, its lock, and how one is found or made."""
 
 import itertools
 import json
-import os
-import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from gptkit.runs import step_folder
 from gptkit.errors import RunError, UsageError
+from gptkit.files import lock, writing
+from gptkit.runs import checkpoint
 
 RUNS = Path("runs")
 """Where run folders are made and looked for, below the working directory."""
+OTHER_PLACE = "--out DIR takes another place"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The step folders."""
+        """The folder of the step folders."""
         return self.path / "checkpoints"
 
     def step_folder(self, which: str = "last") -> Path:
@@ -49,25 +47,26 @@ class RunFolder:
         Raises:
             RunError: there is none.
         """
-        folders = step_folder.step_folders(self.checkpoints)
+        folders = {checkpoint.step_of(p): p for p in checkpoint.step_folders(self.checkpoints)}
         if not folders:
             raise RunError(
                 f"{self.path}: has no checkpoints",
                 hint=f"train it from the start: gptkit train {quote(self.recipe)}",
             )
+        found: Path | None
         if which == "last":
-            return folders[-1]
-        if which == "best":
-            found = step_folder.best(self.checkpoints)
+            found = list(folders.values())[-1]
+        elif which == "best":
+            found = checkpoint.best(self.checkpoints)
         else:
-            found = next((f for f in folders if which.isdigit() and _step(f) == int(which)), None)
+            found = folders.get(int(which)) if which.isdecimal() and len(which) < 20 else None
         if found is None:
-            steps = ", ".join(str(_step(folder)) for folder in folders)
+            steps = ", ".join(map(str, folders))
             raise RunError(f"{self.path}: no checkpoint {which}", hint=f"last, best or {steps}")
         return found
 
     def read_environment(self) -> dict[str, Any]:
-        """What environment.json says; nothing where it is missing or damaged."""
+        """The contents of environment.json; empty if it is missing or damaged."""
         try:
             found = json.loads(self.environment.read_bytes())
         except (OSError, ValueError):
@@ -75,46 +74,38 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for one process; the system lets go when the process dies.
+    def lock(self, *, hint: str = "wait for it, or stop it") -> Iterator[None]:
+        """Hold the folder for this process; the system releases it when the process dies.
+
+        Args:
+            hint: what to do while another process holds it.
 
         Raises:
             RunError: another process holds it, or it cannot be written.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{self.path}: another process is training in this folder",
-                hint="wait for it, stop it, or choose another folder with --out",
-            ) from None
-        except OSError as error:
-            raise _not_writable(self.path, error) from error
-        try:
+        busy = RunError(f"{self.path}: another process is training in this folder", hint=hint)
+        with ExitStack() as stack:
+            with writing(self.path):
+                stack.enter_context(lock(self.path / ".lock", busy=busy))
             yield
-        finally:
-            lock.release()
 
 
 @contextmanager
 def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
-    """A new run folder, locked for this process; it is gone again if no recipe was put into it.
+    """A new run folder, locked for this process; removed again if no recipe was put into it.
 
     Args:
-        path: where; None takes a new name under `runs/`, from the recipe's and the time of day.
+        path: where; None takes a new name under `runs/`, from the recipe's name and the time.
         recipe: the file that is trained.
 
     Raises:
         UsageError: something is there already.
         RunError: it cannot be written, or another process has it.
     """
-    try:
-        run = RunFolder(path or _new_name(recipe))
+    with writing(path or RUNS, hint=OTHER_PLACE):
+        run = RunFolder(path or _make_new_name(recipe))
         run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(path or RUNS, error) from error
-    with run.lock():
+    with run.lock(hint=f"wait for it, stop it, or choose another folder: {OTHER_PLACE}"):
         check_unused(run.path)
         try:
             yield run
@@ -124,7 +115,7 @@ def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
 
 
 def check_unused(path: Path) -> None:
-    """Raise a UsageError where a new run folder would meet something that is there already."""
+    """Raise a UsageError if `path` cannot become a new run folder because something is there."""
     if not path.exists() or (path.is_dir() and all(p.name == ".lock" for p in path.iterdir())):
         return
     known = (path / "recipe.toml").exists()
@@ -151,11 +142,11 @@ def open_run(path: Path | None) -> RunFolder:
             )
         return runs[-1]
     if not (path / "recipe.toml").is_file():
-        fault, hint = "no such run folder", "gptkit runs list shows what there is"
+        fault, hint = "no such run folder", "gptkit runs list shows the run folders"
         if path.exists():
-            fault = "is not a run folder (no recipe.toml)"
+            fault = "not a run folder (no recipe.toml)"
         if path.suffix == ".onnx" and path.is_file():
-            fault, hint = "an exported model can only be sampled", "name the run that it is of"
+            fault, hint = "an exported model can only be sampled", "name the run it came from"
         raise UsageError(f"{path}: {fault}", hint=hint)
     return RunFolder(path)
 
@@ -166,38 +157,8 @@ def list_runs(root: Path = RUNS) -> list[RunFolder]:
     return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "recipe.toml").stat().st_mtime)]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was before; see `write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, contents: bytes) -> None:
-    """Write a file so that it is complete or as it was before, also after a power cut.
-
-    Raises:
-        RunError: the disk is full or not writable.
-    """
-    target = path.resolve()  # behind a link, not over it
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _not_writable(path, error) from error
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, complete or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _new_name(recipe: Path) -> Path:
-    """Make a folder that nobody else has, even if two runs start in the same second."""
+def _make_new_name(recipe: Path) -> Path:
+    """Make a folder with an unused name, even if two runs start in the same second."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     RUNS.mkdir(exist_ok=True)
     names = (f"{recipe.stem}-{stamp}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
@@ -206,14 +167,3 @@ def _new_name(recipe: Path) -> Path:
         with suppress(FileExistsError):
             path.mkdir()
             return path
-
-
-def _not_writable(path: Path, error: OSError) -> RunError:
-    return RunError(
-        f"{path}: cannot be written: {error.strerror or error}",
-        hint="--out takes another place",
-    )
-
-
-def _step(folder: Path) -> int:
-    return int(re.sub(r"\D", "", folder.name))

@@ -1,4 +1,4 @@
-"""The token loop over any decoder, torch's or onnxruntime's, streaming. Imports no torch."""
+"""The token loop over any decoder, torch's or onnxruntime's. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -18,10 +18,10 @@ class Decoder(Protocol):
         """Tokens in the cache."""
 
     def prefill(self, tokens: Ints) -> Floats:
-        """Forget everything, then feed tokens (B, T); logits of the next token, (B, vocab)."""
+        """Empty the cache, then feed tokens (B, T); logits of the next token, (B, vocab_size)."""
 
     def step(self, tokens: Ints) -> Floats:
-        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab)."""
+        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab_size)."""
 
 
 def generate(
@@ -34,15 +34,15 @@ def generate(
 ) -> Iterator[Ints]:
     """Draw tokens one after the other.
 
-    Of a prompt longer than block_size the last block_size tokens count. When the cache is full,
-    sampling restarts from the last block_size // 2 tokens as the new prompt.
+    A prompt longer than block_size is cut to its last block_size tokens. When the cache is full,
+    sampling restarts with the last `restart_length` tokens as the new prompt.
 
     Args:
         decoder: made for a batch of `samples`.
-        prompt: token ids, at least one; or a row of them for every sample, all of one length.
+        prompt: token ids, at least one; or a row for every sample, all of one length.
         tokens: how many to draw.
-        sampling: the rule's settings.
-        samples: rows that are drawn together, each with random numbers of its own.
+        sampling: options of the sampling rule.
+        samples: rows drawn together, each with random numbers of its own.
 
     Yields:
         The next token of every row, int64 (samples,).
@@ -58,6 +58,11 @@ def generate(
             return
         window = np.concatenate([window, chosen[:, None]], axis=1)[:, -block_size:]
         if decoder.length == block_size:
-            logits = decoder.prefill(window[:, -max(1, block_size // 2) :])
+            logits = decoder.prefill(window[:, -restart_length(block_size) :])
         else:
             logits = decoder.step(chosen[:, None])
+
+
+def restart_length(block_size: int) -> int:
+    """Tokens that are kept as the new prompt when the cache is full."""
+    return max(1, block_size // 2)

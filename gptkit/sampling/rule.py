@@ -1,8 +1,8 @@
 """The sampling rule: from logits to token ids, the same in torch, numpy, ONNX or any language.
 
 Randomness is counter-based: draw i of row b in a batch of B uses number n = i * B + b of the seed's
-stream, made by splitmix64 (Steele et al. 2014). The token is found by inverting the cumulative
-distribution. Everything is float32 and imports no torch.
+stream, which splitmix64 makes (Steele et al. 2014). The token is found by inverting the cumulative
+distribution. All numbers are float32. Imports no torch.
 """
 
 import math
@@ -15,6 +15,8 @@ from gptkit.errors import UsageError
 
 COLDEST = 1e-6
 """Below this temperature float32 overflows: the likeliest token is taken, as for 0."""
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of splitmix64."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -22,7 +24,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is chosen.
+    """How a token is chosen from logits.
 
     Raises:
         UsageError: a value is out of range.
@@ -51,9 +53,9 @@ class SamplingOptions:
 def uniforms(seed: int, draw: int, batch_size: int) -> Floats:
     """The random numbers of one draw, one per row: float32 (batch_size,), in (0, 1]."""
     n = np.arange(batch_size, dtype=np.uint64) + np.uint64(draw * batch_size + 1)
-    z = np.uint64(seed) + n * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = np.uint64(seed) + n * np.uint64(GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
     z ^= z >> np.uint64(31)
     return ((z >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
 
@@ -64,7 +66,7 @@ def choose(logits: Floats, u: Floats, sampling: SamplingOptions) -> Ints:
     Args:
         logits: float32 (B, vocab_size).
         u: float32 (B,), in (0, 1].
-        sampling: the rule's settings.
+        sampling: options of the rule.
 
     Returns:
         Token ids, int64 (B,).

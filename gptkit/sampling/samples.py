@@ -1,22 +1,25 @@
-"""Samples being drawn: what was asked for, what they start with, a token at a time. No torch."""
+"""Samples: what is asked for, and the tokens as they are drawn. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from gptkit.codec import Codec
 from gptkit.errors import PromptError
+from gptkit.sampling.generate import Decoder, generate
+from gptkit.sampling.rule import SamplingOptions
 
 DEFAULT_TEXT_TOKENS = 500
-"""What is drawn of a sample that could go on for ever, if nobody says how much."""
+"""Tokens to draw of text, unless the request says how many."""
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Which samples somebody wants.
+    """Which samples to draw.
 
     Args:
-        prompt: what to continue; with "" and no label, samples start in all the ways there are.
-        tokens: how many to draw; None draws the rest of a picture, or `TEXT_TOKENS` of text.
+        prompt: what to continue; with "" and no label, the samples take the model's starts in turn.
+        tokens: how many to draw; None draws the rest of an image, or `DEFAULT_TEXT_TOKENS` of text.
         samples: rows that are drawn together.
         keep: how much of the prompt to keep, from its beginning.
         label: the class to draw from.
@@ -28,46 +31,114 @@ class SampleRequest:
     keep: float = 1.0
     label: str | None = None
 
+    @property
+    def needs_codec(self) -> bool:
+        """Whether the codec has to read something; otherwise the model's starts are enough."""
+        return bool(self.prompt) or self.label is not None or self.keep != 1
+
     def starts(self, codec: Codec) -> list[list[int]]:
         """Token ids that each of the samples starts with, all of one length.
 
         Raises:
             PromptError: the codec cannot read the prompt.
         """
-        if self.prompt or self.label is not None or self.keep != 1:
+        if self.needs_codec:
             return [codec.start(self.prompt, keep=self.keep, label=self.label)] * self.samples
-        return [codec.starts[i % len(codec.starts)] for i in range(self.samples)]
+        return self.in_turn(codec.starts)
+
+    def in_turn(self, starts: Sequence[list[int]]) -> list[list[int]]:
+        """A start for each sample: the model's own, one after the other."""
+        return [starts[i % len(starts)] for i in range(self.samples)]
 
     def count(self, start: list[int], length: int | None) -> int:
-        """How many tokens to draw after a start, where a whole sample may have a length.
+        """How many tokens to draw.
+
+        Args:
+            start: the tokens that a sample starts with.
+            length: tokens of a whole sample; None for text, which has no end.
 
         Raises:
-            PromptError: nothing is left to draw.
+            PromptError: the prompt already fills the sample.
         """
         if length is None:
             return self.tokens or DEFAULT_TEXT_TOKENS
         rest = length - len(start)
         if rest < 1:
-            raise PromptError("the prompt is whole: nothing is left to draw", hint="--keep 0.5")
+            raise PromptError("the prompt already fills the image", hint="--keep 0.5")
         return min(self.tokens or rest, rest)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples being drawn: what they start with, and a token of every row at a time.
+    """Samples while they are drawn: their starts, then one token of every row at a time.
 
-    Iterating `stream` draws; it can be done once.
+    Iterating `stream` draws the tokens; it can be done once.
     """
 
     prompt: str
     starts: list[list[int]]
     stream: Iterator[list[int]]
 
-    def rows(self) -> list[list[int]]:
-        """Draw to the end; the token ids of every sample, its start included."""
+    def token_ids(self) -> list[list[int]]:
+        """Draw to the end; the token ids of every sample with its start."""
         drawn = zip(*self.stream, strict=True)
         return [[*start, *row] for start, row in zip(self.starts, drawn, strict=True)]
 
     def contents(self, codec: Codec) -> bytes:
         """Draw to the end; all samples in one file, in the codec's format."""
-        return codec.sheet(self.rows(), prompt=self.prompt, kept=len(self.starts[0]))
+        return codec.sheet(self.token_ids(), prompt=self.prompt, kept=len(self.starts[0]))
+
+
+class Model(Protocol):
+    """A model that was loaded, from a checkpoint or from an exported file."""
+
+    @property
+    def codec(self) -> Codec:
+        """Reads prompts and writes samples."""
+
+    @property
+    def temperature(self) -> float:
+        """The default for sampling."""
+
+    @property
+    def provider(self) -> str | None:
+        """What onnxruntime runs it on; None if torch runs it."""
+
+    def sample(
+        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
+    ) -> Samples:
+        """Start to draw samples.
+
+        Args:
+            request: which samples.
+            sampling: options of the rule.
+            streaming: yield the first tokens as early as possible.
+
+        Raises:
+            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
+        """
+
+
+def sample(
+    decoder: Decoder, codec: Codec, request: SampleRequest, sampling: SamplingOptions
+) -> Samples:
+    """Start to draw samples from a decoder.
+
+    Args:
+        decoder: of a model in evaluation mode, made for as many rows as there are samples.
+        codec: reads the prompt.
+        request: which samples.
+        sampling: options of the rule.
+
+    Raises:
+        PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
+    """
+    starts = request.starts(codec)
+    drawn = generate(
+        decoder,
+        starts,
+        tokens=request.count(starts[0], codec.length),
+        sampling=sampling,
+        samples=request.samples,
+    )
+    return Samples(request.prompt, starts, (chosen.tolist() for chosen in drawn))

@@ -1,14 +1,11 @@
-"""The torch decoder: a GPT and its KV cache, seen as tokens in and logits out."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""The torch decoder: a GPT with its KV cache, from tokens to logits."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptkit.model.blocks import KVCache, StaticKVCache
-from gptkit.model.gpt import GPT
+from gptkit.model.cache import KVCache, StaticKVCache
+from gptkit.model.gpt import GPT, is_sharded
 
 
 class TorchDecoder:
@@ -25,9 +22,8 @@ class TorchDecoder:
         weight = model.wte.weight
         like = torch.empty(0, dtype=weight.dtype, device=weight.device)
         self._cache = KVCache(model.config, batch_size, like=like)
-        # FSDP2 keeps for training what it gathers, and training can use no inference tensors.
-        sharded = hasattr(weight, "full_tensor")
-        self._mode = torch.no_grad if sharded else torch.inference_mode
+        # FSDP2 reuses gathered weights in training, so they must not be inference tensors.
+        self._mode = torch.no_grad if is_sharded(weight) else torch.inference_mode
 
     @property
     def length(self) -> int:
@@ -35,12 +31,12 @@ class TorchDecoder:
         return self._cache.length
 
     def prefill(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Forget everything, then feed tokens (B, T); logits of the next, float32 (B, vocab)."""
+        """Empty the cache, then feed tokens (B, T); logits of the next, float32 (B, vocab_size)."""
         self._cache.reset()
         return self.step(tokens)
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab)."""
+        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab_size)."""
         x = torch.from_numpy(tokens).to(self.model.wte.weight.device)
         with self._mode():
             logits: NDArray[np.float32] = (
@@ -50,9 +46,9 @@ class TorchDecoder:
 
 
 class GraphDecoder(TorchDecoder):
-    """The same on an NVIDIA GPU, where single tokens replay one recorded CUDA graph.
+    """A `TorchDecoder` on an NVIDIA GPU that replays one recorded CUDA graph for every token.
 
-    Launching a step's kernels one by one takes longer than running them.
+    Launching the kernels of a step one by one takes longer than running them.
 
     Args:
         model: on a GPU, in evaluation mode.
@@ -69,7 +65,7 @@ class GraphDecoder(TorchDecoder):
 
     @torch.inference_mode()
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab)."""
+        """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab_size)."""
         if tokens.shape[1] > 1:
             return super().step(tokens)
         self._token.copy_(torch.from_numpy(tokens))
@@ -83,7 +79,7 @@ class GraphDecoder(TorchDecoder):
         return logits
 
     def _record(self) -> None:
-        """Run a step to warm up, on a stream of its own, then record one."""
+        """Warm up on a side stream, then record a step."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -94,24 +90,12 @@ class GraphDecoder(TorchDecoder):
             self._logits = self.fixed_step()
 
     def fixed_step(self) -> torch.Tensor:
-        """What is recorded: the token at the position to float32 logits (B, vocab)."""
+        """The recorded step: the token at the position to float32 logits (B, vocab_size)."""
         return self.model.next_logits(self._token, self._fixed).float()
 
 
 def make_decoder(model: GPT, batch_size: int) -> TorchDecoder:
-    """The decoder that is fastest where the model is."""
+    """The fastest decoder for the device that the model is on."""
     if model.wte.weight.device.type == "cuda":
         return GraphDecoder(model, batch_size)
     return TorchDecoder(model, batch_size)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; the mode that the model was in comes back."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)

@@ -1,13 +1,13 @@
-"""The skeleton of a plugin: a pip package that installs, passes its test and can be filled in."""
+"""The package of a new plugin: it installs and passes its test, to be filled in."""
 
 import keyword
 import re
 import sys
-import tempfile
 from pathlib import Path
 from string import Template
 
-from gptkit.errors import RunError, UsageError
+from gptkit.errors import UsageError
+from gptkit.files import staged, writing
 from gptkit.recipe import registry
 
 KINDS = ("callback", "dataset")
@@ -20,13 +20,13 @@ def write(name: str, kind: str, out: Path | None = None) -> Path:
     Args:
         name: the word in recipes, and the name of the distribution.
         kind: "callback" or "dataset".
-        out: the folder; one of the plugin's name, here, if left out.
+        out: the folder; None takes the plugin's name, in the working directory.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: the name or the kind will not do, or the folder is there.
+        UsageError: the name or the kind is not possible, or the folder exists.
         RunError: the folder cannot be written.
     """
     _check_name(name)
@@ -34,21 +34,17 @@ def write(name: str, kind: str, out: Path | None = None) -> Path:
         raise UsageError(f'--kind: no kind "{kind}"', hint=f"there are {', '.join(KINDS)}")
     target = out or Path(name)
     if target.exists():
-        raise UsageError(f"{target}: is there already", hint="choose another --out")
+        raise UsageError(f"{target}: already exists", hint="choose another --out")
     module = name.replace("-", "_")
     values = {"name": name, "module": module, "class_name": name.title().replace("-", "")}
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as scratch:
-            stage = Path(scratch) / target.name
-            stage.mkdir()
+        with staged(target) as new:
+            new.mkdir()
             for template in sorted((TEMPLATES / kind).iterdir()):
                 file = template.name.removesuffix(".txt").replace("module", module)
                 text = Template(template.read_text(encoding="utf-8")).substitute(values)
-                (stage / file).write_text(text, encoding="utf-8")
-            stage.rename(target)
-    except OSError as error:
-        raise RunError(f"{target}: cannot be written: {error.strerror}") from error
+                (new / file).write_text(text, encoding="utf-8")
     return target
 
 
@@ -62,7 +58,6 @@ def _check_name(name: str) -> None:
         raise UsageError(
             f"{name}: Python has a module or a word of that name", hint=f"my-{name}, say"
         )
-    taken = [entry for kind in registry.BASES for entry in registry.installed(kind)]
-    for entry in taken:
+    for entry in registry.all_installed():
         if entry.name == name:
             raise UsageError(f"{name}: {entry} has that name", hint="choose another one")

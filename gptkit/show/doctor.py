@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from gptkit.show.tables import print_rows
 
 
-def findings(found: Mapping[str, str | None], *, as_json: bool) -> None:
+def print_findings(found: Mapping[str, str | None], *, as_json: bool) -> None:
     """Print what `gptkit doctor` found."""
     if as_json:
         print(json.dumps(found))

@@ -13,7 +13,7 @@ from gptkit.recipe.registry import Entry
 from gptkit.show.tables import print_rows
 
 
-def entries(found: Iterable[Entry], *, as_json: bool) -> None:
+def print_entries(found: Iterable[Entry], *, as_json: bool) -> None:
     """Print installed plugins."""
     rows = [
         {"kind": e.kind, "name": e.name, "distribution": e.distribution, "version": e.version}
@@ -22,7 +22,7 @@ def entries(found: Iterable[Entry], *, as_json: bool) -> None:
     print_rows(rows, ("kind", "name", "distribution", "version"), as_json=as_json)
 
 
-def plugin(entry: Entry, model: type[BaseModel]) -> None:
+def print_plugin(entry: Entry, model: type[BaseModel]) -> None:
     """Print a plugin's description and options."""
     print(f"{entry.kind} {entry}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
     rows = [
@@ -39,7 +39,7 @@ def plugin(entry: Entry, model: type[BaseModel]) -> None:
     print_rows(rows, ("option", "type", "default", "meaning"), as_json=False)
 
 
-def checks(results: Iterable[tuple[Entry, PluginError | None]]) -> None:
+def print_checks(results: Iterable[tuple[Entry, PluginError | None]]) -> None:
     """Print which plugins work; of a broken one where it broke."""
     for entry, error in results:
         print(error or f"{entry.kind} {entry}: ok")

@@ -1,28 +1,25 @@
-"""What an evaluation measured."""
+"""Results of `gptkit eval` and `gptkit probe`."""
 
-import io
 import json
 from pathlib import Path
 
-from gptkit.analysis.measure import Probe
-from gptkit.runs.loaded import LoadedModel
-from gptkit.runs.run_folder import RunFolder, write_bytes, write_json
+from gptkit.analysis.classification import RunEvaluation
+from gptkit.analysis.probes import Probe
 from gptkit.show.tables import print_rows
-from gptkit.training.trainer import Evaluation
 
 
-def evaluation(
-    result: Evaluation, trained: LoadedModel, *, accuracy: float | None, as_json: bool
-) -> None:
+def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     """Print what `gptkit eval` measured."""
+    result, accuracy, step = found.result, found.accuracy, found.model.state.step
+    lossless = found.model.codec.lossless
     values = {
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_token": result.bits_per_token,
         "tokens": result.tokens,
-        "step": trained.state.step,
+        "step": step,
     }
-    if trained.codec.lossless:
+    if lossless:
         values["bits_per_dim"] = result.bits_per_token
     if accuracy is not None:
         values["accuracy"] = accuracy
@@ -32,29 +29,27 @@ def evaluation(
     print(f"loss            {result.loss:.4f} nats per token")
     print(f"perplexity      {result.perplexity:.3f}")
     print(f"bits per token  {result.bits_per_token:.4f}")
-    if trained.codec.lossless:
+    if lossless:
         print(f"bits per dim    {result.bits_per_token:.4f}")
-    elif trained.codec.lossless is False:
-        print("bits per dim    lossy palette: not comparable with bits/dim")
+    elif lossless is False:
+        print("bits per dim    not comparable: the codec drops information")
     print(f"tokens          {result.tokens:,} (the whole validation split)")
     if accuracy is not None:
         print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")
-    print(f"step            {trained.state.step}")
+    print(f"step            {step}")
 
 
-def probe(result: Probe, run: RunFolder, *, as_json: bool) -> None:
-    """Print accuracy by layer beside the baselines; keep it as probe.json and probe.png."""
+def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:
+    """Print accuracy by layer beside the baselines.
+
+    Args:
+        result: what `gptkit probe` measured.
+        plot: where the curve was drawn; None if matplotlib is missing.
+        as_json: print JSON alone.
+    """
     if as_json:
         print(json.dumps(result.to_json()))
-    else:
-        _print_probe(result)
-    write_json(run.path / "probe.json", result.to_json())
-    plotted = _plot_probe(result, run.path / "probe.png")
-    if not as_json:
-        print(plotted)
-
-
-def _print_probe(result: Probe) -> None:
+        return
     rows: list[dict[str, object]] = [
         {"features": f"after block {i}", "accuracy": a} for i, a in enumerate(result.layers)
     ]
@@ -63,23 +58,4 @@ def _print_probe(result: Probe) -> None:
     rows.append({"features": "chance", "accuracy": result.chance})
     print_rows(rows, ("features", "accuracy"), as_json=False)
     print(f"{result.train_items:,} items to fit, {result.val_items:,} to test, step {result.step}")
-
-
-def _plot_probe(result: Probe, path: Path) -> str:
-    """Draw the curve, where matplotlib is installed; say where it is."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "pip install gptkit[plots] to have the curve drawn"
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(len(result.layers)), result.layers, marker="o", label="features")
-    if result.raw is not None:
-        axes.axhline(result.raw, linestyle="--", color="gray", label="raw data")
-    axes.axhline(result.chance, linestyle=":", color="gray", label="chance")
-    axes.set(xlabel="block", ylabel="accuracy", title="Linear probe by layer")
-    axes.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120)
-    write_bytes(path, drawn.getvalue())
-    return str(path)
+    print(plot or "pip install gptkit[plots] to have the curve drawn")

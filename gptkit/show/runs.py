@@ -1,4 +1,4 @@
-"""What was trained here."""
+"""Runs: a list, one in detail, several compared."""
 
 import json
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from typing import Any
 
 from gptkit.errors import CheckpointError
 from gptkit.recipe import recipe as recipe_file
-from gptkit.runs import step_folder
+from gptkit.runs import checkpoint
 from gptkit.runs.run_folder import RunFolder
 from gptkit.show.tables import print_columns, print_rows
 
 
-def runs(found: Sequence[RunFolder], *, as_json: bool) -> None:
+def print_runs(found: Sequence[RunFolder], *, as_json: bool) -> None:
     """Print one line per run."""
     columns = ("run", "step", "val_loss", "best_val_loss", "dataset")
     print_rows([_run_row(run) for run in found], columns, as_json=as_json)
 
 
-def run(found: RunFolder, *, as_json: bool) -> None:
+def print_run(found: RunFolder, *, as_json: bool) -> None:
     """Print a run's environment, checkpoints and recipe."""
     environment = found.read_environment()
-    steps = [_checkpoint_row(path) for path in step_folder.step_folders(found.checkpoints)]
+    steps = [_checkpoint_row(path) for path in checkpoint.step_folders(found.checkpoints)]
     recipe = found.recipe.read_text(encoding="utf-8")
     if as_json:
         values = _run_row(found) | {"environment": environment, "checkpoints": steps}
@@ -35,7 +35,7 @@ def run(found: RunFolder, *, as_json: bool) -> None:
     print(f"\n{recipe}", end="")
 
 
-def comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
+def print_comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
     """Print runs side by side: losses, and the recipe fields in which they differ."""
     recipes = [recipe_file.read(run.recipe).flat() for run in found]
     keys = dict.fromkeys(key for fields in recipes for key in fields)
@@ -52,7 +52,7 @@ def comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
 
 
 def _run_row(found: RunFolder) -> dict[str, Any]:
-    steps = [_checkpoint_row(path) for path in step_folder.step_folders(found.checkpoints)]
+    steps = [_checkpoint_row(path) for path in checkpoint.step_folders(found.checkpoints)]
     last: dict[str, Any] = steps[-1] if steps else {}
     losses = [row["val_loss"] for row in steps if isinstance(row["val_loss"], float)]
     return {
@@ -66,7 +66,7 @@ def _run_row(found: RunFolder) -> dict[str, Any]:
 
 def _checkpoint_row(path: Path) -> dict[str, Any]:
     try:
-        state = step_folder.load_state(path)
+        state = checkpoint.load_state(path)
     except CheckpointError:
         return {"checkpoint": path.name, "step": None, "val_loss": "damaged", "dataset": None}
     return {

@@ -1,8 +1,7 @@
-"""Samples as they are drawn: text as it comes, pictures as files or on the terminal. No torch."""
+"""Samples: text while it is drawn, images as files or on the terminal. Imports no torch."""
 
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,19 +9,19 @@ from rich.console import Console
 
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, UsageError
-from gptkit.runs.run_folder import write_bytes
+from gptkit.files import write_atomically, writing
 from gptkit.sampling.samples import Samples
 
 
 def check_out(path: Path, codec: Codec | None) -> None:
-    """Refuse a file that samples cannot go to, before they are drawn.
+    """Check, before samples are drawn, that they can be written to a file.
 
     Args:
         path: the file.
         codec: of the samples; None for token ids.
 
     Raises:
-        UsageError: it is a folder, or its name is that of another kind of file.
+        UsageError: it is a folder, or has the ending of another kind of file.
     """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder", hint="--out FILE")
@@ -34,41 +33,41 @@ def check_out(path: Path, codec: Codec | None) -> None:
         )
 
 
-def stream(drawing: Samples, codec: Codec, file: IO[bytes]) -> None:
-    """Write one text as it is drawn, or several when they are complete; show pictures.
+def stream(samples: Samples, codec: Codec, file: IO[bytes]) -> None:
+    """Write one text while it is drawn, several when they are complete; show images.
 
     Raises:
-        UsageError: pictures cannot be shown where `file` leads.
-        GptkitError: nothing can be written there.
+        UsageError: `file` cannot show images.
+        GptkitError: `file` cannot be written.
     """
     if codec.suffix != ".txt":
         if not _shows_pictures(file):
             raise UsageError(f"samples are {codec.suffix} files", hint=f"--out out{codec.suffix}")
-        _show(drawing.contents(codec), codec)
-    elif len(drawing.starts) > 1:
-        _print(drawing.contents(codec) + b"\n", file)
+        _show(samples.contents(codec), codec)
+    elif len(samples.starts) > 1:
+        _print(samples.contents(codec) + b"\n", file)
     else:
-        _print(codec.decode(drawing.starts[0]), file)
-        for (token,) in drawing.stream:
+        _print(codec.decode(samples.starts[0]), file)
+        for (token,) in samples.stream:
             _print(codec.decode([token]), file)
         _print(b"\n", file)
 
 
-def write(drawing: Samples, codec: Codec, path: Path) -> None:
-    """Write samples into one file, complete or not at all; pictures show on a terminal, too.
+def write(samples: Samples, codec: Codec, path: Path) -> None:
+    """Write samples into one file, atomically; show images on a terminal, too.
 
     Raises:
         GptkitError: the file cannot be written.
     """
-    contents = drawing.contents(codec)
+    contents = samples.contents(codec)
     _write(contents, path)
     if _shows_pictures(sys.stdout):
         _show(contents, codec)
 
 
-def ids(drawing: Samples, path: Path | None) -> None:
+def print_ids(samples: Samples, path: Path | None) -> None:
     """Print the token ids of every sample on a line, or write them to a file."""
-    lines = "".join(" ".join(map(str, row)) + "\n" for row in drawing.rows()).encode()
+    lines = "".join(" ".join(map(str, row)) + "\n" for row in samples.token_ids()).encode()
     if path:
         _write(lines, path)
     else:
@@ -76,7 +75,7 @@ def ids(drawing: Samples, path: Path | None) -> None:
 
 
 def _print(contents: bytes, file: IO[bytes]) -> None:
-    """Write at once; whoever reads may leave (a broken pipe), but a disk may not be full."""
+    """Write at once. A closed pipe is fine; a full disk is an error."""
     try:
         file.write(contents)
         file.flush()
@@ -87,15 +86,12 @@ def _print(contents: bytes, file: IO[bytes]) -> None:
 
 
 def _write(contents: bytes, path: Path) -> None:
-    if path.exists() and not path.is_file():  # a pipe or a device is not replaced by a file
-        try:
+    with writing(path, hint="--out FILE takes another place"):
+        if path.exists() and not path.is_file():  # a pipe or a device must not be replaced
             path.write_bytes(contents)
-        except OSError as error:
-            raise GptkitError(f"{path}: cannot be written: {error.strerror}") from error
-        return
-    with suppress(OSError):  # then write_bytes says what is wrong
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, contents)
+        write_atomically(path, contents)
 
 
 def _shows_pictures(file: IO[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Where and in which precision a model runs, each choice with its reason."""
+"""The device and precision that a model runs in, each choice with its reason."""
 
 import re
 import shutil
@@ -14,12 +14,17 @@ from gptkit.recipe.options import TrainOptions
 
 @dataclass(frozen=True)
 class RunDevice:
-    """Device, precision and compilation of a run; `reasons` says why, by name."""
+    """Device, precision and compilation of a run; `reasons` explains each, by name."""
 
     device: torch.device
     dtype: torch.dtype
     compile: bool
     reasons: dict[str, str]
+
+    @property
+    def dtype_name(self) -> str:
+        """For example "float32"."""
+        return str(self.dtype).removeprefix("torch.")
 
     def autocast(self, *, cache: bool = True) -> torch.autocast:
         """The context in which forward passes run.
@@ -31,7 +36,7 @@ class RunDevice:
         return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=cache)
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A batch on the device; the copy to a GPU runs beside what the host does next."""
+        """A batch on the device; a copy to a GPU runs while the host continues."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
@@ -42,15 +47,15 @@ def resolve_device(options: TrainOptions, *, local_rank: int | None = None) -> R
 
     Args:
         options: the recipe's.
-        local_rank: which of this machine's processes this is; None where it trains alone.
+        local_rank: this process's number on its machine; None if it is the only one.
 
     Raises:
-        UsageError: a device was asked for that is not there, or not for every process.
+        UsageError: the device asked for is missing, or there is not one for every process.
     """
     if local_rank is None:
         device, why_device = pick_device(options.device)
     else:
-        device, why_device = _pick_own(options.device, local_rank)
+        device, why_device = _pick_for_rank(options.device, local_rank)
     dtype, why_dtype = _pick_dtype(options.dtype, device)
     compiled, why_compile = _pick_compile(options.compile, device)
     reasons = {"device": why_device, "dtype": why_dtype, "compile": why_compile}
@@ -58,13 +63,13 @@ def resolve_device(options: TrainOptions, *, local_rank: int | None = None) -> R
 
 
 def pick_device(name: str) -> tuple[torch.device, str]:
-    """The device of that name and why it was taken.
+    """The device of that name, and the reason.
 
     Args:
         name: "auto", "cpu", "mps", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: it is not there, or there is no such name.
+        UsageError: it is missing, or there is no such name.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -79,30 +84,30 @@ def pick_device(name: str) -> tuple[torch.device, str]:
     if device.type == "mps" and not torch.backends.mps.is_available():
         missing = f"torch {torch.__version__} finds no Apple GPU"
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        missing = _what_cuda()
+        missing = _describe_cuda()
     if missing:
         raise UsageError(f'device "{name}" is not available: {missing}', hint='use device "auto"')
     return device, "asked for"
 
 
-def _pick_own(name: str, local_rank: int) -> tuple[torch.device, str]:
-    """One of several processes' own device: a GPU each, or the CPU for all."""
+def _pick_for_rank(name: str, local_rank: int) -> tuple[torch.device, str]:
+    """The device of one of several processes: a GPU each, or the CPU for all."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu"), "asked for" if name == "cpu" else "no CUDA GPU found"
     if name not in ("auto", "cuda"):
         raise UsageError(
-            f'device "{name}" is not one that several processes can train on',
-            hint='"auto" or "cuda" gives a GPU to each, "cpu" serves them all',
+            f'several processes cannot train on device "{name}"',
+            hint='"auto" or "cuda" takes a GPU for each, "cpu" the CPU for all',
         )
     if local_rank >= (count := torch.cuda.device_count()):
         raise UsageError(
-            f"process {local_rank + 1} of this machine has no GPU: {_what_cuda()}",
+            f"process {local_rank + 1} of this machine has no GPU: {_describe_cuda()}",
             hint=f"torchrun --nproc-per-node {max(count, 1)}, or --set train.device=cpu",
         )
     return torch.device("cuda", local_rank), f"one of {count} GPUs found, one for each process"
 
 
-def _what_cuda() -> str:
+def _describe_cuda() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     count = torch.cuda.device_count()

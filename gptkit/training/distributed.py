@@ -1,6 +1,6 @@
-"""The processes that train one model, as torchrun starts them, and what they tell one another.
+"""The processes that train one model, as torchrun starts them, and how they communicate.
 
-Without torchrun there is one, and nothing distributed is imported.
+Without torchrun there is one process, and torch.distributed is not imported.
 """
 
 import atexit
@@ -14,43 +14,44 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from itertools import islice
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gptkit.data.split import IGNORE
 from gptkit.errors import GptkitError, PeerError, RunError, UsageError
-from gptkit.plugin import IGNORE
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for another before it gives up: the first one may download or save."""
+"""How long a rank waits for another one, which may be downloading or saving."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together, as one of them sees them; by default it is alone.
+    """The processes that train together, seen from one of them; by default there is only one.
 
-    All ranks have to call the same methods in the same order. Numbers and texts go over the CPU
-    (gloo), so that no device is waited for.
+    All ranks must call the same methods in the same order. Numbers and texts are exchanged on the
+    CPU (gloo), so no call waits for a GPU.
     """
 
     rank: int = 0
     """This process's number; only 0 prints and writes."""
     size: int = 1
-    """How many there are."""
+    """Number of processes."""
     local_rank: int | None = None
-    """This process's number on its machine; None where it is alone."""
+    """This process's number on its machine; None if it is the only process."""
     job: str | None = None
-    """What tells this call of torchrun from others; None without torchrun."""
+    """Identifies this call of torchrun; None without torchrun."""
     restarted: bool = False
-    """Whether torchrun has started the processes again after a failure."""
+    """Whether torchrun restarted the processes after a failure."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that prints and writes."""
+        """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
     def batch_slice(self, batch_size: int) -> slice:
@@ -70,23 +71,32 @@ class Ranks:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def all_reduce_sum(self, value: float) -> float:
-        """A number added up over the ranks."""
-        return self._reduce(value, "SUM")
+        """The sum of the ranks' numbers, on every rank."""
+        return self._all_reduce(value, "sum")
 
     def all_reduce_max(self, value: float) -> float:
-        """The largest of the ranks' numbers."""
-        return self._reduce(value, "MAX")
+        """The largest of the ranks' numbers, on every rank."""
+        return self._all_reduce(value, "max")
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """A tensor's mean over the ranks, in place and on its device."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.all_reduce(tensor)
+            tensor /= self.size
+        return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether a flag is up on some rank."""
+        """Whether a flag is set on some rank."""
         return bool(self.all_reduce_max(flag))
 
     def barrier(self) -> None:
-        """Go on when every rank has come here."""
+        """Wait until every rank has called this."""
         self.all_reduce_max(0)
 
     def broadcast(self, text: str = "") -> str:
-        """The first rank's text, on every rank."""
+        """Rank 0's text, on every rank."""
         if self.size == 1:
             return text
         from torch import distributed
@@ -97,19 +107,10 @@ class Ranks:
         distributed.broadcast(data, 0)
         return bytes(data.tolist()).decode()
 
-    def all_reduce_mean(self, value: Tensor) -> Tensor:
-        """A tensor's average over the ranks, in place and on its device."""
-        if self.size > 1:
-            from torch import distributed
-
-            distributed.all_reduce(value)
-            value /= self.size
-        return value
-
     def rank0_first(self, action: Callable[[], T]) -> T:
-        """First on rank 0, then on one rank of every other machine, then on the rest.
+        """Call `action` on rank 0, then on one rank of every other machine, then on the rest.
 
-        What the first one downloads or encodes, the others find in the cache.
+        What the first call downloads or encodes, the others find in the cache.
         """
         turn = 0 if self.first else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
@@ -122,31 +123,34 @@ class Ranks:
     def shard(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Every size-th of the same batches of x and y (B, T), equally many on each rank.
 
-        Where one is lacking it is one without targets: FSDP2 computes only in company.
+        A rank that would get one less gets a batch without targets instead: FSDP2 computes only if
+        all ranks take part.
         """
-        i, x, y = -1, torch.empty(0), torch.empty(0)
-        for i, (x, y) in enumerate(batches):
-            if i % self.size == self.rank:
-                yield x, y
-        if i % self.size < self.rank:
-            yield x, torch.full_like(y, IGNORE)
+        batches = iter(batches)
+        while group := list(islice(batches, self.size)):
+            if self.rank < len(group):
+                yield group[self.rank]
+            else:
+                x, y = group[-1]
+                yield x, torch.full_like(y, IGNORE)
 
     def reseed(self, seed: int, step: int) -> None:
-        """Let every rank but the first draw a step's dropout from (seed, step, rank) alone.
+        """Make dropout on every rank but the first a function of (seed, step, rank).
 
-        The first keeps to torch's own generators, whose states are in the checkpoint.
+        The first rank keeps torch's own generators, whose states are in the checkpoint.
         """
         if not self.first:
             mixed = np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)
             torch.manual_seed(int(mixed[0]))
 
-    def _reduce(self, value: float, operation: str) -> float:
+    def _all_reduce(self, value: float, operation: Literal["sum", "max"]) -> float:
         if self.size == 1:
             return value
         from torch import distributed
 
+        operations = {"sum": distributed.ReduceOp.SUM, "max": distributed.ReduceOp.MAX}
         number = torch.tensor(value, dtype=torch.float64)
-        distributed.all_reduce(number, getattr(distributed.ReduceOp, operation))
+        distributed.all_reduce(number, operations[operation])
         return number.item()
 
 
@@ -154,7 +158,7 @@ ALONE = Ranks()
 
 
 def from_environment() -> Ranks:
-    """What torchrun has told this process; `ALONE` without torchrun."""
+    """The ranks as torchrun describes them in the environment; `ALONE` without torchrun."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" not in env:
         return ALONE
@@ -170,13 +174,13 @@ def from_environment() -> Ranks:
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """The processes that torchrun has started, connected while the context lasts.
+    """Connect the processes that torchrun started, while the context lasts.
 
-    Where several fail, the first one says why; the others only end, with an exit code of their own.
+    If several fail, the first one reports why; the others end silently with their exit code.
 
     Raises:
-        RunError: another rank has ended, and not because of an error of its own.
-        PeerError: this rank fails, too, but another one has said why.
+        RunError: another rank ended without reporting an error.
+        PeerError: this rank failed too, but another one has reported why.
     """
     ranks = from_environment()
     if ranks.size == 1:
@@ -206,11 +210,11 @@ def join() -> Iterator[Ranks]:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process as Python would, but for taking Python itself down.
+    """End this process after Python's own cleanup, but without destroying the interpreter.
 
-    gloo's threads outlive their group, which DDP and DTensors' caches hold on to, and one that
-    lets go of a tensor while Python shuts down aborts the process: a good run would end as a failed
-    one. `multiprocessing` ends its processes like this, too.
+    gloo's threads outlive their group, since DDP and DTensor's caches hold it. A thread that frees
+    a tensor while the interpreter is destroyed aborts the process: a good run would then count as
+    failed. `multiprocessing` ends its processes in the same way.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -220,7 +224,7 @@ def leave(exit_code: int) -> NoReturn:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether the connection to another rank broke: torch has no type of its own for gloo's."""
+    """Whether the connection to another rank broke; torch has no exception type for gloo."""
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or (
@@ -229,10 +233,10 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _meet(ranks: Ranks) -> tuple[Any, Any]:
-    """A store that rank 0 holds for this start of the processes, and a board that outlives them.
+    """A store held by rank 0 for this start of the processes, and a board that outlives them.
 
-    The board is torchrun's store. It cannot serve for both, since after a restart it still says
-    where the dead processes were to be found; that is why an address in it is tried first.
+    The board is torchrun's store. It cannot be the first one too: after a restart it still holds
+    the port of the dead rank 0, so a port found there is tried before it is used.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.distributed_c10d import PrefixStore
@@ -250,7 +254,7 @@ def _meet(ranks: Ranks) -> tuple[Any, Any]:
 
 
 def _open_port(address: str, read: Callable[[], int]) -> int:
-    """The port that `read` gives, once somebody listens there."""
+    """The port that `read` returns, as soon as a process listens on it."""
     end = time.monotonic() + TIMEOUT.total_seconds()
     while True:
         try:
@@ -264,7 +268,7 @@ def _open_port(address: str, read: Callable[[], int]) -> int:
 
 
 def _has_another_failed(board: Any) -> bool:
-    """Whether another rank was here before."""
+    """Whether another rank has called this before."""
     try:
         return bool(board.add("failed", 1) > 1)
     except RuntimeError:

@@ -1,7 +1,7 @@
 """AdamW and Muon over parameter groups, and their state by parameter name.
 
-AdamW: Loshchilov & Hutter 2019. Muon: Jordan et al. 2024, for the matrices inside the blocks; the
-embedding, the head, biases and norms stay with AdamW.
+AdamW: Loshchilov & Hutter 2019. Muon: Jordan et al. 2024, for the matrices of the blocks; AdamW
+updates the embedding, the head, biases and norms.
 """
 
 import inspect
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gptkit.model.gpt import BLOCKS
 from gptkit.recipe.options import TrainOptions
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of the iteration a X + b (X X^T) X + c (X X^T)^2 X, which pulls singular values towards 1."""
+"""a, b, c of the iteration a X + b (X X^T) X + c (X X^T)^2 X, which moves singular values to 1."""
 ITERATIONS = 5
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, without the wrappers that import torch's compiler, which eager training never uses.
+    """torch's AdamW without the wrappers that import torch's compiler, which eager steps never use.
 
-    That import takes a second and brings sympy along.
+    That import takes a second, half of what gptkit needs to start a training.
     """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
@@ -31,15 +32,15 @@ class AdamW(torch.optim.AdamW):
 
 
 class Muon(Optimizer):
-    """Moves every matrix by its momentum with all singular values brought near to 1.
+    """Updates every matrix by its orthogonalised momentum.
 
-    The same update as `torch.optim.Muon`; but matrices of one shape are iterated as one batch, and
-    in float32 where that is faster than bfloat16.
+    The update of `torch.optim.Muon`, but matrices of one shape are iterated as one batch, and on
+    CPUs in float32, which is faster there than bfloat16.
 
     Args:
         params: matrices alone, or groups of them.
-        lr: step length; times the root of rows / columns where a matrix is higher than wide.
-        momentum: averaging factor of the gradients; Nesterov's look ahead is taken.
+        lr: step length, times sqrt(rows / columns) if a matrix has more rows than columns.
+        momentum: averaging factor of the gradients (Nesterov momentum).
         weight_decay: decoupled, as in AdamW.
     """
 
@@ -55,11 +56,11 @@ class Muon(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            for alike in _by_shape(moving):
-                self._move(alike, group)
+            trained = [p for p in group["params"] if p.grad is not None]
+            for matrices in _by_shape(trained):
+                self._update(matrices, group)
 
-    def _move(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
+    def _update(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
         """Update matrices of one shape."""
         rate, momentum = group["lr"], group["momentum"]
         gradients = [m.grad for m in matrices if m.grad is not None]
@@ -67,9 +68,9 @@ class Muon(Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
         rows, columns = matrices[0].shape
-        steps = orthogonal(ahead) * (-rate * max(1.0, rows / columns) ** 0.5)
+        updates = orthogonal(ahead) * (-rate * max(1.0, rows / columns) ** 0.5)
         torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(matrices, steps.unbind())
+        torch._foreach_add_(matrices, updates.unbind())
 
     def _buffer(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]
@@ -80,7 +81,7 @@ class Muon(Optimizer):
 
 
 class Optimizers(Optimizer):
-    """Several optimizers as one; `param_groups` are theirs, so that schedules reach them all."""
+    """Several optimizers as one; it shares their `param_groups`, so schedules reach all of them."""
 
     def __init__(self, parts: Iterable[Optimizer]) -> None:
         self.parts = tuple(parts)
@@ -121,7 +122,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     vectors = {n: p for n, p in model.named_parameters() if p.dim() < 2}
     hidden: dict[str, nn.Parameter] = {}
     if options.optimizer == "muon":
-        hidden = {n: p for n, p in matrices.items() if n.startswith("h.")}
+        hidden = {n: p for n, p in matrices.items() if n.startswith(BLOCKS)}
     decayed = [p for n, p in matrices.items() if n not in hidden]
     groups = [
         {"name": "decayed", "params": decayed, "weight_decay": options.weight_decay},
@@ -155,7 +156,7 @@ def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
 
 
 def group_numbers(optimizer: Optimizer) -> list[dict[str, float]]:
-    """The plain numbers of every group: rates, decays and whatever a callback put there."""
+    """The numbers of every group: rates, decays and what a callback added."""
     return [
         {key: value for key, value in group.items() if isinstance(value, int | float)}
         for group in optimizer.param_groups
@@ -168,7 +169,7 @@ def load_state(
     tensors: Mapping[str, Tensor],
     numbers: Iterable[Mapping[str, float]],
 ) -> None:
-    """Take back what `state_tensors` and `group_numbers` gave."""
+    """Restore what `state_tensors` and `group_numbers` returned."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -178,7 +179,7 @@ def load_state(
         parameters = [p for group in part.param_groups for p in group["params"]]
         state = {i: states[names[p]] for i, p in enumerate(parameters) if names[p] in states}
         part.load_state_dict({**part.state_dict(), "state": state})
-    if isinstance(optimizer, Optimizers):  # loading gave the parts new groups
+    if isinstance(optimizer, Optimizers):  # loading replaces the groups of the parts
         optimizer.param_groups = [g for part in optimizer.parts for g in part.param_groups]
     for group, saved in zip(optimizer.param_groups, numbers, strict=True):
         group.update(saved)

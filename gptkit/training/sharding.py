@@ -1,7 +1,7 @@
-"""One model over many ranks: DDP or FSDP2, and its tensors put together again.
+"""One model on many ranks: DDP or FSDP2, and its full tensors for checkpoints.
 
-DDP (Li et al. 2020) keeps the whole model on every rank and averages gradients. FSDP2 (Zhao et al.
-2023) keeps 1/N of weights, gradients and moments on each and gathers a block when it is its turn.
+DDP (Li et al. 2020) keeps the whole model on every rank and averages the gradients. FSDP2 (Zhao et
+al. 2023) keeps 1/N of weights, gradients and moments on each rank and gathers a block when it runs.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gptkit.model.gpt import GPT
+from gptkit.model.gpt import GPT, is_sharded
 from gptkit.training.distributed import Ranks
 
 T = TypeVar("T")
@@ -19,32 +19,32 @@ T = TypeVar("T")
 def parallelize(
     model: GPT, ranks: Ranks, *, device: torch.device, shard: bool, compiled: bool
 ) -> nn.Module:
-    """Put a model on this rank's device, or a part of it; what is called to train it.
+    """Move a model, or this rank's part of it, to the device; returns the module to train with.
 
-    That is the model itself on a single rank and with FSDP2, which changes its parameters into
-    DTensors, and otherwise DDP around it.
+    That is the model itself on a single rank and with FSDP2, which turns its parameters into
+    DTensors; otherwise it is DDP around the model.
     """
     if ranks.size > 1 and device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks.size > 1 and shard:
-        return _shard(model, device, compiled=compiled)
+        return _fully_shard(model, device, compiled=compiled)
     model.to(device)
     if compiled:
-        model.compile()  # the call model(x, y) alone; everything else stays as it is
+        model.compile()  # only model(x, y); its other methods stay eager
     if ranks.size == 1:
         return model
     from torch.nn.parallel import DistributedDataParallel
 
     devices = [device] if device.type == "cuda" else None
     ddp = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    ddp.broadcast_buffers = False  # they are tables that never change
+    ddp.broadcast_buffers = False  # constant tables
     return ddp
 
 
 def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
-    """Pass on the parts of a batch; DDP averages the gradients over the ranks at the last alone.
+    """Yield the parts of a batch; DDP averages the gradients over the ranks only at the last one.
 
-    FSDP2 does so at every part, since it would have to keep whole gradients otherwise.
+    FSDP2 does it at every part; otherwise it would have to keep full gradients.
     """
     if not hasattr(module, "no_sync"):
         yield from parts
@@ -56,13 +56,13 @@ def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together; any other as it is. Every rank has to take part."""
+    """All parts of a sharded tensor together; any other tensor as it is. A call for all ranks."""
     sharded: Any = tensor
-    return sharded.full_tensor() if hasattr(sharded, "full_tensor") else tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
 def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """All tensors put together, sharded ones on the CPU; none where they are not to be kept."""
+    """The full tensors, sharded ones on the CPU; an empty dict on ranks that do not keep them."""
     kept = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor.detach())
@@ -72,18 +72,20 @@ def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor
 
 
 def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What `gather` gave, each tensor cut as the parameter that it belongs to.
+    """The reverse of `full_state`: each tensor sharded like the parameter that it belongs to.
 
     Args:
-        tensors: whole ones, the same on every rank, as `<parameter>` or `<parameter>:<kind>`.
+        tensors: full tensors, equal on every rank, named `<parameter>` or `<parameter>:<kind>`.
         model: tells how the parameters are sharded, if they are.
     """
     parameters = dict(model.named_parameters())
-    return {key: _cut(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()}
+    return {
+        key: _shard_like(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()
+    }
 
 
-def _cut(tensor: Tensor, parameter: Any) -> Tensor:
-    if not hasattr(parameter, "full_tensor") or parameter.shape != tensor.shape:
+def _shard_like(tensor: Tensor, parameter: Any) -> Tensor:
+    if parameter is None or not is_sharded(parameter) or parameter.shape != tensor.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -91,7 +93,7 @@ def _cut(tensor: Tensor, parameter: Any) -> Tensor:
     return distribute_tensor(tensor.to(parameter.device), *where, src_data_rank=None)
 
 
-def _shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:
+def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -101,7 +103,7 @@ def _shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:
         if compiled:
             block.compile()
         fully_shard(block, mesh=mesh)
-    # Cut again after every call, not only after a backward: an evaluation has none.
+    # Reshard after forward, too: an evaluation has no backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "next_logits")  # for samples
+    register_fsdp_forward_method(model, GPT.next_logits.__name__)  # for previews
     return model.to(device)  # the buffers

@@ -1,61 +1,43 @@
 """Trainer: batches, updates, evaluations and checkpoints, with the callbacks around them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gptkit.data.order import batch_indices, walk
+from gptkit.data.order import batch_indices
+from gptkit.data.split import IGNORE
 from gptkit.model.gpt import GPT
-from gptkit.plugin import IGNORE, Callback, Data, Split, TrainState
+from gptkit.plugin import Callback, Data, TrainState
 from gptkit.recipe.options import TrainOptions
-from gptkit.runs import checkpoint
-from gptkit.sampling.torch_decoder import evaluating
+from gptkit.sampling.preview import previewer
 from gptkit.training import optimizer, sharding, snapshot
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
+from gptkit.training.evaluate import evaluate
 from gptkit.training.finite import FiniteCheck
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The mean loss over a split, in nats per token, and how many tokens it was measured on."""
-
-    loss: float
-    tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(min(self.loss, 700.0))  # beyond, a float overflows
-
-    @property
-    def bits_per_token(self) -> float:
-        """Loss in bits."""
-        return self.loss / math.log(2)
+from gptkit.training.snapshot import Snapshot
 
 
 class Trainer:
     """Trains one model on one data set.
 
     Args:
-        model: a fresh or loaded GPT; moved to the placement's device, or in part with `shard`.
+        model: a new or loaded GPT; moved to the device, or only a part of it with `shard`.
         data: what to train and evaluate on.
         options: the recipe's table `[train]`.
-        placement: where and in which precision to run.
+        run_device: where and in which precision to run.
         ranks: the processes that train together.
-        seed: determines the order of the data; dropout follows torch's own generators.
+        seed: determines the order of the data; dropout uses torch's own generators.
         callbacks: by the name that errors give them, in the order in which they run.
         run_dir: the run folder, for callbacks that write.
-        record: what checkpoints say besides the training's own state; None saves none.
+        save: writes a checkpoint, on rank 0; None writes none.
 
     Raises:
-        UsageError: the batch cannot be shared out evenly among the ranks.
+        UsageError: the batch cannot be divided evenly among the ranks.
     """
 
     def __init__(
@@ -69,18 +51,17 @@ class Trainer:
         ranks: Ranks = ALONE,
         callbacks: Mapping[str, Callback] | None = None,
         run_dir: Path | None = None,
-        record: checkpoint.Record | None = None,
+        save: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self.model, self.data, self.ranks = model, data, ranks
         self.options, self.run_device = options, run_device
-        self.seed, self.callbacks, self.record = seed, dict(callbacks or {}), record
+        self.seed, self.callbacks, self._save = seed, dict(callbacks or {}), save
         self.part = ranks.batch_slice(options.batch_size)
-        model.recompute = options.recompute
         self.module = sharding.parallelize(
             model, ranks, device=run_device.device, shard=options.shard, compiled=run_device.compile
         )
-        """What is called to train: the model, or DDP around it."""
-        self.watch = FiniteCheck(model)
+        """The module to call in training: the model, or DDP around it."""
+        self.finite_check = FiniteCheck(model)
         self.state = TrainState(
             model=model,
             optimizer=optimizer.make_optimizer(model, options),
@@ -89,9 +70,9 @@ class Trainer:
             tokens_per_step=options.batch_size * data.block_size,
             run_dir=run_dir if ranks.first else None,
             rank=ranks.rank,
+            sample=previewer(model, data.codec),
         )
-        self.interrupted = False
-        """Set from outside to end training after this step; no callback can take it back."""
+        self._interrupted = False
         self.val_step: int | None = None
         self.saved_step: int | None = None
 
@@ -101,6 +82,12 @@ class Trainer:
         Raises:
             DivergedError: the loss or a gradient is not finite.
         """
+        for _ in self.steps():
+            pass
+        return self.state
+
+    def steps(self) -> Iterator[TrainState]:
+        """`fit` as an iterator: yields after every step and what is due after it."""
         state = self.state
         with ExitStack() as stack:
             for name in reversed(self.callbacks):
@@ -113,74 +100,78 @@ class Trainer:
                     self.evaluate()
                 if self._due(self.options.save_every or self.options.eval_every):
                     self.save()
+                yield state
             if self.stopping():
                 self.save()
-        return state
+
+    def interrupt(self) -> None:
+        """End training after the current step, as a signal does; no callback can undo it."""
+        self._interrupted = True
 
     def stopping(self) -> bool:
-        """Whether a callback or a signal asked for the end, on whichever rank; all agree."""
-        return self.ranks.any(self.state.stop or self.interrupted)
+        """Whether a callback or a signal asked to stop, on any rank; all ranks agree."""
+        return self.ranks.any(self.state.stop or self._interrupted)
 
     def step(self) -> None:
         """One update: batch, forward, backward, optimizer, with the callbacks around them."""
         self.emit("on_step_start")
-        self.state.optimizer.zero_grad(set_to_none=True)
-        self.state.loss = torch.zeros((), device=self.run_device.device)
-        self.ranks.reseed(self.seed, self.state.step)
-        for x, y, share in sharding.accumulating(self.module, self.micro_batches()):
-            self.backward(self.loss(x, y) * share)
-        self.check_finite()
+        self.reset()
+        for x, y, weight in sharding.accumulating(self.module, self.micro_batches()):
+            self.backward(self.loss(x, y) * weight)
+        self.check_step()
         self.emit("on_backward_end")
         self.state.optimizer.step()
         self.state.step += 1
         self.emit("on_step_end")
 
-    def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """What this rank computes of the step's batch, in parts: x, y (b, T) and their weight.
+    def reset(self) -> None:
+        """Clear gradients and loss for a new step; seed the dropout of all ranks but the first."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.loss = torch.zeros((), device=self.run_device.device)
+        self.ranks.reseed(self.seed, self.state.step)
 
-        It is the part's share of the targets that count on all ranks, times the number of ranks,
-        over which losses and gradients are averaged.
-        """
-        size, ranks, put = len(self.data.train), self.ranks, self.run_device.put
+    def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """This rank's part of the step's batch, in micro-batches: x, y (b, T) and a loss weight."""
+        size, put = len(self.data.train), self.run_device.put
         indices = batch_indices(size, self.options.batch_size, seed=self.seed, step=self.state.step)
         x, y = self.data.train[indices[self.part]]
-        counted = ranks.all_reduce_sum(int((y != IGNORE).sum()))
-        for i in range(0, len(x), self.rows):
-            x_part, y_part = x[i : i + self.rows], y[i : i + self.rows]
-            share = int((y_part != IGNORE).sum()) / max(counted, 1) * ranks.size
-            if share:
-                yield put(x_part), put(y_part), share
-            elif ranks.size > 1:  # no targets have no mean loss, but the others wait for gradients
+        total = int(self.ranks.all_reduce_sum(_n_targets(y)))
+        b = self.micro_batch_size
+        for i in range(0, len(x), b):
+            x_part, y_part = x[i : i + b], y[i : i + b]
+            if targets := _n_targets(y_part):
+                yield put(x_part), put(y_part), loss_weight(targets, total, self.ranks.size)
+            elif self.ranks.size > 1:  # the other ranks wait for this one's gradients: zeros
                 yield put(x_part), put(x_part), 0.0
 
     @property
-    def rows(self) -> int:
-        """Sequences per forward pass: micro_batch_size, or what divides it and a rank's part."""
+    def micro_batch_size(self) -> int:
+        """Sequences per forward pass: the recipe's, or what divides it and this rank's part."""
         part = self.part.stop - self.part.start
         return math.gcd(part, self.options.micro_batch_size or part)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of a batch in the run's precision."""
-        with self.run_device.autocast(cache=False):  # of a sharded model it would hold every weight
+        """Mean loss of a micro-batch in the run's precision."""
+        with self.run_device.autocast(cache=False):  # a cache would hold all weights of a shard
             loss: Tensor = self.module(x, y)
         return loss
 
     def backward(self, loss: Tensor) -> None:
-        """Add a part's gradients; the loss stays on the device, `.item()` here would stall it."""
+        """Add a micro-batch's gradients; the loss stays on the device: .item() would stall it."""
         loss.backward()  # type: ignore[no-untyped-call]
         self.state.loss += loss.detach()
 
-    def check_finite(self) -> None:
-        """Sum up the step, and end training where its loss or a gradient is not finite.
+    def check_step(self) -> None:
+        """Average the loss over the ranks; stop training if it or a gradient is not finite.
 
         Raises:
             DivergedError: names the step and the first bad tensor.
         """
-        state, ranks = self.state, self.ranks
+        state = self.state
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         state.grad_norm = sharding.full_tensor(nn.utils.get_total_norm(gradients))
-        state.loss = ranks.all_reduce_mean(state.loss)
-        self.watch.after_step(state.step + 1, state.loss, state.grad_norm)
+        state.loss = self.ranks.all_reduce_mean(state.loss)
+        self.finite_check.after_step(state.step + 1, state.loss, state.grad_norm)
 
     def evaluate(self) -> None:
         """Measure the validation loss, then tell the callbacks.
@@ -188,16 +179,16 @@ class Trainer:
         Raises:
             DivergedError: a weight is not finite.
         """
-        self.watch.before_save(self.state.step)
+        self.finite_check.before_save(self.state.step)
         limit = self.options.eval_batches
-        if limit:  # in batches of the recipe's size, of which a rank takes only a part at once
+        if limit:  # counts batches of the recipe's size; a rank's own may be smaller
             size = self.options.micro_batch_size or self.options.batch_size
-            limit *= size // self.rows
+            limit *= size // self.micro_batch_size
         result = evaluate(
             self.model,
             self.data.val,
             run_device=self.run_device,
-            batch_size=self.rows,
+            batch_size=self.micro_batch_size,
             batches=limit,
             ranks=self.ranks,
         )
@@ -210,7 +201,7 @@ class Trainer:
             self.call(name, event)
 
     def call(self, name: str, event: str) -> None:
-        """Call one callback; its exception gets a note that says which, when and where."""
+        """Call one callback; a note on its exception names the callback, the event and the step."""
         try:
             getattr(self.callbacks[name], event)(self.state)
         except Exception as error:
@@ -218,55 +209,45 @@ class Trainer:
             raise
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, unless there is one.
+        """Write a checkpoint of the current step, unless there is one.
 
         Raises:
             CheckpointError: it cannot be written.
             DivergedError: a weight is not finite.
         """
-        if self.record is None or self.saved_step == self.state.step:
+        if self._save is None or self.saved_step == self.state.step:
             return
-        self.watch.before_save(self.state.step)
-        moment, files = snapshot.take(self.state, self.model, self.callbacks)
+        self.finite_check.before_save(self.state.step)
+        taken = snapshot.take(self.state, self.model, self.callbacks, val_step=self.val_step)
         if self.ranks.first:
-            state = self.record.state(val_step=self.val_step, **moment)
-            checkpoint.save(self.record.folder, state, files)
-            checkpoint.prune(self.record.folder, self.options.keep)
-        self.ranks.barrier()  # torchrun stops them all when one ends, so none may end before
+            self._save(taken)
+        self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
         self.saved_step = self.state.step
 
-    def load(self, state: checkpoint.State, files: Mapping[str, checkpoint.Tensors]) -> None:
-        """Continue from a checkpoint, exactly.
+    def load(self, saved: Snapshot) -> None:
+        """Continue from a snapshot, exactly.
 
         Raises:
-            CheckpointError: it was saved with another model, optimizer or other callbacks.
+            CheckpointError: it was taken with another model, optimizer or other callbacks.
         """
-        snapshot.restore(self.state, self.model, self.callbacks, saved=state, files=files)
-        self.saved_step, self.val_step = state.step, state.val_step
+        snapshot.restore(saved, self.state, self.model, self.callbacks)
+        self.saved_step, self.val_step = saved.step, saved.val_step
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.state.steps
 
 
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    *,
-    run_device: RunDevice,
-    batch_size: int,
-    batches: int | None = None,
-    ranks: Ranks = ALONE,
-) -> Evaluation:
-    """The loss over a whole split in fixed windows, or over its first `batches` batches.
+def loss_weight(targets: int, total: int, world_size: int) -> float:
+    """What to multiply a micro-batch's mean loss by, so that every target counts the same.
 
-    The ranks share the batches out; each gets the loss over all of them.
+    Args:
+        targets: of the micro-batch, without masked ones.
+        total: of the whole batch on all ranks.
+        world_size: number of ranks; gradients are averaged over them, so the factor undoes that.
     """
-    total, tokens = 0.0, 0
-    with evaluating(model), run_device.autocast():
-        for x, y in ranks.shard(islice(walk(split, batch_size), batches)):
-            counted = int((y != IGNORE).sum())
-            loss = model(run_device.put(x), run_device.put(y))
-            total += loss.item() * counted if counted else 0.0
-            tokens += counted
-    total, tokens = ranks.all_reduce_sum(total), int(ranks.all_reduce_sum(tokens))
-    return Evaluation(total / max(tokens, 1), tokens)
+    return targets / total * world_size
+
+
+def _n_targets(y: Tensor) -> int:
+    """Targets that are not masked."""
+    return int((y != IGNORE).sum())

@@ -107,8 +107,8 @@ def _open(run: Path, which: str, dtype: str) -> tuple[LoadedModel, Data | None]:
     """A checkpoint, and its data where they show what quantising costs."""
     if TOLERANCES[dtype].loss is None:
         return loaded.load_checkpoint(run, which=which, device="cpu"), None
-    opened, data, *_ = loaded.open_with_data(run, which=which, device="cpu")
-    return opened, data
+    run_with_data = loaded.load_run(run, which=which, device="cpu")
+    return run_with_data.model, run_with_data.data
 
 
 def _write_file(blueprint: Blueprint, data: Data | None, target: Path) -> list[Check]:

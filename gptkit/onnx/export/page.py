@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gptkit.errors import UsageError
-from gptkit.runs import run_folder
+from gptkit.files import write_atomically, writing
 
 ONNXRUNTIME_WEB = "1.30.0"
 """The npm package that the page runs the model with."""
@@ -25,7 +25,12 @@ def check(web: Path) -> None:
 def write(web: Path) -> None:
     """Write index.html beside model.onnx, and a package.json for `npm install`."""
     template = Path(__file__).with_name("templates") / "index.html"
-    run_folder.write_text(web / "index.html", template.read_text(encoding="utf-8"))
+    _write(web / "index.html", template.read_text(encoding="utf-8"))
     if not (web / "package.json").exists():  # the folder may be a project of its own
         package = {"private": True, "dependencies": {"onnxruntime-web": ONNXRUNTIME_WEB}}
-        run_folder.write_text(web / "package.json", json.dumps(package, indent=2) + "\n")
+        _write(web / "package.json", json.dumps(package, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path, hint="choose another --web"):
+        write_atomically(path, text.encode())

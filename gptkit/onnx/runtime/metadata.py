@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from gptkit.errors import ModelFileError
-from gptkit.runs.step_folder import CodecRecord
+from gptkit.recipe.registry import CodecRecord
 
 FORMAT: Literal[1] = 1
 """Raised whenever an older gptkit could not use what a newer one exports."""

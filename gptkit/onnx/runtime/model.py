@@ -101,8 +101,7 @@ class OnnxModel:
         Raises:
             PluginError: its distribution is not installed.
         """
-        record = self.metadata.codec
-        return registry.make_codec(record.name, record.distribution, record.options)
+        return registry.make_codec(self.metadata.codec)
 
     @property
     def temperature(self) -> float:
@@ -115,14 +114,14 @@ class OnnxModel:
         return provider(self.drawer.session)
 
     def sample(
-        self, request: SampleRequest, sampling: SamplingOptions, *, watched: bool = False
+        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
     ) -> Samples:
         """Start drawing samples; needs the codec only for prompts and classes.
 
         Args:
             request: which samples.
             sampling: the rule's settings.
-            watched: show the first tokens as soon as they are there.
+            streaming: show the first tokens as soon as they are there.
 
         Raises:
             PromptError: the codec cannot read the prompt, or nothing is left to draw.
@@ -134,7 +133,7 @@ class OnnxModel:
         else:
             starts = [known.starts[i % len(known.starts)] for i in range(request.samples)]
         count = request.count(starts[0], known.length)
-        burst = (self.drawer.burst if watched else None) or count
+        burst = (self.drawer.burst if streaming else None) or count
         prompts = np.array(starts, dtype=np.int64)
         parts = self.drawer.stream(prompts, count, sampling, burst=burst)
         tokens = (row for part in parts for row in part.T.tolist())

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from gptkit.codec import Codec, PromptError
 
-SHOWN_UNKNOWN = 10
+SHOWN_UNKNOWN = 10  # characters in an error
 SHOWN_KNOWN = 100
 
 
@@ -18,7 +18,7 @@ class CharCodec(Codec):
     suffix: ClassVar[str] = ".txt"
 
     vocabulary: str = Field(min_length=1)
-    """All characters that the text has, each once, sorted by code point."""
+    """The different characters of the text, sorted by code point."""
 
     @field_validator("vocabulary")
     @classmethod
@@ -32,16 +32,16 @@ class CharCodec(Codec):
         return {character: index for index, character in enumerate(self.vocabulary)}
 
     def encode(self, prompt: str) -> list[int]:
-        """One id per character; a sample from nothing starts after a newline, if there is one.
+        """One id per character; an empty prompt becomes a newline, if the vocabulary has one.
 
         Args:
             prompt: text made of the vocabulary's characters.
 
         Returns:
-            The ids; for "" the newline's, or 0 where the vocabulary has no newline.
+            The ids; for "" that of the newline, or 0 if the vocabulary has none.
 
         Raises:
-            PromptError: the text that the model saw had not all of these characters.
+            PromptError: the prompt has characters that are not in the vocabulary.
         """
         if unknown := sorted(set(prompt) - self._ids.keys()):
             raise PromptError(
@@ -59,11 +59,14 @@ class CharCodec(Codec):
         return {"text": list(self.vocabulary)}
 
     def _known(self) -> str:
-        rest = len(self.vocabulary) - SHOWN_KNOWN
-        return repr(self.vocabulary[:SHOWN_KNOWN]) + (f" and {rest} more" if rest > 0 else "")
+        shown = self.vocabulary[:SHOWN_KNOWN]
+        return repr(shown) + _more(len(self.vocabulary) - SHOWN_KNOWN)
 
 
 def _listing(characters: Sequence[str]) -> str:
-    rest = len(characters) - SHOWN_UNKNOWN
     shown = ", ".join(map(repr, characters[:SHOWN_UNKNOWN]))
-    return shown + (f" and {rest} more" if rest > 0 else "")
+    return shown + _more(len(characters) - SHOWN_UNKNOWN)
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""

@@ -17,8 +17,8 @@ from gptkit.plugin import (
     fetch,
 )
 from gptkit_char_text.codec import CharCodec
-from gptkit_char_text.text import Survey, find_files, survey
-from gptkit_char_text.tokens import encoded, surveyed
+from gptkit_char_text.text import TextStats, find_files, scan
+from gptkit_char_text.tokens import cached_stats, encoded
 
 TINYSHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -28,26 +28,27 @@ MOST_CHARACTERS = 1 << 16
 
 
 class CharText(Dataset):
-    """Text, one token per character; its tail is the validation split."""
+    """Text, one token per character. The end of the text is the validation split."""
 
     source: Literal["sonnets", "tinyshakespeare"] = "sonnets"
     """The sonnets, which ship with the plugin, or Tiny Shakespeare, a download of 1 MB."""
     path: LocalPath | None = None
-    """A UTF-8 text file, or a folder of .txt files at any depth; takes the place of source."""
+    """A UTF-8 text file, or a folder of .txt files at any depth; used instead of source."""
     block_size: PositiveInt = 128
     """Characters of context."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the text, at its end, that is kept for validation."""
+    """Share of the text, at its end, for validation."""
 
     def load(self) -> Data:
-        """Encode the text, unless the cache has it, and split it.
+        """Encode the text, unless it is in the cache, and split it.
 
         Raises:
-            DataError: the text is missing, not UTF-8, too short or too varied.
-            DownloadError: Tiny Shakespeare cannot be fetched.
+            DataError: the text is missing, is not UTF-8, is too short, or has too few or too many
+                different characters.
+            DownloadError: Tiny Shakespeare cannot be downloaded.
         """
         files = self._files()
-        text = surveyed(files) or survey(files)
+        text = cached_stats(files) or scan(files)
         self._check_variety(text)
         train = train_length(text.characters, self.val_fraction)
         self._check_lengths(train, text.characters - train)
@@ -84,24 +85,27 @@ class CharText(Dataset):
     def _place(self) -> str:
         return str(self.path or f'source "{self.source}"')
 
-    def _check_variety(self, text: Survey) -> None:
+    def _check_variety(self, text: TextStats) -> None:
         different = len(text.vocabulary)
         if not different:
-            raise DataError(f"{self._place}: the text is empty", hint="let path name a text")
+            raise DataError(
+                f"{self._place}: the text is empty",
+                hint="set path to a text file or a folder of them",
+            )
         if different < 2:
             raise DataError(
-                f"{self._place}: the text is {text.vocabulary!r} over and over",
-                hint="training needs at least two different characters",
+                f"{self._place}: the text has only one character, {text.vocabulary!r}, repeated",
+                hint="use a text with at least two different characters",
             )
         if different > MOST_CHARACTERS:
             raise DataError(
-                f"{self._place}: {different:,} different characters, at most "
-                f"{MOST_CHARACTERS:,} can be told apart",
-                hint="check that this is text, or leave rare characters out",
+                f"{self._place}: {different:,} different characters; at most "
+                f"{MOST_CHARACTERS:,} are supported",
+                hint="check that this is text, or remove rare characters",
             )
 
     def _check_lengths(self, train: int, val: int) -> None:
-        largest = min(train, val) - 1  # the target of a window's last character is one more
+        largest = min(train, val) - 1  # a window needs one character more, for its last target
         if largest < self.block_size:
             smaller = f"set block_size to {largest} or less, or " if largest > 0 else ""
             raise DataError(
@@ -112,5 +116,5 @@ class CharText(Dataset):
 
 
 def train_length(characters: int, val_fraction: float) -> int:
-    """Characters before the validation split, counted in decimals: 0.9 of 10 leaves 1, not 0."""
+    """Characters in the training split, exactly: in floats, 10 * (1 - 0.9) is less than 1."""
     return int(characters * (1 - Fraction(str(val_fraction))))

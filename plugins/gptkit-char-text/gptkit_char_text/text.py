@@ -18,15 +18,15 @@ CODE_POINTS = 0x110000
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What one walk over a text tells."""
+class TextStats:
+    """What `scan` finds out about a text."""
 
     sha256: str
     """Digest of the text in UTF-8."""
     vocabulary: str
-    """Its characters, each once, sorted by code point."""
+    """Its different characters, sorted by code point."""
     characters: int
-    """Its length."""
+    """Its length in characters."""
 
     @property
     def dtype(self) -> str:
@@ -38,7 +38,7 @@ def find_files(path: Path) -> list[Path]:
     """The file itself, or a folder's *.txt files at any depth, sorted by relative path.
 
     Raises:
-        DataError: there is nothing at `path`, no text in it, or it cannot be read.
+        DataError: `path` does not exist, has no text files in it, or cannot be read.
     """
     with _reading(path):
         if path.is_file():
@@ -49,13 +49,13 @@ def find_files(path: Path) -> list[Path]:
     if not files:
         raise DataError(
             f"{path}: no file in this folder ends in .txt",
-            hint="rename the text files, or let path name one file",
+            hint="rename the text files, or set path to one file",
         )
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
-def digest(files: Sequence[Path]) -> str:
-    """The sha256 of the files' text, as `survey` gives it, at the speed of hashing alone.
+def text_digest(files: Sequence[Path]) -> str:
+    """The sha256 that `scan` gives, without decoding the text.
 
     Raises:
         DataError: a file cannot be read.
@@ -69,8 +69,8 @@ def digest(files: Sequence[Path]) -> str:
     return hasher.hexdigest()
 
 
-def survey(files: Sequence[Path]) -> Survey:
-    """Walk over the text once: its digest, its characters and its length.
+def scan(files: Sequence[Path]) -> TextStats:
+    """Read the text once for its digest, its different characters and its length.
 
     Raises:
         DataError: a file cannot be read or is not UTF-8.
@@ -80,16 +80,16 @@ def survey(files: Sequence[Path]) -> Survey:
         hasher.update(chunk.encode())
         seen[code_points(chunk)] = True
         characters += len(chunk)
-    return Survey(hasher.hexdigest(), "".join(map(chr, np.flatnonzero(seen))), characters)
+    return TextStats(hasher.hexdigest(), "".join(map(chr, np.flatnonzero(seen))), characters)
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
-    """Each character's number in Unicode."""
+    """The code point of every character."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
 def chunks(files: Sequence[Path]) -> Iterator[str]:
-    """The files' text piece by piece, joined by a newline.
+    """The files' text in chunks, with a newline between two files.
 
     Raises:
         DataError: a file cannot be read or is not UTF-8.
@@ -107,7 +107,7 @@ def _read(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """One file, after a byte order mark at its beginning."""
+    """Open a file and skip a byte order mark at its beginning."""
     with path.open("rb") as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
@@ -119,9 +119,9 @@ def _decode(file: BinaryIO, path: Path) -> Iterator[str]:
     try:
         while chunk := file.read(CHUNK):
             yield decoder.decode(chunk)
-        decoder.decode(b"", final=True)  # complains of a character cut off at the end
+        decoder.decode(b"", final=True)  # raises if the last character is incomplete
     except UnicodeDecodeError as error:
-        offset = file.tell() - len(error.object) + error.start  # object ends where reading did
+        offset = file.tell() - len(error.object) + error.start  # object ends at tell()
         raise DataError(
             f"{path}: not UTF-8: bad byte 0x{error.object[error.start]:02x} at offset {offset}",
             hint="save the text as UTF-8",

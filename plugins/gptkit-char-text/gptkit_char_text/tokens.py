@@ -1,4 +1,4 @@
-"""A text's tokens: encoded once, then kept in the cache under the text's digest."""
+"""The tokens of a text: encoded once, then cached under the text's digest."""
 
 import hashlib
 import json
@@ -10,29 +10,29 @@ from pathlib import Path
 import numpy as np
 
 from gptkit.plugin import DataError, cache_errors, cache_folder, cached
-from gptkit_char_text.text import CODE_POINTS, Survey, chunks, code_points, digest
+from gptkit_char_text.text import CODE_POINTS, TextStats, chunks, code_points, text_digest
 
 
-def surveyed(files: Sequence[Path]) -> Survey | None:
-    """What the cache knows of the files' text; None where it was never encoded whole.
+def cached_stats(files: Sequence[Path]) -> TextStats | None:
+    """What `scan` would give, from the cache; None if the text is not in the cache.
 
     Raises:
         DataError: a file cannot be read.
     """
-    sha256 = digest(files)
+    sha256 = text_digest(files)
     try:
         meta = json.loads((_folder(sha256) / "meta.json").read_bytes())
-        text = Survey(sha256, meta["vocabulary"], meta["characters"])
-        return text if _is_whole(text) else None
+        text = TextStats(sha256, meta["vocabulary"], meta["characters"])
+        return text if _is_complete(text) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def encoded(files: Sequence[Path], text: Survey) -> Path:
-    """The file of the text's raw tokens, each of `text.dtype`; written where it is not whole.
+def encoded(files: Sequence[Path], text: TextStats) -> Path:
+    """The file of the text's raw tokens, each a `text.dtype`; written if it is not in the cache.
 
     Raises:
-        DataError: the cache cannot be written, or the files no longer hold the text surveyed.
+        DataError: the cache cannot be written, or the text has changed since it was scanned.
     """
     folder = _folder(text.sha256)
 
@@ -41,12 +41,12 @@ def encoded(files: Sequence[Path], text: Survey) -> Path:
         (target / "meta.json").write_bytes(_meta(text))
 
     with cache_errors(folder):
-        if folder.exists() and not _is_whole(text):
+        if folder.exists() and not _is_complete(text):
             shutil.rmtree(folder)
         return cached(folder, build) / "tokens.bin"
 
 
-def _encode(files: Sequence[Path], text: Survey, target: Path) -> None:
+def _encode(files: Sequence[Path], text: TextStats, target: Path) -> None:
     hasher, ids = hashlib.sha256(), np.zeros(CODE_POINTS, text.dtype)
     ids[code_points(text.vocabulary)] = np.arange(len(text.vocabulary))
     with target.open("wb") as file:
@@ -62,12 +62,12 @@ def _folder(sha256: str) -> Path:
     return cache_folder("char-text") / sha256
 
 
-def _meta(text: Survey) -> bytes:
+def _meta(text: TextStats) -> bytes:
     fields = {"vocabulary": text.vocabulary, "characters": text.characters, "dtype": text.dtype}
     return json.dumps(fields).encode()
 
 
-def _is_whole(text: Survey) -> bool:
+def _is_complete(text: TextStats) -> bool:
     folder = _folder(text.sha256)
     size = text.characters * np.dtype(text.dtype).itemsize
     try:

@@ -144,7 +144,7 @@ def test_bad_options_are_refused(options: dict[str, object]) -> None:
     ("text", "fault", "advice"),
     [
         ("", "the text is empty", "path"),
-        ("aaaaaaaa", "'a' over and over", "two different"),
+        ("aaaaaaaa", "only one character, 'a', repeated", "two different"),
         ("abcdefghij", "9 characters for training and 1 for val", "use more text"),
         (
             "abcdefghij" * 4,
@@ -169,7 +169,7 @@ def test_the_largest_block_size_that_the_error_names_works(tmp_path: Path) -> No
 
 def test_too_many_different_characters(tmp_path: Path) -> None:
     text = "".join(map(chr, range(0x10000, 0x20001)))
-    with pytest.raises(DataError, match=r"65,537 different characters, at most 65,536"):
+    with pytest.raises(DataError, match=r"65,537 different characters; at most 65,536 are"):
         load(write(tmp_path / "my.txt", text))
     assert load(write(tmp_path / "my.txt", text[1:])).vocab_size == 65_536
 

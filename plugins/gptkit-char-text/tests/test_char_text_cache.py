@@ -73,11 +73,11 @@ def test_a_cache_that_cannot_be_written_is_named(
         assert "GPTKIT_CACHE" in str(caught.value.hint)
 
 
-def test_a_text_that_changes_between_the_two_walks_leaves_nothing(path: Path, cache: Path) -> None:
-    survey = text.survey([path])
+def test_a_text_that_changes_after_it_was_scanned_leaves_nothing(path: Path, cache: Path) -> None:
+    stats = text.scan([path])
     path.write_text(ALPHABET.upper())
     with pytest.raises(DataError, match=r"my\.txt: the text changed while it was read"):
-        tokens.encoded([path], survey)
+        tokens.encoded([path], stats)
     assert not list(cache.rglob("tokens.bin"))
 
 

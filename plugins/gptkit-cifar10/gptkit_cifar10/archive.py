@@ -1,10 +1,9 @@
 """CIFAR-10's binary archive: 50,000 and 10,000 images of 32 by 32 pixels in ten classes.
 
 Krizhevsky, "Learning multiple layers of features from tiny images", 2009. Nothing is extracted to
-disk: the members are read by their exact names, so no name in the archive ever becomes a path.
+disk: the members are read by their exact names, so no name in the archive is used as a path.
 """
 
-import hashlib
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from gptkit.plugin import DataError, fetch
+from gptkit.plugin import DataError, digest, fetch
+from gptkit_cifar10.image_source import Chunk
 from gptkit_cifar10.picture import Pixels, fit
-from gptkit_cifar10.source import Chunk
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -37,10 +36,10 @@ CHUNK = 1000  # records read at a time
 
 @dataclass(frozen=True)
 class Archive:
-    """The archive as a source.
+    """The archive as an `ImageSource`.
 
     Args:
-        path: the file; None for the official one, downloaded when its images are first asked for.
+        path: the file; None for the official one, which is downloaded when its images are needed.
     """
 
     path: Path | None = None
@@ -50,12 +49,12 @@ class Archive:
         """Digest of the file."""
         if not self.path:
             return SHA256
-        with _reading(self.path), self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with _reading(self.path):
+            return digest(self.path)
 
     @property
     def key(self) -> str:
-        """The digest: the archive's split is fixed."""
+        """The digest alone, since the split is fixed."""
         return self.sha256
 
     @property
@@ -67,8 +66,8 @@ class Archive:
         """The five training batches in order, then the test batch.
 
         Raises:
-            DataError: the archive is damaged, or not what it should be.
-            DownloadError: it cannot be fetched.
+            DataError: the archive is damaged, or is not that of CIFAR-10.
+            DownloadError: it cannot be downloaded.
         """
         path = self.path or fetch(
             URL, sha256=SHA256, size=BYTES, hint="or set path = FOLDER in [dataset]"
@@ -82,12 +81,12 @@ class Archive:
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> dict[str, tarfile.TarInfo]:
-    """The six batches by name, after a look at every member."""
+    """All members by name; checks each of them, and the six batches."""
     members = {}
     for member in archive:
         place = PurePosixPath(member.name)
         if place.is_absolute() or ".." in place.parts or not (member.isreg() or member.isdir()):
-            raise _fault(path, f"{member.name!r} has no business in it")
+            raise _fault(path, f"unexpected member {member.name!r}")
         members[member.name] = member
     for name in (*TRAIN, TEST):
         if name not in members:
@@ -98,7 +97,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> dict[str, tarfile.TarInfo]
 
 
 def _records(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Iterator[Pixels]:
-    """A batch's records, (n, RECORD) bytes at a time."""
+    """A batch's records in chunks (n, RECORD)."""
     file = archive.extractfile(member)
     assert file
     for first in range(0, member.size, CHUNK * RECORD):
@@ -108,7 +107,7 @@ def _records(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> I
             raise _fault(path, f"{member.name} ends too early")
         records = np.frombuffer(contents, np.uint8).reshape(-1, RECORD)
         if (worst := records[:, 0].max()) >= len(CLASSES):
-            raise _fault(path, f"{member.name} has the label {worst}; they end at 9")
+            raise _fault(path, f"{member.name} has the label {worst}; the largest is 9")
         yield records
 
 
@@ -135,5 +134,5 @@ def _reading(path: Path) -> Iterator[None]:
 def _fault(path: Path, fault: str) -> DataError:
     return DataError(
         f"{path}: not the binary archive of CIFAR-10, or damaged: {fault}",
-        hint="remove this file, it is then downloaded again; or set path = FOLDER in [dataset]",
+        hint="remove this file to download it again, or set path = FOLDER in [dataset]",
     )

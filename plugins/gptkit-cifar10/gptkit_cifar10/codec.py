@@ -14,9 +14,9 @@ from gptkit_cifar10.grid import from_png, half_blocks, square, tile, to_png
 from gptkit_cifar10.palette import nearest
 from gptkit_cifar10.picture import PictureError, Pixels, read_picture
 
-GREY = 128  # stands for what no token says
-SHOWN = 128  # pixels a side that a picture has at least, so that a person sees it
-ONE_ROW = 6  # completions, up to which they stand in one row
+GREY = 128  # for values without a token
+SHOWN = 128  # smallest side of a PNG file in pixels, so that a small image can be seen
+ONE_ROW = 6  # up to so many completions are put into one row
 MOST_TOKENS = 1 << 16
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -24,8 +24,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 class PixelCodec(Codec):
     """A start token, then the pixels row by row, each a colour of the palette.
 
-    Without a palette each pixel is three tokens, its red, green and blue. After the ids of the
-    colours come those of the start tokens: one, or one per class.
+    Without a palette each pixel is three tokens: red, green and blue. The ids of the colours come
+    first, then those of the start tokens: one for all images, or one per class.
     """
 
     suffix: ClassVar[str] = ".png"
@@ -34,21 +34,21 @@ class PixelCodec(Codec):
     size: PositiveInt
     """Pixels a side."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
-    """The colours; empty for red, green and blue as they are."""
+    """The colours; empty for three tokens per pixel."""
     classes: tuple[str, ...] = ()
-    """The classes that have start tokens of their own; empty for one start token for all."""
+    """The classes, each with its own start token; empty for one start token for all images."""
 
     @model_validator(mode="after")
     def _check(self) -> "PixelCodec":
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes should have different names")
         if self.vocab_size > MOST_TOKENS:
-            raise ValueError(f"{self.vocab_size:,} tokens, at most {MOST_TOKENS:,} are possible")
+            raise ValueError(f"should have at most {MOST_TOKENS:,} tokens, got {self.vocab_size:,}")
         return self
 
     @property
     def first_start(self) -> int:
-        """Id of the first start token: the number of ids that stand for colours."""
+        """Id of the first start token, which is the number of colour ids."""
         return len(self.palette) or 256
 
     @property
@@ -68,7 +68,7 @@ class PixelCodec(Codec):
 
     @property
     def starts(self) -> list[list[int]]:
-        """The start token of every class, or the one of all."""
+        """The start token of every class, or the only one."""
         return [[token] for token in range(self.first_start, self.vocab_size)]
 
     @property
@@ -93,7 +93,7 @@ class PixelCodec(Codec):
             The start token, that of the first class where there are classes; then all pixels.
 
         Raises:
-            PromptError: the file is missing, or no image that can be read.
+            PromptError: the file is missing, or is not a readable image.
         """
         pixels = self._read(prompt).reshape(-1, 3) if prompt else np.empty((0, 3), np.uint8)
         ids = nearest(pixels, self._colors) if self.palette else pixels.reshape(-1)
@@ -104,14 +104,14 @@ class PixelCodec(Codec):
 
         Args:
             prompt: path of an image file; "" for none.
-            keep: how much of the image to keep from above, 0 to 1; 0.5 is the upper half.
-            label: the class whose start token to take; the first where none is named.
+            keep: share of the image to keep, from the top, 0 to 1; 0.5 is the upper half.
+            label: the class whose start token to use; None for the first.
 
         Raises:
-            PromptError: no such image, no such class, or `keep` out of range.
+            PromptError: the image or the class does not exist, or `keep` is out of range.
         """
         start = self.first_start + (self._label(label) if label is not None else 0)
-        if not 0 <= keep <= 1:  # NaN is no number between either
+        if not 0 <= keep <= 1:  # also true for NaN
             raise PromptError(
                 f"keep should be between 0 and 1, got {keep}", hint="0.5 keeps the upper half"
             )
@@ -128,8 +128,8 @@ class PixelCodec(Codec):
     def decode_array(self, tokens: Sequence[int]) -> Pixels:
         """An image as (size, size, 3).
 
-        What is missing at the end is mid-grey. So is a start token in the midst of the pixels,
-        which a model is free to draw. Tokens beyond a whole image are left out.
+        Missing pixels are mid-grey, and so is a start token between pixels, which a model can
+        sample. Tokens after a complete image are ignored.
         """
         pixels = tokens[1:] if len(tokens) and tokens[0] >= self.first_start else tokens
         ids = np.full(self.length - 1, self.first_start, np.int64)
@@ -139,11 +139,6 @@ class PixelCodec(Codec):
         picture: Pixels = known[ids.clip(max=self.first_start)]
         return picture.reshape(self.size, self.size, 3)
 
-    def raw(self, tokens: Sequence[int]) -> list[float]:
-        """Red, green and blue of every pixel, 0 to 1, row by row: 3 * size * size numbers."""
-        numbers: list[float] = (self.decode_array(tokens).reshape(-1) / 255).tolist()
-        return numbers
-
     def legend(self) -> dict[str, Any]:
         """The image's size, the colours by id, and the class of each start token."""
         colors = {"colors": self.palette} if self.palette else {"channels": 3}
@@ -151,14 +146,14 @@ class PixelCodec(Codec):
 
     @property
     def scale(self) -> int:
-        """How many times larger than it is a picture is shown."""
+        """The factor by which an image is magnified in a PNG file."""
         return -(-SHOWN // self.size)
 
     def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
         """Images side by side in a PNG file, magnified as by `decode`, a thin line between them.
 
-        Without a prompt they make up about a square. With one, the part of it that was kept is on
-        the left, the samples follow, and the whole prompt as the model sees it is on the right.
+        Without a prompt they form about a square. With a prompt, its kept part is on the left, then
+        come the samples, and on the right is the whole prompt as the model sees it.
 
         Args:
             samples: token ids, each with the prompt's at its beginning.
@@ -166,7 +161,7 @@ class PixelCodec(Codec):
             kept: how many tokens of every sample are the prompt's.
 
         Raises:
-            PromptError: the prompt is missing, or no image that can be read.
+            PromptError: the prompt is missing, or is not a readable image.
         """
         pictures = [self.decode_array(sample) for sample in samples]
         rows = [[*pictures]] if prompt and len(pictures) <= ONE_ROW else square(pictures)
@@ -179,7 +174,7 @@ class PixelCodec(Codec):
         return to_png(tile(rows), scale=self.scale)
 
     def preview(self, contents: bytes, *, width: int) -> str | None:
-        """A PNG file from `decode` or `sheet` in half blocks and 24-bit colours."""
+        """A PNG file from `decode` or `sheet` as half blocks in 24-bit colours."""
         if width < 1:
             return None
         try:

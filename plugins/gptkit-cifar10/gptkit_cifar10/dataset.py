@@ -1,4 +1,4 @@
-"""Cifar10: images as streams of pixels: CIFAR-10, a folder of one's own, or shapes."""
+"""Cifar10: images as streams of pixels: CIFAR-10, your own folder, or shapes."""
 
 from typing import Literal
 
@@ -8,34 +8,34 @@ from pydantic import Field, NonNegativeInt, field_validator
 from gptkit.plugin import Data, Dataset, LocalPath
 from gptkit_cifar10.archive import Archive
 from gptkit_cifar10.codec import PixelCodec
+from gptkit_cifar10.image_source import ImageSource
 from gptkit_cifar10.images import open_folder
 from gptkit_cifar10.items import PixelItems
 from gptkit_cifar10.shapes import Shapes
-from gptkit_cifar10.source import Source
 from gptkit_cifar10.tokens import Encoded, encoded
 
 MOST_COLORS = 4096
 
 
 class Cifar10(Dataset):
-    """Images, one token per pixel, row by row from the top; a start token comes first."""
+    """Images as a start token and one token per pixel, row by row from the top."""
 
     source: Literal["cifar10", "shapes"] = "cifar10"
-    """CIFAR-10, a download of 170 MB, or shapes in ten classes, drawn here and now."""
+    """CIFAR-10, a download of 170 MB, or shapes in ten classes, drawn without a download."""
     path: LocalPath | None = None
-    """A folder of images, train/CLASS/* and val/CLASS/* or CLASS/*; takes the place of source."""
+    """A folder of images, train/CLASS/* and val/CLASS/*, or CLASS/*; used instead of source."""
     size: int = Field(default=32, ge=1, le=1024)
-    """Pixels a side to which images are resized; their central square is used."""
+    """Pixels a side; each image is cropped to its central square and resized."""
     colors: int | Literal["rgb"] = 512
-    """Colours of the palette, 2 to 4,096; or "rgb", which keeps all, three tokens a pixel."""
+    """Colours in the palette, 2 to 4,096; "rgb" keeps all colours, in three tokens per pixel."""
     class_conditional: bool = False
-    """Give every class a start token of its own, so that samples can be of a class."""
+    """Give every class its own start token, so that you can sample from one class."""
     flip: bool = False
-    """Train on every image's mirror image too: each image counts as two items."""
+    """Train on mirror images too; each image then counts as two items."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of every class kept for validation where path has no train folder."""
+    """Share of every class for validation, if path has no train folder."""
     seed: NonNegativeInt = 0
-    """Chooses the palette's pixels, the validation images of val_fraction, and the shapes."""
+    """Seed of the palette, of the split by val_fraction, and of the shapes."""
 
     @field_validator("colors")
     @classmethod
@@ -45,11 +45,11 @@ class Cifar10(Dataset):
         return colors
 
     def load(self) -> Data:
-        """Encode the images, unless the cache has them.
+        """Encode the images, unless they are in the cache.
 
         Raises:
             DataError: images are missing or cannot be read.
-            DownloadError: CIFAR-10 cannot be fetched.
+            DownloadError: CIFAR-10 cannot be downloaded.
         """
         source = self._source()
         images = encoded(source, size=self.size, colors=self.colors, seed=self.seed)
@@ -65,7 +65,7 @@ class Cifar10(Dataset):
             classes=source.classes,
         )
 
-    def _source(self) -> Source:
+    def _source(self) -> ImageSource:
         if self.path:
             return open_folder(self.path, val_fraction=self.val_fraction, seed=self.seed)
         return Shapes(self.seed) if self.source == "shapes" else Archive()

@@ -8,13 +8,13 @@ from PIL import Image
 
 from gptkit_cifar10.picture import Pixels
 
-GAP = 255  # white between pictures, one of their own pixels wide
+GAP = 255  # white lines between pictures, one pixel wide before magnification
 UPPER_HALF = "\N{UPPER HALF BLOCK}"
-WIDEST = 64  # columns up to which a small picture grows in a terminal
+WIDEST = 64  # columns up to which a small picture is magnified in a terminal
 
 
 def tile(rows: Sequence[Sequence[Pixels | None]]) -> Pixels:
-    """Pictures of one size in rows, a gap of one pixel around each; None leaves a place empty."""
+    """Pictures of one size in rows, a gap of one pixel around each; None is an empty place."""
     size = next(len(picture) for row in rows for picture in row if picture is not None)
     columns, step = max(map(len, rows)), size + 1
     sheet = np.full((len(rows) * step + 1, columns * step + 1, 3), GAP, np.uint8)
@@ -27,7 +27,7 @@ def tile(rows: Sequence[Sequence[Pixels | None]]) -> Pixels:
 
 
 def square(pictures: Sequence[Pixels]) -> list[list[Pixels | None]]:
-    """Pictures in rows that make up about a square."""
+    """Pictures in rows that form about a square."""
     columns = int(np.ceil(np.sqrt(len(pictures))))
     return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
 
@@ -41,10 +41,10 @@ def to_png(pixels: Pixels, *, scale: int) -> bytes:
 
 
 def from_png(contents: bytes, *, scale: int) -> Pixels:
-    """What `to_png` was given.
+    """The pixels that `to_png` was given.
 
     Raises:
-        OSError: the contents are no image.
+        OSError: the contents are not an image.
     """
     with Image.open(io.BytesIO(contents)) as image:
         return np.asarray(image.convert("RGB"))[::scale, ::scale]
@@ -53,7 +53,7 @@ def from_png(contents: bytes, *, scale: int) -> Pixels:
 def half_blocks(pixels: Pixels, *, width: int) -> str:
     """A picture in 24-bit ANSI colours, two pixels per character, at most `width` columns wide.
 
-    A small one is magnified by a whole factor; one that is too wide is made smaller.
+    A small picture is magnified by a whole factor; one that is too wide is reduced.
     """
     height, columns = pixels.shape[:2]
     if columns > width:

@@ -1,4 +1,4 @@
-"""A folder of images of the user's own."""
+"""A user's own folder of images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gptkit.plugin import DataError
-from gptkit_cifar10.layout import Item, read_layout
+from gptkit.plugin import DataError, digest
+from gptkit_cifar10.image_source import Chunk
+from gptkit_cifar10.layout import Item, listing, read_layout
 from gptkit_cifar10.picture import PictureError, Pixels, read_picture
-from gptkit_cifar10.source import Chunk
 
-CHUNK_BYTES = 1 << 23  # of pixels, decoded before they are handed on
-MOST_NAMED = 5  # unreadable images
+CHUNK_BYTES = 1 << 23  # of pixels in a chunk
+MOST_NAMED = 5  # unreadable images in an error
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Images in torchvision's ImageFolder layout as a source; made by `open_folder`."""
+    """Images in torchvision's ImageFolder layout as an `ImageSource`; made by `open_folder`."""
 
     root: Path
     classes: tuple[str, ...]
@@ -41,7 +41,7 @@ class Folder:
         """All images, upright, cropped to their central square and resized.
 
         Raises:
-            DataError: images cannot be read; names them, after a look at every one.
+            DataError: images cannot be read; every image is tried before this is raised.
         """
         sha256, faults = self.sha256, list[str]()
         rows = max(1, CHUNK_BYTES // (3 * size * size))
@@ -56,10 +56,12 @@ class Folder:
         if faults:
             raise self._unreadable(faults)
         if self._digest() != sha256:
-            raise DataError(f"{self.root}: the images changed while they were read")
+            raise DataError(
+                f"{self.root}: the images changed while they were read", hint="try again"
+            )
 
     def _read(self, items: Sequence[Item], size: int, faults: list[str]) -> Pixels:
-        """Images (n, size, size, 3); what is wrong with the others is added to `faults`."""
+        """Images (n, size, size, 3); those that cannot be read are black and added to `faults`."""
         pixels = np.zeros((len(items), size, size, 3), np.uint8)
         for index, item in enumerate(items):
             try:
@@ -69,24 +71,23 @@ class Folder:
         return pixels
 
     def _unreadable(self, faults: Sequence[str]) -> DataError:
-        rest, fine = len(faults) - MOST_NAMED, len(self.items) - len(faults)
-        named = ", ".join(faults[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
         return DataError(
-            f"{self.root}: {len(faults)} of {len(self.items):,} images cannot be read: {named}; "
-            f"the other {fine:,} are fine",
+            f"{self.root}: {len(faults)} of {len(self.items):,} images cannot be read: "
+            f"{listing(faults, most=MOST_NAMED)}; "
+            f"the other {len(self.items) - len(faults):,} are fine",
             hint="repair or remove them",
         )
 
     def _digest(self) -> str:
         hasher = hashlib.sha256()
         for item in self._by_name():
-            with _reading(item.path), item.path.open("rb") as file:
-                contents = hashlib.file_digest(file, "sha256").digest()
+            with _reading(item.path):
+                contents = bytes.fromhex(digest(item.path))
             hasher.update(self._name(item).encode("utf-8", "surrogateescape") + b"\0" + contents)
         return hasher.hexdigest()
 
     def _by_name(self) -> list[Item]:
-        """The images in an order that does not depend on the split."""
+        """The images sorted by name, which does not depend on the split."""
         return sorted(self.items, key=self._name)
 
     def _name(self, item: Item) -> str:
@@ -94,15 +95,16 @@ class Folder:
 
 
 def open_folder(root: Path, *, val_fraction: float, seed: int) -> Folder:
-    """Look at a folder's names; reads no image yet.
+    """List the images of a folder without reading them.
 
     Args:
-        root: holds `train` and `val`, `valid` or `test`, with class folders; or the class folders.
-        val_fraction: share of every class for validation where there is no such split.
-        seed: chooses these images.
+        root: has the folders `train` and `val`, `valid` or `test`, with class folders in them; or
+            the class folders.
+        val_fraction: share of every class for validation, if the folder has no split.
+        seed: chooses the validation images.
 
     Raises:
-        DataError: the folder is not laid out like this.
+        DataError: the folder has another layout.
     """
     with _reading(root):
         classes, items = read_layout(root, val_fraction=val_fraction, seed=seed)

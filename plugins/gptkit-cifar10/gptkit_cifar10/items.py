@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from gptkit.plugin import Split
-from gptkit_cifar10.source import Labels
+from gptkit_cifar10.image_source import Labels
 
 
 class PixelItems(Split):
-    """Whole images, each behind its start token.
+    """Complete images, each after its start token.
 
     Args:
         path: raw uint16 tokens, `shape[0] * shape[1] * shape[2]` per image.
@@ -19,7 +19,7 @@ class PixelItems(Split):
         first: the split's first image in the file.
         labels: the classes of the split's images.
         starts: their start tokens.
-        flip: hold every image twice: number 2 * n is image n, number 2 * n + 1 its mirror image.
+        flip: have every image twice: item 2 * n is image n, item 2 * n + 1 its mirror image.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class PixelItems(Split):
         return len(self.starts) * self.copies
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # Mapped anew for every batch: the pages touched leave this process's memory with the map.
+        # Re-mapped for every batch, so that resident memory does not grow.
         tokens = np.memmap(self.path, np.uint16, mode="r").reshape(-1, *self.shape)
         images, mirrored = np.divmod(indices.numpy(), self.copies)
         pixels = tokens[self.first + images].astype(np.int64)

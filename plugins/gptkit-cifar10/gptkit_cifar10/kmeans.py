@@ -1,4 +1,4 @@
-"""A palette for images: the colours they have, or as many as wanted by k-means."""
+"""A palette for images: all of their colours if these are few, otherwise by k-means."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,22 +6,22 @@ from numpy.typing import NDArray
 from gptkit_cifar10.palette import ALL_COLORS, from_codes, to_codes
 from gptkit_cifar10.picture import Pixels
 
-SUBSET = 100_000  # pixels that k-means sees: five seconds for 512 colours
-ROUNDS = 20  # more change the error by less than one percent
-CHUNK = 1 << 18  # pixels looked at in one go
-LUMINANCE = (299, 587, 114)  # per mille; whole numbers sort alike everywhere
+SUBSET = 100_000  # pixels given to k-means, which takes five seconds for 512 colours
+ROUNDS = 20  # of k-means; more change the error by less than one percent
+CHUNK = 1 << 18  # pixels at a time
+LUMINANCE = (299, 587, 114)  # per mille; integers, so that the order is the same on every machine
 
 
 def fit_palette(pixels: Pixels, colors: int, *, seed: int) -> Pixels:
-    """At most `colors` different colours that stand for all pixels, sorted from dark to light.
+    """At most `colors` different colours for all pixels, sorted from dark to light.
 
-    Pixels of no more colours than that keep them all. The result depends on nothing but the
-    arguments.
+    If the pixels have no more colours than that, all are kept. The result is a function of the
+    arguments alone.
 
     Args:
         pixels: (N, 3), possibly a memory map.
-        colors: how many are wanted.
-        seed: chooses the pixels that k-means sees and its start.
+        colors: the size of the palette.
+        seed: chooses the pixels given to k-means, and its start.
     """
     few = _few(pixels, colors)
     palette = _cluster(_subset(pixels, seed), colors, seed) if few is None else few
@@ -29,7 +29,7 @@ def fit_palette(pixels: Pixels, colors: int, *, seed: int) -> Pixels:
 
 
 def _few(pixels: Pixels, most: int) -> Pixels | None:
-    """All different colours, or None where there are more than `most`."""
+    """All different colours, or None if there are more than `most`."""
     seen = np.zeros(ALL_COLORS, bool)
     for first in range(0, len(pixels), CHUNK):
         seen[to_codes(pixels[first : first + CHUNK])] = True
@@ -41,13 +41,13 @@ def _few(pixels: Pixels, most: int) -> Pixels | None:
 def _subset(pixels: Pixels, seed: int) -> Pixels:
     if len(pixels) <= SUBSET:
         return np.asarray(pixels)
-    # One from each of as many equal stretches: no list of all the numbers is ever made.
+    # A random pixel from each of SUBSET equal stretches, so that memory does not grow with N.
     places = np.arange(SUBSET) + np.random.default_rng(seed).random(SUBSET)
     return np.asarray(pixels[(places * (len(pixels) / SUBSET)).astype(np.int64)])
 
 
 def _cluster(pixels: Pixels, colors: int, seed: int) -> Pixels:
-    # Here alone: they take a second to import, and the cache mostly has the palette.
+    # Imported here: they take a second, and the palette is usually in the cache.
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -55,7 +55,7 @@ def _cluster(pixels: Pixels, colors: int, seed: int) -> Pixels:
     kmeans = KMeans(
         min(colors, len(codes)), n_init=1, max_iter=ROUNDS, random_state=seed % (1 << 32)
     )
-    # Several threads would add up the same numbers in an order that changes from run to run.
+    # Several threads add up in an order that changes from run to run, and so does the result.
     with threadpool_limits(limits=1):
         kmeans.fit(from_codes(codes).astype(np.float64), sample_weight=counts)
     centers: NDArray[np.float64] = kmeans.cluster_centers_

@@ -5,13 +5,13 @@ from numpy.typing import NDArray
 
 from gptkit_cifar10.picture import Pixels
 
-MOST_DISTANCES = 1 << 22  # held at a time, 4 bytes each
+MOST_DISTANCES = 1 << 22  # in memory at a time, 4 bytes each
 ALL_COLORS = 1 << 24
-UNKNOWN = (1 << 16) - 1  # no id in a palette that fits into 16 bits with its start tokens
+UNKNOWN = (1 << 16) - 1  # marks a colour not yet looked up; no palette is large enough for this id
 
 
 def nearest(pixels: Pixels, palette: Pixels) -> NDArray[np.uint16]:
-    """Index of the nearest palette colour by squared distance in RGB; of equals, the first.
+    """Index of the nearest palette colour by squared distance in RGB; the first of equal ones.
 
     Args:
         pixels: (N, 3).
@@ -32,7 +32,7 @@ def nearest(pixels: Pixels, palette: Pixels) -> NDArray[np.uint16]:
 
 
 class Quantizer:
-    """`nearest` with a memory: no colour is compared twice. Holds 32 MB.
+    """`nearest`, remembering the result for every colour in a table of 32 MB.
 
     Args:
         palette: (K, 3), fewer than 65,535 colours.

@@ -1,4 +1,4 @@
-"""One image file to a small square of RGB bytes. Imports no torch."""
+"""Reads an image file as a small square of RGB bytes. Imports no torch."""
 
 import warnings
 from pathlib import Path
@@ -10,26 +10,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Pixels = NDArray[np.uint8]
 """Red, green and blue in the last dimension."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # no EPS: that runs a program
-PAPER = (255, 255, 255)  # what shows through transparent pixels
-DRAFT = 4  # times the wanted size: a large JPEG is decoded at no more resolution than needed
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, which is a program
+BACKGROUND = (255, 255, 255)  # of transparent pixels
+DRAFT = 4  # a large JPEG is decoded at a reduced size, at least this many times the wanted one
 
 
 class PictureError(Exception):
-    """Why a file cannot be read as a picture."""
+    """A file cannot be read as an image; the message is the reason."""
 
 
 def read_picture(path: Path, size: int) -> Pixels:
     """An image file of any kind and mode as (size, size, 3): upright, its central square.
 
-    Transparent pixels show white paper.
+    Transparent pixels become white.
 
     Raises:
-        PictureError: no file, no image, a damaged one, or one of too many pixels.
+        PictureError: the file is missing, damaged or not an image, or has too many pixels.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large but legal, or with odd metadata: read it
+            warnings.simplefilter("ignore")  # about large images or odd metadata, which are read
             with Image.open(path, formats=FORMATS) as image:
                 image.draft(None, (DRAFT * size, DRAFT * size))
                 ImageOps.exif_transpose(image, in_place=True)
@@ -46,13 +46,14 @@ def fit(image: Image.Image, size: int) -> Pixels:
     square = (left, top, left + side, top + side)
     small = _plain(image).resize((size, size), smooth, box=square)
     if small.mode == "RGBA":
-        small = Image.alpha_composite(Image.new("RGBA", small.size, PAPER), small).convert("RGB")
+        background = Image.new("RGBA", small.size, BACKGROUND)
+        small = Image.alpha_composite(background, small).convert("RGB")
     return np.asarray(small)
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The same image in RGB, or in RGBA where parts of it are transparent."""
-    if image.mode.startswith("I"):  # 16-bit grayscale, of which convert() would make white
+    """The same image in RGB, or in RGBA if parts of it are transparent."""
+    if image.mode.startswith("I"):  # 16-bit greyscale, which convert() would clip to white
         high = np.asarray(image).clip(0, (1 << 16) - 1) >> 8
         image = Image.fromarray(high.astype(np.uint8))
     mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -65,5 +66,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, MemoryError):
-        return "too large for the memory"
+        return "too large for the memory of this machine"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -10,23 +10,23 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from gptkit_cifar10.image_source import Chunk
 from gptkit_cifar10.picture import Pixels
-from gptkit_cifar10.source import Chunk
 
 TRAIN = 6000
 VAL = 600
 VERSION = 1  # of the drawings; part of their digest
-CANVAS = 128  # drawn at least this large, then reduced: that makes edges smooth
+CANVAS = 128  # pixels; drawn at least this large, then reduced, so that edges are smooth
 CHUNK = 500  # images drawn at a time
 
-HUES = (0.0, 0.08, 0.15, 0.36, 0.5, 0.62, 0.78, 0.9)  # red to pink, told apart at a glance
+HUES = (0.0, 0.08, 0.15, 0.36, 0.5, 0.62, 0.78, 0.9)  # red to pink, easy to tell apart
 Draw = ImageDraw.ImageDraw
 Point = tuple[float, float]
 Color = NDArray[np.float64]
 
 
 def _polygon(*points: Point) -> Callable[[Draw, Point, float], None]:
-    """A shape by its corners, which are given for a centre of 0, 0 and a radius of 1."""
+    """A shape by its corners, relative to a centre of 0, 0 and a radius of 1."""
 
     def draw(pen: Draw, centre: Point, radius: float) -> None:
         x, y = centre
@@ -67,17 +67,17 @@ SHAPES: dict[str, Callable[[Draw, Point, float], None]] = {
     "square": _polygon((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
     "triangle": _polygon((0, -1), (1, 0.9), (-1, 0.9)),
 }  # fmt: skip
-"""How each class is drawn; the bar lies, the column stands, the corner is an L."""
+"""How each class is drawn: a bar is horizontal, a column vertical, a corner an L."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The drawings as a source.
+    """The drawings as an `ImageSource`.
 
     Args:
         seed: image number n is a function of (seed, n) alone.
-        train: images for training, the classes in turn.
-        val: images for validation.
+        train: number of images for training; their classes take turns.
+        val: number of images for validation.
     """
 
     seed: int
@@ -86,7 +86,7 @@ class Shapes:
 
     @property
     def sha256(self) -> str:
-        """Digest of all that determines the drawings."""
+        """Digest of everything that determines the drawings."""
         text = f"shapes {VERSION} {self.seed} {self.train} {self.val}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -97,7 +97,7 @@ class Shapes:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What is drawn."""
+        """The names of the shapes."""
         return tuple(SHAPES)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
@@ -111,7 +111,7 @@ class Shapes:
 
 
 def draw(seed: int, number: int, size: int) -> Pixels:
-    """One drawing, (size, size, 3): a shape of a saturated colour on a dark or a light ground.
+    """One drawing, (size, size, 3): a shape in a strong colour on dark or light grey.
 
     Args:
         seed: of the whole set.
@@ -120,7 +120,7 @@ def draw(seed: int, number: int, size: int) -> Pixels:
     """
     random = np.random.default_rng([seed, number])
     shape = list(SHAPES.values())[number % len(SHAPES)]
-    ink, ground = _colors(random)
+    color, background = _colors(random)
     factor = -(-CANVAS // size)
     side = size * factor
     radius = random.uniform(0.36, 0.46)
@@ -128,13 +128,13 @@ def draw(seed: int, number: int, size: int) -> Pixels:
     canvas = Image.new("L", (side, side))
     shape(ImageDraw.Draw(canvas), (side * x, side * y), side * radius)
     cover = np.asarray(canvas.reduce(factor), np.float64)[..., None] / 255
-    pixels: Pixels = (cover * ink + (1 - cover) * ground).round().astype(np.uint8)
+    pixels: Pixels = (cover * color + (1 - cover) * background).round().astype(np.uint8)
     return pixels
 
 
 def _colors(random: Generator) -> tuple[Color, Color]:
-    """A colour for the shape, and a gray for what is behind it."""
+    """A colour for the shape, and a grey for the background."""
     hue = random.choice(HUES) + random.uniform(-0.01, 0.01)
-    ink = 255 * np.array(colorsys.hsv_to_rgb(hue % 1, random.uniform(0.8, 1), 0.9))
-    gray = random.choice([24, 228]) + random.uniform(-16, 16)
-    return ink, gray + random.uniform(-6, 6, 3)
+    color = 255 * np.array(colorsys.hsv_to_rgb(hue % 1, random.uniform(0.8, 1), 0.9))
+    grey = random.choice([24, 228]) + random.uniform(-16, 16)
+    return color, grey + random.uniform(-6, 6, 3)

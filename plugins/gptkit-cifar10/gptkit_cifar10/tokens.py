@@ -1,4 +1,4 @@
-"""A source's images as tokens: encoded once, then kept in the cache under their digest."""
+"""Images as tokens: encoded once, then cached under their digest."""
 
 import hashlib
 import json
@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gptkit.plugin import DataError, cache_errors, cache_folder, cached
+from gptkit.plugin import DataError, cache_errors, cache_folder, cached, digest
+from gptkit_cifar10.image_source import ImageSource, Labels
 from gptkit_cifar10.kmeans import fit_palette
 from gptkit_cifar10.palette import Quantizer
 from gptkit_cifar10.picture import Pixels
-from gptkit_cifar10.source import Labels, Source
 
-FORMAT = 1  # of the folder; part of its name
+FORMAT = 1  # of the cached folder; part of its name
 CHUNK = 1 << 18  # pixels encoded at a time
 FILES = ("tokens.bin", "labels.bin")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A complete folder of the cache."""
+    """The encoded images of one source: a complete folder of the cache."""
 
     folder: Path
     palette: tuple[tuple[int, int, int], ...]
@@ -42,18 +42,18 @@ class Encoded:
         return np.fromfile(self.folder / "labels.bin", np.int64)
 
 
-def encoded(source: Source, *, size: int, colors: int | Literal["rgb"], seed: int) -> Encoded:
-    """The source's images as tokens; encoded where the cache does not hold them whole.
+def encoded(source: ImageSource, *, size: int, colors: int | Literal["rgb"], seed: int) -> Encoded:
+    """The source's images as tokens; encoded if they are not in the cache.
 
     Args:
         source: where the images come from.
         size: pixels a side.
-        colors: of the palette; "rgb" for red, green and blue of every pixel as they are.
+        colors: size of the palette; "rgb" for three tokens per pixel: red, green and blue.
         seed: of the palette.
 
     Raises:
         DataError: an image cannot be read, or the cache cannot be written.
-        DownloadError: the images cannot be fetched.
+        DownloadError: the images cannot be downloaded.
     """
     options = json.dumps([FORMAT, source.key, size, colors, seed])
     folder = cache_folder("cifar10") / hashlib.sha256(options.encode()).hexdigest()
@@ -67,14 +67,14 @@ def encoded(source: Source, *, size: int, colors: int | Literal["rgb"], seed: in
             shutil.rmtree(folder, ignore_errors=True)
             found = _open(cached(folder, build))
     if found is None:
-        raise DataError(f"{folder}: damaged as soon as written", hint="check the disk")
+        raise DataError(f"{folder}: damaged right after it was written", hint="check the disk")
     return found
 
 
 def _encode(
-    source: Source, target: Path, *, size: int, colors: int | Literal["rgb"], seed: int
+    source: ImageSource, target: Path, *, size: int, colors: int | Literal["rgb"], seed: int
 ) -> None:
-    """Decode every image once into a file of pixels, which then become tokens."""
+    """Decode every image once into a file of pixels, then turn the pixels into tokens."""
     staged = target / "pixels.bin"
     train, val = _stage(source, size, staged, target / "labels.bin")
     pixels = np.memmap(staged, np.uint8, mode="r").reshape(-1, 3)
@@ -87,13 +87,13 @@ def _encode(
         "palette": [] if palette is None else palette.tolist(),
         "train": train,
         "val": val,
-        "sha256": {name: _digest(target / name) for name in FILES},
+        "sha256": {name: digest(target / name) for name in FILES},
     }
     (target / "meta.json").write_text(json.dumps(meta))
 
 
-def _stage(source: Source, size: int, pixels: Path, labels: Path) -> tuple[int, int]:
-    """Write all pixels and labels; how many images are for training and for validation."""
+def _stage(source: ImageSource, size: int, pixels: Path, labels: Path) -> tuple[int, int]:
+    """Write all pixels and labels; return how many images are for training and for validation."""
     counts = {True: 0, False: 0}
     with pixels.open("wb") as pixel_file, labels.open("wb") as label_file:
         for chunk in source.chunks(size):
@@ -112,17 +112,12 @@ def _write_tokens(pixels: Pixels, palette: Pixels | None, target: Path) -> None:
 
 
 def _open(folder: Path) -> Encoded | None:
-    """The folder's contents, or None where they are not what was written."""
+    """The images of a cached folder, or None if it is incomplete or damaged."""
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
-        if any(_digest(folder / name) != meta["sha256"][name] for name in FILES):
+        if any(digest(folder / name) != meta["sha256"][name] for name in FILES):
             return None
         palette = tuple((int(r), int(g), int(b)) for r, g, b in meta["palette"])
         return Encoded(folder, palette, int(meta["train"]), int(meta["val"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,8 +14,8 @@ from gptkit.testing import check_dataset
 from gptkit_cifar10 import shapes
 from gptkit_cifar10.codec import PixelCodec
 from gptkit_cifar10.dataset import Cifar10
+from gptkit_cifar10.image_source import Chunk
 from gptkit_cifar10.picture import read_picture
-from gptkit_cifar10.source import Chunk
 from gptkit_cifar10.tokens import encoded
 
 COUNTS = {"train/cat": 5, "train/dog": 3, "test/cat": 2, "test/dog": 1}

@@ -108,12 +108,12 @@ def test_of_many_unreadable_images_the_first_are_named(image_folder: Callable[..
 @pytest.mark.parametrize(
     ("counts", "fault", "advice"),
     [
-        ({}, "no such folder", "let path name a folder"),
+        ({}, "no such folder", "an unpacked folder"),
         ({"train/a": 1, "test/a": 0}, "test: no image in the class folder a", "end in .jpg"),
         ({"a": 5, "b": 0, "c": 0}, "images: no image in the class folders b, c", "remove it"),
         (
             {"train/a": 1, "train/b": 1, "test/b": 1, "test/c": 1},
-            "train/ and test/ hold different classes: only in train/: a; only in test/: c",
+            "train/ and test/ have different classes: only in train/: a; only in test/: c",
             "the same folders",
         ),
         ({"train/a": 1, "train/b": 1, "val/b": 1}, "classes: only in train/: a", "same folders"),
@@ -123,8 +123,8 @@ def test_of_many_unreadable_images_the_first_are_named(image_folder: Callable[..
             "add it, or",
         ),
         ({"training/a": 1, "test/a": 1}, "folders in test/, but no train/ beside", "add it, or"),
-        ({"train": 0, "val": 0}, "train: holds no class folders", "one for all of them will do"),
-        ({".": 3}, "images: holds no class folders", "one for all of them will do"),
+        ({"train": 0, "val": 0}, "train: has no class folders", "a single folder is enough"),
+        ({".": 3}, "images: has no class folders", "a single folder is enough"),
         ({"a": 1, "b": 1}, "one image per class leaves none for validation", "add images"),
     ],
 )

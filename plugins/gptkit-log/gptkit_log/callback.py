@@ -1,4 +1,4 @@
-"""The log callback: at which events it reads which values, and where they go."""
+"""The log callback: which values it reads at which event, and where it writes them."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from gptkit.plugin import Callback, TrainState
 from gptkit_log.display import Display, open_display, quote
-from gptkit_log.files import MetricsFile, write_atomically
+from gptkit_log.files import MetricsFile, write_file
 from gptkit_log.speed import Speed
 
 
 class Log(Callback):
     """Show progress, append metrics to metrics.jsonl, and draw a sample at each evaluation.
 
-    It comes last among the callbacks, so that it sees what the others recorded.
+    Put it last in the recipe, so that it sees what the other callbacks recorded.
     """
 
     every: PositiveInt = 10
-    """Steps between lines; the last step always has one."""
+    """Steps between log lines; the last step is always logged."""
     sample_tokens: NonNegativeInt = 200
-    """Tokens of the sample drawn at each evaluation; 0 draws none. Pictures are always whole."""
+    """Tokens to sample at each evaluation; 0 for no sample. Pictures are always complete."""
     sample_seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the samples; the same at each evaluation, so that they can be compared."""
 
@@ -33,7 +33,7 @@ class Log(Callback):
     _pending: dict[str, float | Tensor] = PrivateAttr(default_factory=dict)
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Open metrics.jsonl, without what a resumed run repeats, and the display."""
+        """Open the display and metrics.jsonl, without the records that a resumed run repeats."""
         self._open = ExitStack()
         self._metrics, self._speed = None, Speed()
         if state.run_dir:
@@ -45,11 +45,11 @@ class Log(Callback):
         self._display = self._open.enter_context(closing(display))
 
     def on_step_start(self, state: TrainState) -> None:
-        """Let the clock run."""
+        """Start the clock."""
         self._speed.start(state.tokens)
 
     def on_step_end(self, state: TrainState) -> None:
-        """Note the step's values; write them down if a line is due."""
+        """Keep the step's values; log them if a line is due."""
         self._display.advance(state.step)
         self._pending = {
             "step": state.step,
@@ -62,7 +62,7 @@ class Log(Callback):
             self._log(state)
 
     def on_eval_end(self, state: TrainState) -> None:
-        """Write the validation loss down and draw a sample."""
+        """Log the validation loss and draw a sample."""
         if state.val_loss is not None:
             self._write({"step": state.step, "val_loss": state.val_loss})
             self._display.show_evaluation(state.step, state.val_loss)
@@ -71,11 +71,11 @@ class Log(Callback):
         self._speed.stop()
 
     def on_fit_end(self, state: TrainState) -> None:
-        """Write down a last step that had no line yet; close what was opened."""
+        """Log the last step if it has no line yet; close the file and the display."""
         if self._open is None:
             return
         with self._open:
-            # After a device failed, values cannot be read; the error under way says why.
+            # After a device error no value can be read; that error is already being raised.
             with suppress(RuntimeError):
                 self._log(state)
         self._open = None
@@ -84,7 +84,7 @@ class Log(Callback):
         pending, self._pending = self._pending, {}
         if not pending:
             return
-        # The only place here that waits for the device: it has to finish the step to tell its loss.
+        # float() waits until the device has finished the step; nothing else here waits for it.
         record = {k: v if isinstance(v, int) else float(v) for k, v in pending.items()}
         eta = {}
         if rate := self._speed.measure(record["tokens"]):
@@ -99,9 +99,9 @@ class Log(Callback):
             self._metrics.write(record)
 
     def _sample(self, state: TrainState) -> None:
-        # Drawn on every rank, since sharded weights need all of them; only rank 0 has a folder.
+        # Every rank draws, since sharded weights need all ranks; only rank 0 has a run folder.
         sample, suffix = state.sample(self.sample_tokens, self.sample_seed), state.codec.suffix
         if state.run_dir:
-            write_atomically(state.run_dir / "samples" / f"step-{state.step:08}{suffix}", sample)
+            write_file(state.run_dir / "samples" / f"step-{state.step:08}{suffix}", sample)
         if suffix == ".txt":
             self._display.say(quote(sample.decode(errors="replace")))

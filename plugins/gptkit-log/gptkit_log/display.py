@@ -1,4 +1,4 @@
-"""What a person sees of training: one live line on a terminal, plain lines in a pipe."""
+"""Training progress: one live line on a terminal, plain lines in a pipe."""
 
 import sys
 import textwrap
@@ -18,10 +18,10 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "tokens_per_second": "{:,.0f} tok/s".format,
     "eta": lambda seconds: f"eta {duration(seconds)}",
 }
-"""The values that a line shows, in this order, and how they look."""
+"""The values that a line shows, in this order, and their formats."""
 
-EXPENDABLE = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
-"""What a narrow terminal does without, least important first."""
+DROP_ORDER = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
+"""The values that a narrow terminal leaves out, first to last."""
 
 BAR = 12
 SMALLEST_BAR = 4
@@ -41,7 +41,7 @@ class Display(ABC):
 
     @abstractmethod
     def advance(self, step: int) -> None:
-        """Take note that `step` updates are done."""
+        """Show that `step` updates are done."""
 
     @abstractmethod
     def show(self, record: Mapping[str, float]) -> None:
@@ -49,10 +49,10 @@ class Display(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the console as it was found; twice does no harm."""
+        """Restore the console. It may be called twice."""
 
     def show_evaluation(self, step: int, val_loss: float) -> None:
-        """Print the outcome of an evaluation."""
+        """Print the result of an evaluation."""
         self.say(f"step {step}/{self.steps}  val loss {val_loss:.4f}")
 
     def say(self, text: str) -> None:
@@ -64,18 +64,18 @@ class PlainDisplay(Display):
     """A line for every logged step and every evaluation."""
 
     def advance(self, step: int) -> None:
-        """Nothing: only logged steps have a line."""
+        """Do nothing: only logged steps have a line."""
 
     def show(self, record: Mapping[str, float]) -> None:
         """Print the record as a line."""
         self.say("  ".join([f"step {record['step']}/{self.steps}", *words(record)]))
 
     def close(self) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is nothing to restore."""
 
 
 class LiveDisplay(Display):
-    """One line with a bar, redrawn in place; evaluations scroll by above it."""
+    """One line with a bar, redrawn in place; evaluations are printed above it."""
 
     def __init__(self, console: Console, *, step: int, steps: int) -> None:
         super().__init__(console, step=step, steps=steps)
@@ -85,7 +85,7 @@ class LiveDisplay(Display):
             _Words(console),
             console=console,
             refresh_per_second=4,
-            # What is printed to the same terminal moves above the line; a piped stdout is not ours.
+            # On a terminal, print() has to appear above the line; in a pipe it must stay as it is.
             redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._progress.add_task("", total=steps, completed=step, record=self._record)
@@ -96,36 +96,37 @@ class LiveDisplay(Display):
         self.show({"step": step})
 
     def show(self, record: Mapping[str, float]) -> None:
-        """Put the new values into the line; older ones stay."""
-        # Replaced, not changed: the thread that redraws the line may be reading the old one.
+        """Put the new values into the line and keep the others."""
+        # A new dict, since the thread that redraws the line may be reading the old one.
         self._record = {**self._record, **record}
         self._progress.update(self._task, completed=self._record["step"], record=self._record)
 
     def show_evaluation(self, step: int, val_loss: float) -> None:
-        """Print the outcome above the line and put it into the line."""
+        """Print the result above the line and put it into the line."""
         super().show_evaluation(step, val_loss)
         self.show({"val_loss": val_loss})
 
     def close(self) -> None:
-        """Draw the line a last time and give the cursor back."""
+        """Draw the line a last time and show the cursor again."""
         self._progress.stop()
 
 
 def open_display(console: Console, *, step: int, steps: int) -> Display:
     """A live display if the console is a terminal that can redraw a line, else a plain one."""
     live = console.is_interactive and console.file.isatty() and not console.quiet
-    return (LiveDisplay if live else PlainDisplay)(console, step=step, steps=steps)
+    kind = LiveDisplay if live else PlainDisplay
+    return kind(console, step=step, steps=steps)
 
 
 def words(record: Mapping[str, float]) -> list[str]:
-    """The values in words: `loss 2.1034`, `lr 1.0e-03`."""
+    """The values as text: `loss 2.1034`, `lr 1.0e-03`."""
     return [write(record[name]) for name, write in FORMATS.items() if name in record]
 
 
 def fitted(record: Mapping[str, float], steps: int, *, width: int) -> str:
-    """`100/1000 loss 2.1034 lr 1.0e-03` with as many of the values as fit, at least the step."""
-    for count in range(len(EXPENDABLE) + 1):
-        kept = {name: record[name] for name in record if name not in EXPENDABLE[:count]}
+    """`100/1000 loss 2.1034 lr 1.0e-03` with as many values as fit; always the step."""
+    for count in range(len(DROP_ORDER) + 1):
+        kept = {name: record[name] for name in record if name not in DROP_ORDER[:count]}
         text = " ".join([f"{record['step']}/{steps}", *words(kept)])
         if len(text) <= width:
             break
@@ -133,7 +134,7 @@ def fitted(record: Mapping[str, float], steps: int, *, width: int) -> str:
 
 
 def quote(text: str) -> str:
-    """A sample, set off by a bar at its left and without what would steer a terminal."""
+    """A sample with a bar at its left; control characters, which a terminal obeys, are replaced."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     return textwrap.indent(shown, "  | ", lambda _: True)
 

@@ -1,20 +1,19 @@
-"""The files of a run that the log writes: metrics.jsonl and the samples. No file is ever half."""
+"""The files that the log writes into a run folder: metrics.jsonl and the samples."""
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptkit.plugin import RunError
+from gptkit.plugin import RunError, write_atomically
 
 
 class MetricsFile:
     """One JSON object per line, appended as training goes.
 
-    What an interrupted run wrote after its last checkpoint is dropped: the resumed run repeats it.
+    Records after `step` are dropped: a resumed run repeats these steps.
 
     Args:
         path: created if missing.
@@ -25,27 +24,27 @@ class MetricsFile:
         self._path = path
         records = records_until(path.read_bytes(), step) if path.exists() else []
         self.elapsed: float = max((record.get("elapsed", 0.0) for record in records), default=0.0)
-        """Seconds of training that the file's records tell of."""
-        write_atomically(path, b"".join(json_line(record) for record in records))
-        # Unbuffered: a line is in the file once written, and closing has nothing left to fail at.
+        """Seconds of training until the last record."""
+        write_file(path, b"".join(json_line(record) for record in records))
+        # Unbuffered: every line is written at once, so that closing has nothing to write.
         self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record.
 
         Raises:
-            RunError: the disk is full, say.
+            RunError: it cannot be written, e.g. on a full disk.
         """
         with writing(self._path):
             self._file.write(json_line(record))
 
     def close(self) -> None:
-        """Close the file; twice does no harm."""
+        """Close the file. It may be called twice."""
         self._file.close()
 
 
 def records_until(content: bytes, step: int) -> list[dict[str, Any]]:
-    """The records up to and including `step`; lines torn by a crash are left out."""
+    """The records up to and including `step`; damaged lines are left out."""
     records = []
     for line in content.splitlines():
         try:
@@ -67,29 +66,24 @@ def json_line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(finite, allow_nan=False).encode() + b"\n"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is complete or absent, whenever the process dies.
+def write_file(path: Path, contents: bytes) -> None:
+    """Write a file, complete or not at all; its folder is made if it is missing.
 
     Raises:
-        RunError: the disk is full, say.
+        RunError: it cannot be written, e.g. on a full disk.
     """
-    partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, contents)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell the user which file cannot be written."""
+    """Turn an OSError into an error that names the file."""
     try:
         yield
     except OSError as error:
         raise RunError(
             f"{path}: cannot be written: {error.strerror}",
-            hint="make room, then gptkit resume goes on from the last checkpoint",
+            hint="make room on the disk, then gptkit resume continues from the last checkpoint",
         ) from error

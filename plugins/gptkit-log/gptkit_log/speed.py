@@ -1,10 +1,10 @@
-"""How fast training goes, without the time between steps that evaluating and saving take."""
+"""The speed of training, without the time that evaluating and saving take."""
 
 from time import perf_counter
 
 
 class Speed:
-    """Measures tokens per second between lines of the log.
+    """Measures tokens per second between log lines.
 
     Args:
         elapsed: seconds of training before this process.
@@ -16,20 +16,20 @@ class Speed:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since training began, those of interrupted sessions included."""
+        """Seconds since training began, including earlier processes of a resumed run."""
         return perf_counter() - self._begin
 
     def start(self, tokens: float) -> None:
-        """Let the clock run, if it stands still: a step begins."""
+        """Start the clock, if it is stopped, at the beginning of a step."""
         if self._mark is None:
             self._mark = perf_counter(), tokens
 
     def stop(self) -> None:
-        """Forget what has passed since the last measurement."""
+        """Stop the clock and drop the time since the last measurement."""
         self._mark = None
 
     def measure(self, tokens: float) -> float | None:
-        """Tokens per second since the last measurement; None where the clock stood still."""
+        """Tokens per second since the last measurement; None if the clock is stopped."""
         if self._mark is None:
             return None
         (then, before), now = self._mark, perf_counter()

@@ -15,10 +15,10 @@ STEPS = 200
 DECAYS = ("cosine", "linear", "trapezoid")
 
 
-def factors(steps: int = STEPS, *, tokens_per_step: int = 1, **options: Any) -> list[float]:
+def factors(**options: Any) -> list[float]:
     """One factor for every step of training and for some after its end."""
     schedule = LRDecay(**options)
-    return [schedule.factor(s, steps, tokens_per_step=tokens_per_step) for s in range(steps + 20)]
+    return [schedule.factor(step, STEPS) for step in range(STEPS + 20)]
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -71,34 +71,11 @@ def test_trapezoid_that_is_all_cooldown_is_linear() -> None:
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_decay_steps_ends_the_decay_before_training_ends(decay: str) -> None:
-    rates = factors(decay=decay, warmup_steps=10, decay_steps=80)
-    assert rates[:80] == factors(80, decay=decay, warmup_steps=10)[:80]
-    assert set(rates[80:]) == {0.1}
-
-
-@pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("warmup", [STEPS, STEPS + 1, 10 * STEPS])
 def test_warmup_may_outlast_training(decay: str, warmup: int) -> None:
     rates = factors(decay=decay, warmup_steps=warmup)
     assert rates[:STEPS] == [(step + 1) / warmup for step in range(STEPS)]
     assert all(math.isfinite(rate) for rate in rates)
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-def test_by_tokens_equals_by_steps(decay: str) -> None:
-    by_steps = factors(decay=decay, warmup_steps=30, decay_steps=150)
-    by_tokens = factors(
-        decay=decay, warmup_tokens=30 * 64, decay_tokens=150 * 64, tokens_per_step=64
-    )
-    assert by_tokens == by_steps
-
-
-def test_tokens_need_not_be_whole_steps() -> None:
-    rates = factors(warmup_tokens=150, decay_tokens=9999, tokens_per_step=64)
-    assert rates[:3] == [64 / 150, 128 / 150, 1.0]
-    assert rates[156] > rates[157] == 0.1
-    assert max(rates) <= 1.0
 
 
 def test_every_group_keeps_its_own_base_rate() -> None:
@@ -131,8 +108,6 @@ def test_a_resumed_run_continues_the_schedule() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"warmup_steps": 50, "warmup_tokens": 1000}, "warmup_steps or warmup_tokens"),
-        ({"decay_steps": 50, "decay_tokens": 1000}, "decay_steps or decay_tokens"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"cooldown": 1.1}, "cooldown"),
         ({"final_fraction": math.nan}, "final_fraction"),
@@ -145,9 +120,6 @@ def test_wrong_options_are_refused_by_name(options: dict[str, Any], named: str) 
         LRDecay(**options)
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [LRDecay(), LRDecay(decay="trapezoid"), LRDecay(warmup_tokens=1000, decay_tokens=9000)],
-)
+@pytest.mark.parametrize("schedule", [LRDecay(), LRDecay(decay="trapezoid")])
 def test_contract(schedule: LRDecay, tmp_path: Path) -> None:
     check_callback(schedule, tmp_path)

@@ -74,7 +74,7 @@ def test_what_is_written_is_formatted_and_typed(cli: Cli, tmp_path: Path) -> Non
         (["class"], "Python has a module or a word of that name"),
         (["grad-clip"], "has that name"),
         (["acme", "--kind", "codec"], 'no kind "codec"'),
-        (["acme", "--out", "there"], "there: is there already"),
+        (["acme", "--out", "there"], "there: already exists"),
     ],
 )
 def test_a_mistake_writes_nothing(
@@ -95,6 +95,6 @@ def test_a_folder_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> N
     assert "file/acme: cannot be written: " in result.stderr
 
 
-def test_no_command_of_the_skeleton_imports_torch(tmp_path: Path) -> None:
-    code = "import sys; from gptkit import skeleton; sys.exit('torch' in sys.modules)"
+def test_no_command_of_the_scaffold_imports_torch(tmp_path: Path) -> None:
+    code = "import sys; from gptkit.scaffold import package; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -1,4 +1,4 @@
-"""What every source of images gives: pixels with labels, piece by piece."""
+"""The interface of every source of images: pixels with labels, in chunks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that follow each other in one split."""
+    """Consecutive images of one split."""
 
     pixels: Pixels
     """(n, size, size, 3)."""
     labels: Labels
     """(n,), indices into the source's classes."""
     training: bool
-    """Whether they are for training, or for validation."""
+    """True for the training split, False for the validation split."""
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Images in classes, split into training and validation."""
 
     @property
@@ -33,7 +33,7 @@ class Source(Protocol):
 
     @property
     def key(self) -> str:
-        """The contents and everything else that determines the chunks, but for the size."""
+        """Identifies the contents and the split: all that determines the chunks but the size."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -43,5 +43,5 @@ class Source(Protocol):
         """All images resized to `size`: first those for training, then those for validation.
 
         Raises:
-            DataError: an image, or what holds it, cannot be read.
+            DataError: an image, its folder or its archive cannot be read.
         """

@@ -1,0 +1,80 @@
+"""Classification: the loss of a run's model, and its accuracy by p(x | class)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptkit.data.split import Split
+from gptkit.errors import UsageError
+from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
+from gptkit.training.evaluate import Evaluation, evaluate
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What `gptkit eval` measures on a run's validation split."""
+
+    model: LoadedModel
+    result: Evaluation
+    accuracy: float | None
+    """Of `classify`; None if it was not asked for."""
+
+
+def evaluate_run(
+    path: Path | None, *, which: str = "last", device: str = "auto", by_class: bool = False
+) -> RunEvaluation:
+    """Measure a run's model on the whole validation split.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        which: "last", "best" or a step's number.
+        device: where to compute.
+        by_class: whether to classify, too.
+    """
+    run = load_run(path, which=which, device=device)
+    accuracy = classify(run) if by_class else None
+    result = evaluate(
+        run.model.model, run.data.val, run_device=run.run_device, batch_size=run.batch_size
+    )
+    return RunEvaluation(run.model, result, accuracy)
+
+
+def classify(run: LoadedRun) -> float:
+    """Accuracy, on the validation split, of choosing the class c with the highest p(x | c).
+
+    Raises:
+        UsageError: the data has no labels, or the model was not trained with a start per class.
+    """
+    labels = labels_of(run.data.val)
+    starts = run.model.codec.starts
+    if len(starts) != len(run.data.classes):
+        raise UsageError(
+            "this model has no start token per class", hint="train with class_conditional = true"
+        )
+    right = 0
+    for indices in torch.split(torch.arange(len(labels)), run.batch_size):
+        x, y = (part.to(run.model.device) for part in run.data.val[indices])
+        losses = torch.stack([_item_losses(run.model, x, y, start[0]) for start in starts])
+        right += int((losses.argmin(dim=0).cpu() == labels[indices]).sum())
+    return right / len(labels)
+
+
+def labels_of(split: Split) -> Tensor:
+    """The labels of a split's items, int64 (len(split),).
+
+    Raises:
+        UsageError: it has none.
+    """
+    if split.labels is None:
+        raise UsageError("the data has no labels", hint="classification needs classes")
+    return split.labels
+
+
+@torch.no_grad()
+def _item_losses(loaded: LoadedModel, x: Tensor, y: Tensor, start: int) -> Tensor:
+    """The loss of each item (B,) if it starts with the token `start`."""
+    x = x.clone()
+    x[:, 0] = start
+    return loaded.model.token_losses(x, y).sum(dim=1)

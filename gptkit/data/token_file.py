@@ -1,0 +1,43 @@
+"""TokenFile: windows of a long token stream in a file that memory need not hold."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptkit.data.split import Split
+
+
+class TokenFile(Split):
+    """A split that is a stretch of one long token stream in a file; only its windows are read.
+
+    Args:
+        path: raw tokens without a header.
+        dtype: how they are stored, "uint8" or "uint16".
+        start: first token of the split.
+        stop: token after the last one of the split.
+        block_size: tokens per window; every target is the token after its input.
+    """
+
+    def __init__(
+        self, path: Path, dtype: str, *, start: int = 0, stop: int, block_size: int
+    ) -> None:
+        self.path, self.dtype, self.start, self.stop = path, np.dtype(dtype), start, stop
+        self.stride = block_size
+        self._window = np.arange(block_size + 1)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start - self.stride)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        # Mapped anew for every batch, so that resident memory does not grow.
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mapped, "madvise"):  # windows are anywhere: reading ahead would be wasted
+            mapped.madvise(mmap.MADV_RANDOM)
+        tokens = np.frombuffer(mapped, self.dtype, count=self.stop)
+        starts = indices.numpy() + self.start
+        rows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

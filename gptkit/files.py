@@ -1,0 +1,189 @@
+"""Files on disk, for the core and for plugins: written whole or not at all, locks, digests."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gptkit.errors import RunError
+
+CHUNK = 1 << 20  # bytes read at a time
+DAY = 86_400.0  # seconds
+
+
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Write a file that is complete, or as it was before, whenever the process or the power stops.
+
+    A symbolic link stays; the file that it points to is replaced.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    target = path.resolve()
+    temporary = _unused_name(target)
+    try:
+        with temporary.open("xb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically.
+
+    Raises:
+        RunError: the folder is not writable, or the disk is full.
+    """
+    with writing(path):
+        write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextmanager
+def writing(path: Path, *, hint: str | None = None) -> Iterator[None]:
+    """Turn an OSError into a RunError that says that `path` cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        fault = error.strerror or error
+        raise RunError(f"{path}: cannot be written: {fault}", hint=hint) from error
+
+
+@contextmanager
+def staged(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A path to write a file or a folder to, which takes the name `target` when the block ends.
+
+    It has the same last name, inside a temporary folder beside `target`. If the block raises,
+    `target` stays as it was.
+
+    Args:
+        target: the name in the end.
+        replace: what is at `target` gives way; otherwise a folder that is there by the end stays.
+
+    Raises:
+        OSError: the folder around `target` is missing or not writable, or the disk is full.
+    """
+    target = target.absolute()
+    staging = _unused_name(target)
+    staging.mkdir()
+    try:
+        yield staging / target.name
+        for path in (*staging.rglob("*"), staging):
+            sync(path)
+        if replace or not target.is_dir():
+            _put(staging / target.name, target, old=staging / "old")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Undo what a killed `staged(target)` left. No other process may be writing there.
+
+    The kill may have come between its two renames: then `target` gets back what it was before.
+    """
+    for staging in _stagings(target):
+        if (staging / "old").exists() and not target.exists():
+            (staging / "old").rename(target)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Delete what killed processes left of `staged(target)`: nothing in it changed for a day."""
+    for staging in _stagings(target):
+        with suppress(OSError):  # another process may finish at this moment
+            changed = max(path.stat().st_mtime for path in (staging, *staging.rglob("*")))
+            if time.time() - changed > DAY:
+                shutil.rmtree(staging)
+
+
+@contextmanager
+def lock(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
+    """Hold a lock file; the system releases it when the process dies.
+
+    Args:
+        path: the lock file, made if it is missing.
+        busy: raised where another process holds the lock; None waits for that process.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    held = FileLock(path, timeout=-1 if busy is None else 0)
+    try:
+        held.acquire()
+    except Timeout:
+        assert busy is not None
+        raise busy from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def digest(path: Path, size: int | None = None) -> str:
+    """The sha256 of a file in hex.
+
+    Args:
+        path: the file, read in chunks.
+        size: how many bytes to read from its beginning; None for all of them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if size is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        hasher = hashlib.sha256()
+        while size > 0 and (chunk := file.read(min(CHUNK, size))):
+            hasher.update(chunk)
+            size -= len(chunk)
+    return hasher.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    if os.name == "nt":  # has no such call for folders, and refuses it for files open to read
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(new: Path, target: Path, *, old: Path) -> None:
+    """Rename `new` to `target`; what was there moves to `old`, or back if that fails."""
+    if target.is_dir():  # a folder cannot replace another one in a single step
+        target.rename(old)
+    try:
+        new.replace(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    sync(target.parent)
+
+
+def _unused_name(target: Path) -> Path:
+    """A hidden name beside `target`, another one for each writer.
+
+    Not by mkstemp or mkdtemp: these make files and folders that only the user can read.
+    """
+    return Path(tempfile.mktemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+
+
+def _stagings(target: Path) -> Iterator[Path]:
+    for path in target.absolute().parent.glob(f".{target.name}.*.tmp"):
+        if path.is_dir():
+            yield path

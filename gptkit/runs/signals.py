@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM: the first ends training after the step, the second at once."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+@contextmanager
+def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[signal.Signals]]:
+    """Call `stop` at the first SIGINT or SIGTERM, and end the process at the second.
+
+    Args:
+        stop: asks training to end.
+        under_torchrun: torchrun passes the first signal on a second time, so that changes nothing.
+
+    Yields:
+        The signals received so far, at most one.
+    """
+    received: list[signal.Signals] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if not received:
+            received.append(signal.Signals(signum))
+            stop()
+        elif not under_torchrun:
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
+            os._exit(128 + signum)
+
+    before = {
+        signum: signal.signal(signum, handle)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(signum) is not signal.SIG_IGN  # as in a script's background jobs
+    }
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

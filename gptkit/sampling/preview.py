@@ -1,0 +1,31 @@
+"""The samples that callbacks draw during training."""
+
+from collections.abc import Callable
+
+import torch
+
+from gptkit.codec import Codec
+from gptkit.model.gpt import GPT, evaluating
+from gptkit.sampling.rule import SamplingOptions
+from gptkit.sampling.samples import SampleRequest, sample
+from gptkit.sampling.torch_decoder import TorchDecoder
+
+IMAGES = 16
+"""Images in a preview."""
+
+
+def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
+    """The function that callbacks get as `state.sample`: some text, or a sheet of whole images."""
+
+    def preview(tokens: int, seed: int) -> bytes:
+        options = SamplingOptions(temperature=codec.temperature, seed=seed)
+        has_length = codec.length is not None
+        request = SampleRequest(
+            tokens=None if has_length else tokens, samples=IMAGES if has_length else 1
+        )
+        decoder = TorchDecoder(model, request.samples)
+        # Every call has another length: compiling would never pay.
+        with evaluating(model), torch.compiler.set_stance("force_eager"):
+            return sample(decoder, codec, request, options).contents(codec)
+
+    return preview

@@ -1,0 +1,55 @@
+"""Evaluation: the mean loss over a split in fixed windows."""
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+from torch import nn
+
+from gptkit.data.order import walk
+from gptkit.data.split import IGNORE, Split
+from gptkit.model.gpt import evaluating
+from gptkit.training.device import RunDevice
+from gptkit.training.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean loss over a split, in nats per token, and the number of tokens measured."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(min(self.loss, 700.0))  # beyond, a float overflows
+
+    @property
+    def bits_per_token(self) -> float:
+        """The loss in bits."""
+        return self.loss / math.log(2)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    run_device: RunDevice,
+    batch_size: int,
+    batches: int | None = None,
+    ranks: Ranks = ALONE,
+) -> Evaluation:
+    """The loss over a whole split in fixed windows, or over its first `batches` batches.
+
+    Each rank computes a part of the batches; every rank gets the loss over all of them.
+    """
+    total, tokens = 0.0, 0
+    with evaluating(model), run_device.autocast():
+        for x, y in ranks.shard(islice(walk(split, batch_size), batches)):
+            counted = int((y != IGNORE).sum())
+            loss = model(run_device.put(x), run_device.put(y))
+            total += loss.item() * counted if counted else 0.0
+            tokens += counted
+    total, tokens = ranks.all_reduce_sum(total), int(ranks.all_reduce_sum(tokens))
+    return Evaluation(total / max(tokens, 1), tokens)
