@@ -1,8 +1,8 @@
 """What tests of several files do: run a program, train a small model."""
 
-import itertools
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,33 @@ def execute(*command: object, **options: Any) -> str:
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
+
+
+def pairwise(**options: Sequence[Any]) -> list[dict[str, Any]]:
+    """A few cases in which every value of an option meets every value of each other option.
+
+    Always the same ones. Greedy: a case begins with the first pair that is still missing, and every
+    other option takes the value that adds most of the missing pairs.
+    """
+    assert len(options) > 1, "one option makes no pairs"
+    values = [(name, i) for name, choices in options.items() for i in range(len(choices))]
+    pairs = [frozenset(pair) for pair in combinations(values, 2) if pair[0][0] != pair[1][0]]
+    missing = dict.fromkeys(pairs)  # a set that keeps its order
+
+    def gain(case: dict[str, int], value: tuple[str, int]) -> int:
+        return sum(frozenset((value, other)) in missing for other in case.items())
+
+    cases = []
+    while missing:
+        case = dict(next(iter(missing)))
+        for name, choices in options.items():
+            if name not in case:
+                gains = [gain(case, (name, i)) for i in range(len(choices))]
+                case[name] = gains.index(max(gains))
+        for pair in combinations(case.items(), 2):
+            missing.pop(frozenset(pair), None)
+        cases.append({name: choices[case[name]] for name, choices in options.items()})
+    return cases
 
 
 def train(folder: Path, dataset: dict[str, Any], model: dict[str, Any], *, steps: int = 1) -> Path:
@@ -40,31 +67,3 @@ def stir(run_folder: Path, *, scale: float) -> Path:
     weights = {name: torch.randn_like(x) * scale for name, x in files["model"].items()}
     checkpoint.save(run_folder / "checkpoints", state, files | {"model": weights})
     return run_folder
-
-
-def pairwise(**options: Sequence[Any]) -> list[dict[str, Any]]:
-    """Few combinations of options in which every two values of two options meet."""
-    sizes = {name: len(values) for name, values in options.items()}
-    missing = pairs({name: range(size) for name, size in sizes.items()})
-    cases = []
-    while missing:
-        first, i, second, j = min(missing)
-        case = {first: i, second: j}
-        for name in options:
-            if name not in case:
-                each = ((len(missing & pairs(case | {name: k})), -k) for k in range(sizes[name]))
-                case[name] = -max(each)[1]
-        missing -= pairs(case)
-        cases.append({name: options[name][case[name]] for name in options})
-    return cases
-
-
-def pairs(case: Mapping[str, int | Sequence[int]]) -> set[tuple[str, int, str, int]]:
-    """Two options and a value of each, by the values' positions."""
-    chosen = {name: [v] if isinstance(v, int) else list(v) for name, v in case.items()}
-    return {
-        (first, i, second, j)
-        for first, second in itertools.combinations(sorted(chosen), 2)
-        for i in chosen[first]
-        for j in chosen[second]
-    }
