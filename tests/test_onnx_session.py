@@ -155,7 +155,7 @@ def test_whole_images_cannot_be_continued(pixels: Path, cli: Command, tmp_path: 
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
     result = cli("sample", pixels / "model.onnx", "--prompt", "photo.png", "--out", "no.png")
     assert result.exit_code == 2
-    assert "the prompt already fills the image" in result.stderr
+    assert "the prompt already fills the sample" in result.stderr
     result = cli("sample", pixels / "model.onnx")
     assert result.exit_code == 2
     assert "--out out.png" in result.stderr
