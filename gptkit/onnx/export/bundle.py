@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from gptkit.files import digest
 from gptkit.onnx.export import build
 from gptkit.onnx.export.build import GraphName
 from gptkit.onnx.export.foreign_configs import CONFIG_FILES, config_files, rarest_token
@@ -27,7 +28,7 @@ from gptkit.onnx.proof.prove_bundle import prove_decode, prove_loss, prove_step
 from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE
 from gptkit.onnx.runtime.generate_session import GenerateSession, feeds
-from gptkit.onnx.runtime.metadata import Comparison, digest
+from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.model import GENERATE_FILE, SELFTEST_FILE
 from gptkit.plugin import Data
 from gptkit.runs.loaded import LoadedModel

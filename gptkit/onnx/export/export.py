@@ -1,6 +1,5 @@
 """`gptkit export`: a checkpoint to an `.onnx` file or a bundle, proven before it gets its name."""
 
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -8,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from gptkit.errors import RunError, UsageError
+from gptkit.files import lock, recover, staged, writing
 from gptkit.onnx.export import build, page
 from gptkit.onnx.export.bundle import foreign_files, is_bundle, write_bundle
 from gptkit.onnx.graphs.source import ExportSource
@@ -22,9 +21,8 @@ from gptkit.onnx.proof.prove_bundle import prove_loss
 from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.plugin import Data
-from gptkit.runs import loaded as loading
 from gptkit.runs import run_folder
-from gptkit.runs.loaded import LoadedModel
+from gptkit.runs.loaded import LoadedModel, load_checkpoint, load_run
 
 MAX_FILE_WEIGHTS = 1_500_000_000
 """Bytes of weights that a single file may hold; protobuf messages end at 2 GiB."""
@@ -124,8 +122,8 @@ def _check_target(out: Path) -> None:
 def _load(run: Path, which: str, dtype: str) -> tuple[LoadedModel, Data | None]:
     """The checkpoint, and for quantised exports the data, whose loss shows what they cost."""
     if TOLERANCES[dtype].loss is None:
-        return loading.load_checkpoint(run, which=which, device="cpu"), None
-    run_with_data = loading.load_run(run, which=which, device="cpu")
+        return load_checkpoint(run, which=which, device="cpu"), None
+    run_with_data = load_run(run, which=which, device="cpu")
     return run_with_data.model, run_with_data.data
 
 
@@ -149,54 +147,25 @@ def _write_file(
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """A place beside `out` to write to; what is there at the end takes out's name."""
-    aside = out.absolute().with_name(f".{out.name}.tmp")
-    target, before = aside / "new" / out.name, aside / "before"
-    made = [folder for folder in aside.parents if not folder.exists()]
+    """A path to write to, which takes the name `out` at the end; see `gptkit.files.staged`.
+
+    Raises:
+        RunError: the place cannot be written, or another export is writing there.
+    """
+    busy = RunError(
+        f"{out}: another export is writing there", hint="wait for it, or choose another --out"
+    )
+    made = [folder for folder in out.absolute().parents if not folder.exists()]
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        with _alone(aside, out):
-            try:
-                _tidy(aside, out)
-                target.parent.mkdir(parents=True)
-                yield target
-                if out.is_dir():  # a folder does not take another's place in one go
-                    out.replace(before)
-                target.replace(out)
-            finally:
-                _tidy(aside, out)
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}",
-            hint="choose another place",
-        ) from error
+        with writing(out, hint="choose another place"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with lock(out.with_name(f".{out.name}.lock"), busy=busy, keep=False):
+                recover(out)
+                with staged(out) as new:
+                    yield new
+    except SafetensorError as error:  # from a full disk, too
+        raise RunError(f"{out}: cannot be written: {error}", hint="choose another place") from error
     finally:
-        for empty in made:  # unless something was written
+        for folder in made:  # these stay only if something was written
             with suppress(OSError):
-                empty.rmdir()
-
-
-@contextmanager
-def _alone(aside: Path, out: Path) -> Iterator[None]:
-    """Keep other exports to the same place out."""
-    lock = FileLock(aside / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(
-            f"{out}: another export is writing there", hint="wait for it, or choose another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        lock.release()
-
-
-def _tidy(aside: Path, out: Path) -> None:
-    """Leave nothing of an export but what it wrote, or else what was there before it."""
-    before = aside / "before"
-    if before.exists() and not out.exists():  # it was killed at the worst moment, or has failed
-        before.replace(out)
-    for part in (aside / "new", before):
-        shutil.rmtree(part, ignore_errors=True)
+                folder.rmdir()

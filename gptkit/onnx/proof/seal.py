@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gptkit.onnx.runtime.metadata import Comparison, Proof, appendix, digest
+from gptkit.files import digest
+from gptkit.onnx.runtime.metadata import Comparison, Proof, appendix
 
 
 def append_proof(

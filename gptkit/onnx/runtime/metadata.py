@@ -4,7 +4,6 @@
 checkpoint: an ONNX file is a protobuf message, and fields that follow its end belong to it, too.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from gptkit.errors import ModelFileError
+from gptkit.files import digest
 from gptkit.recipe.registry import CodecRecord
 
 FORMAT: Literal[1] = 1
@@ -221,17 +221,6 @@ def _proof(path: Path) -> tuple[Proof, str, bytes]:
         return Proof.model_validate_json(text), text.decode(), tail
     except ValidationError as error:
         raise _malformed(path, PROOF_KEY, error) from None
-
-
-def digest(path: Path, size: int | None = None) -> str:
-    """sha256 in hex of a file's first `size` bytes, or of all."""
-    sha256 = hashlib.sha256()
-    left = path.stat().st_size if size is None else size
-    with path.open("rb") as file:
-        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-            sha256.update(chunk)
-            left -= len(chunk)
-    return sha256.hexdigest()
 
 
 def _malformed(path: Path, key: str, error: ValidationError) -> ModelFileError:
