@@ -1,4 +1,4 @@
-"""Codec: prompts to token ids, token ids to text or pictures. Imports no torch.
+"""Codec: prompts to token ids, token ids to text or images. Imports no torch.
 
 A codec is plain data. A checkpoint and an exported `.onnx` carry its JSON and the name of its entry
 point in the group `gptkit.codecs`, so sampling never opens the training data.
@@ -24,18 +24,18 @@ class Codec(BaseModel, ABC):
     """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
 
     temperature: ClassVar[float] = 0.8
-    """The sampling temperature where nobody asks for one."""
+    """The default sampling temperature."""
 
     @property
     def length(self) -> int | None:
-        """Tokens of a whole sample, its start included; None where a sample can go on for ever."""
+        """Tokens of a whole sample with its start; None for text, which has no end."""
         return None
 
     @property
     def lossless(self) -> bool | None:
-        """True if every token is one dimension of the data, so that bits compare across models.
+        """True if every token is one dimension of the data: then bits per token can be compared.
 
-        False where information was dropped, None where the data has no dimensions to count.
+        False if information was dropped, None if the data has no dimensions to count.
         """
         return None
 
@@ -44,30 +44,30 @@ class Codec(BaseModel, ABC):
         """Token ids that start a sample.
 
         Args:
-            prompt: what the user asks to continue; "" asks for a sample from nothing.
+            prompt: what to continue; "" for a sample that starts from nothing.
 
         Returns:
             At least one token id.
 
         Raises:
-            PromptError: the prompt has parts that the model never saw.
+            PromptError: the prompt contains something that the model never saw.
         """
 
     @property
     def starts(self) -> list[list[int]]:
-        """Every way in which a sample from nothing can start: one per class, or a single one."""
+        """The starts of samples from nothing: one per class, or a single one."""
         return [self.encode("")]
 
     def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
-        """Token ids that start a sample, as `gptkit sample` asks for them.
+        """Token ids that start a sample, for the options of `gptkit sample`.
 
         Args:
-            prompt: what the user asks to continue; "" asks for a sample from nothing.
-            keep: how much of the prompt's beginning to keep, 0 to 1.
-            label: the class to draw from, where the model knows classes.
+            prompt: what to continue; "" for a sample that starts from nothing.
+            keep: which part of the prompt to keep, from its beginning, 0 to 1.
+            label: the class to draw from, if the model knows classes.
 
         Raises:
-            PromptError: the prompt, `keep` or `label` makes no sense to this model.
+            PromptError: the prompt, `keep` or `label` does not fit this model.
         """
         if label is not None:
             raise PromptError("this model knows no classes", hint="leave --class out")
@@ -81,12 +81,12 @@ class Codec(BaseModel, ABC):
         """The file contents that `tokens` stand for, in the format that `suffix` names."""
 
     def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
-        """Several samples in one file of the same format; text is separated by a ruled line.
+        """Several samples in one file of the same format; a ruled line separates texts.
 
         Args:
             samples: token ids, each with the prompt's at its beginning.
-            prompt: what they continue, for formats that show it beside them.
-            kept: how many tokens of every sample are the prompt's.
+            prompt: what they continue, for formats that show it too.
+            kept: how many tokens of every sample come from the prompt.
         """
         return b"\n----------\n".join(self.decode(sample) for sample in samples)
 
@@ -96,13 +96,13 @@ class Codec(BaseModel, ABC):
         Text: `{"text": [...]}`, a string per id. Images: `{"width": W, "height": H, "colors":
         [[r, g, b], ...]}`, a colour per id, or `"channels": 3` where red, green and blue are
         tokens of their own with ids 0 to 255; `"classes": [...]` names the starts, where they
-        are several. None where neither fits.
+        are several. None if neither fits.
         """
         return None
 
     def preview(self, contents: bytes, *, width: int) -> str | None:
         """What `decode` or `sheet` gave, as text for a terminal of `width` columns.
 
-        None where there is no good way to show it.
+        None if it cannot be shown.
         """
         return None

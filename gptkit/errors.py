@@ -1,4 +1,4 @@
-"""What can go wrong, by whose hand, and with which exit code the command line ends.
+"""The errors that a user can act on, and the exit codes of the command line.
 
 Every error says the place and the fault in its message and the next move in its hint. The command
 line prints a `GptkitError` as two lines; any other exception is a bug and keeps its traceback.
@@ -59,7 +59,7 @@ class ModelFileError(GptkitError):
 
 
 class ExportError(GptkitError):
-    """An exported model is not equal to the checkpoint; nothing was left behind."""
+    """An exported model is not equal to the checkpoint; no file was written."""
 
     exit_code = 4
 
@@ -69,7 +69,7 @@ class RunError(GptkitError):
 
 
 class PeerError(GptkitError):
-    """Another process of the same run has failed and said why; this one ends without a word.
+    """Another process of the same run has failed and reported why; this one ends silently.
 
     Args:
         exit_code: what this process ends with.
@@ -81,7 +81,7 @@ class PeerError(GptkitError):
 
 
 class DivergedError(GptkitError):
-    """The loss, a gradient or a weight became infinite or NaN; nothing was written of it."""
+    """The loss, a gradient or a weight became infinite or NaN; that step was not saved."""
 
     exit_code = 3
 
@@ -102,7 +102,7 @@ class StoppedError(GptkitError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a recipe, its place, e.g. `callbacks[1] (grad-clip).max_norm`, and a way out."""
+    """One fault in a recipe, its place, e.g. `callbacks[1] (grad-clip).max_norm`, and a hint."""
 
     place: str
     fault: str
@@ -113,7 +113,7 @@ class Problem:
 
 
 class RecipeError(UsageError):
-    """Everything that is wrong with a recipe, all at once.
+    """All problems of a recipe at once.
 
     Args:
         source: the recipe's path.
@@ -130,6 +130,6 @@ class RecipeError(UsageError):
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a misspelling of, if any comes close."""
+    """The known word that is most similar to `word`, if one is similar enough."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -1,4 +1,4 @@
-"""The extension contract: everything that a plugin imports from gptkit, besides `gptkit.codec`.
+"""The plugin contract: everything that a plugin imports from gptkit, besides `gptkit.codec`.
 
 A plugin is a frozen pydantic model. Its fields are the recipe's options, the docstring below a
 field is that option's help, its methods are its behaviour; run-time state is a private attribute.
@@ -52,7 +52,7 @@ EVENTS = (
     "on_eval_end",
     "on_fit_end",
 )
-"""The moments of training at which callbacks run, in the order of their first occurrence."""
+"""The events of training at which callbacks run, in the order in which they first occur."""
 
 
 def _absolute(path: Path) -> Path:
@@ -63,13 +63,13 @@ def _absolute(path: Path) -> Path:
 
 
 LocalPath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
-"""A path option: `~` is the user's home, and a relative path counts from the working directory."""
+"""A path option: `~` is the user's home, a relative path starts at the working directory."""
 
 
 class Plugin(BaseModel):
     """Base of every plugin: frozen options, unknown ones and wrong types refused.
 
-    What TOML has no type for, a tuple say, takes `Field(strict=False)`; paths are `LocalPath`.
+    A type that TOML lacks, such as a tuple, needs `Field(strict=False)`; paths are `LocalPath`.
     """
 
     model_config = ConfigDict(
@@ -85,7 +85,7 @@ class Plugin(BaseModel):
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded data set: what training and sampling need to know of it."""
+    """A loaded data set: everything that training and sampling need."""
 
     train: Split
     val: Split
@@ -95,13 +95,13 @@ class Data:
     sha256: str | None = None
     """Digest of the source, recorded with the run."""
     classes: tuple[str, ...] = ()
-    """What the splits' labels mean, by number."""
+    """Names of the classes, by label."""
 
     def __post_init__(self) -> None:
         for name, split in (("training", self.train), ("validation", self.val)):
             if len(split) < 1:
                 raise DataError(
-                    f"the {name} split holds not one window of {self.block_size} tokens",
+                    f"the {name} split is shorter than one window of {self.block_size} tokens",
                     hint="use more data or a smaller block_size",
                 )
 
@@ -111,49 +111,49 @@ class Dataset(Plugin, ABC):
 
     @abstractmethod
     def load(self) -> Data:
-        """Open the data, downloading or encoding it first where that was not done before.
+        """Open the data; download or encode it first if that was not done before.
 
         Raises:
-            DataError: the data cannot be used; says which file and where in it.
-            DownloadError: it cannot be fetched.
+            DataError: the data cannot be used; names the file and the place in it.
+            DownloadError: it cannot be downloaded.
         """
 
 
 @dataclass
 class TrainState:
-    """What callbacks see of a training run, and the few things they may change."""
+    """What callbacks see of a training, and the few things that they may change."""
 
     model: nn.Module
-    """The model itself, without what compiles it or connects it with other processes; under
-    `shard = true` its parameters are DTensors."""
+    """The plain model, not compiled and not wrapped in DDP; under `shard = true` its parameters are
+    DTensors."""
     optimizer: torch.optim.Optimizer
     """Its groups carry `initial_lr`; a schedule sets `group["lr"]`."""
     codec: Codec
-    """How tokens become text or pictures."""
+    """Turns tokens into text or images."""
     steps: int
     """Updates that the recipe asks for."""
     tokens_per_step: int
     """Target tokens per update, masked ones included."""
     run_dir: Path | None = None
-    """The run folder; None where nothing is written, and on every rank but 0."""
+    """The run folder; None if nothing is written, and on every rank but 0."""
     rank: int = 0
-    """This process's number among those that train together; only 0 prints and writes."""
+    """This process's number among all that train together; only 0 prints and writes."""
     step: int = 0
     """Updates done."""
     loss: Tensor = field(default_factory=lambda: torch.tensor(float("nan")))
-    """Training loss of the latest batch, on the device: reading its value waits for the device."""
+    """Training loss of the latest batch, on the device: `.item()` waits for the device."""
     val_loss: float | None = None
     """Loss of the latest evaluation, in nats per token."""
     grad_norm: Tensor | None = None
-    """L2 norm of all gradients as backward left them, on the device. Whoever changes the gradients
-    sets it anew, or to None: not known."""
+    """L2 norm of all gradients after backward, on the device. A callback that changes the gradients
+    updates it, or sets it to None."""
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
     """The latest values that callbacks recorded, by name, for loggers to pick up."""
     stop: bool = False
-    """Set by a callback, on any rank, to end training after this step."""
+    """A callback sets this, on any rank, to end training after the current step."""
     sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
-    """`sample(tokens, seed)` draws from the current weights, in the codec's format. It is called on
-    every rank or on none: under `shard = true` each holds a part of the weights."""
+    """`sample(tokens, seed)` draws from the current weights, in the codec's format. Call it on all
+    ranks or on none: under `shard = true` each rank holds a part of the weights."""
 
     @property
     def tokens(self) -> int:
@@ -166,7 +166,7 @@ class Callback(Plugin):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a method whose name looks like an event and is none: it would never be called."""
+        """Refuse a method named like an event that does not exist: it would never be called."""
         for name in vars(cls):
             if name.startswith("on_") and name not in EVENTS:
                 near = closest(name, EVENTS)
@@ -186,14 +186,14 @@ class Callback(Plugin):
         """After the update: log, or stop early with `state.stop = True`."""
 
     def on_eval_end(self, state: TrainState) -> None:
-        """After an evaluation; `state.val_loss` is fresh."""
+        """After an evaluation, which has set `state.val_loss`."""
 
     def on_fit_end(self, state: TrainState) -> None:
         """Once, always, also after an error or Ctrl-C: close files."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs back: JSON values and tensors."""
+        """What a resumed run needs: JSON values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""

@@ -1,4 +1,4 @@
-"""The plugin contract as assertions, for the tests of plugin authors: core's own plugins use these.
+"""The plugin contract as assertions, for the tests of plugins.
 
 def test_contract(tmp_path):
     check_callback(MyCallback(patience=3), tmp_path)
@@ -22,7 +22,7 @@ from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Plugin, Split
 
 
 class LetterCodec(Codec):
-    """The letters a to z as tokens 0 to 25: a codec for tests."""
+    """A codec for tests: the letters a to z as tokens 0 to 25."""
 
     suffix = ".txt"
 
@@ -36,26 +36,25 @@ class LetterCodec(Codec):
 
 
 def make_state(run_dir: Path | None = None, *, steps: int = 4) -> TrainState:
-    """A small real training state with a model and an optimizer, for callbacks' tests."""
+    """A small training state with a real model and optimizer, for tests of callbacks."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    state = TrainState(
+    return TrainState(
         model=model,
         optimizer=optimizer,
         codec=LetterCodec(),
         steps=steps,
         tokens_per_step=64,
         run_dir=run_dir,
+        sample=lambda tokens, seed: b"abc",
     )
-    state.sample = lambda tokens, seed: b"abc"
-    return state
 
 
 def drive(callback: Callback, state: TrainState) -> None:
-    """Take a callback through the remaining steps of `state`, with an evaluation after each."""
+    """Run a callback through the remaining steps of `state`, with an evaluation after each."""
     try:
         callback.on_fit_start(state)
         while state.step < state.steps and not state.stop:
@@ -77,7 +76,7 @@ def drive(callback: Callback, state: TrainState) -> None:
 
 
 def check_options(plugin: Plugin) -> None:
-    """Assert that a plugin explains itself, and that its options are frozen and strict."""
+    """Assert that a plugin and its options are documented, and the options frozen and strict."""
     kind = type(plugin)
     assert (kind.__doc__ or "").strip(), f"{kind.__name__} needs a docstring"
     for name, field in kind.model_fields.items():

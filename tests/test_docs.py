@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import GPTConfig
+from tests.support import execute
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,35 +24,59 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_plugin_of_the_page_installs_trains_and_passes_its_test(tmp_path: Path) -> None:
-    project, target = tmp_path / "early-stop", tmp_path / "site"
-    project.mkdir()
-    pyproject, use = blocks("docs/plugins.md", "toml")
-    plugin, test = blocks("docs/plugins.md", "python")
-    (project / "pyproject.toml").write_text(pyproject)
-    (project / "early_stop.py").write_text(plugin)
-    (tmp_path / "test_early_stop.py").write_text(test)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    where = ["--no-build-isolation", "--target", str(target), str(project)]
-    subprocess.run([*pip, *where], check=True)
+@pytest.fixture
+def installed(tmp_path: Path) -> Callable[..., Callable[..., str]]:
+    """Installs a package of these files into a folder; gives what runs programs that find it."""
+
+    def install(name: str, **files: str) -> Callable[..., str]:
+        project, target = tmp_path / name, tmp_path / "site"
+        project.mkdir()
+        for stem, text in files.items():
+            suffix = "toml" if stem == "pyproject" else "py"
+            (project / f"{stem}.{suffix}").write_text(text, encoding="utf-8")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        where = ["--no-build-isolation", "--target", str(target), str(project)]
+        subprocess.run([*pip, *where], check=True)
+        variables = {"PYTHONPATH": str(target), "PATH": "", "GPTKIT_CACHE": str(tmp_path / "c")}
+
+        def run(*command: str) -> str:
+            return execute(sys.executable, "-m", *command, cwd=tmp_path, env=variables)
+
+        return run
+
+    return install
+
+
+def test_the_callback_of_the_page_installs_trains_and_passes_its_test(
+    installed: Callable[..., Callable[..., str]], tmp_path: Path
+) -> None:
+    pyproject, use, *_ = blocks("docs/plugins.md", "toml")
+    plugin, test, *_ = blocks("docs/plugins.md", "python")
+    run = installed("early-stop", pyproject=pyproject, early_stop=plugin, test_early_stop=test)
     recipe = (ROOT / "recipes/shakespeare.toml").read_text() + "\n" + use
     (tmp_path / "recipe.toml").write_text(recipe)
-
-    def run(*command: str) -> str:
-        environment = {"PYTHONPATH": str(target), "PATH": "", "GPTKIT_CACHE": str(tmp_path / "c")}
-        command = (sys.executable, "-m", *command)
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     assert "Evaluations to wait for a lower loss." in " ".join(
         run("gptkit", "plugins", "show", "early-stop").split()
     )
-    run("pytest", "-q", "-p", "no:cacheprovider", "test_early_stop.py")
+    run("pytest", "-q", "-p", "no:cacheprovider", "early-stop")
     complete = tomllib.loads(run("gptkit", "check", "recipe.toml"))
     assert complete["callbacks"][-1] == {"use": "early-stop", "patience": 5}
+
+
+@pytest.mark.slow
+def test_the_data_set_of_the_page_learns_to_add(
+    installed: Callable[..., Callable[..., str]], tmp_path: Path
+) -> None:
+    *_, pyproject, recipe = blocks("docs/plugins.md", "toml")
+    *_, codec, dataset, test = blocks("docs/plugins.md", "python")
+    run = installed("sums", pyproject=pyproject, sums_codec=codec, sums=dataset, test_sums=test)
+    (tmp_path / "sums.toml").write_text(recipe)
+    run("pytest", "-q", "-p", "no:cacheprovider", "sums")
+    run("gptkit", "train", "sums.toml", "--out", "runs/sums")
+    asked = ("--prompt", "23+58=", "--temperature", "0")
+    assert run("gptkit", "sample", "runs/sums", *asked) == "23+58=081\n"
+    run("gptkit", "export", "runs/sums", "--onnx", "--out", "sums.onnx")
+    assert run("gptkit", "sample", "sums.onnx", *asked) == "23+58=081\n"
 
 
 def test_the_tables_of_the_scaling_page_are_what_its_program_prints() -> None:
@@ -134,6 +160,19 @@ def test_every_file_that_the_readme_names_exists() -> None:
     tree = re.findall(r"^  ([a-z_]+\.py) ", text, flags=re.MULTILINE)
     modules = {path.name for path in (ROOT / "gptkit").glob("*.py") if "__" not in path.name}
     assert set(tree) == modules
+    tree = re.findall(r"^  ([a-z_]+)/ ", text, flags=re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "gptkit").glob("*/*.py")}
+    assert folders <= set(tree)
+
+
+def test_the_picture_of_the_readme_can_be_drawn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "val_loss": 2.1}\n')
+    (run / "samples/step-00000001.txt").write_text("a $sample\n")
+    command = [sys.executable, ROOT / "docs/readme_picture.py", run, tmp_path / "out.png"]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_readme_shows_the_recipe_as_it_is() -> None:

@@ -14,28 +14,16 @@ CORE = sorted((ROOT / "gptkit").rglob("*.py"))
 PLUGINS = sorted(p for p in (ROOT / "plugins").rglob("*.py") if p.parent.name != "tests")
 PLUGIN_TESTS = sorted(p for p in (ROOT / "plugins").rglob("*.py") if p.parent.name == "tests")
 
-FLOORS = [
-    {"gptkit", "errors"},
-    {"config", "codec", "download"},
-    {"blocks"},
-    {"plugin", "recipe", "model", "step_folder"},
-    {
-        "registry", "data", "optimizer", "device", "parallel", "checkpoint", "sampler", "testing",
-        "decoder", "drawing",
-    },
-    {"folder", "sharding"},
-    {"snapshot", "finite"},
-    {"trainer", "generate"},
-    {"trained"},
-    {"run", "onnx", "measure", "skeleton"},
-    {"doctor"},
-    {"show"},
-    {"cli"},
-    {"__main__"},
-]  # fmt: skip
-"""The rooms by floor, lowest first; `gptkit` is the package itself, which holds the version."""
-
 UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+TORCH_FREE = [
+    "codec", "errors", "files", "loading", "recipe.options", "recipe.recipe", "recipe.registry",
+    "runs.checkpoint", "runs.run_folder", "runs.signals", "sampling.generate", "sampling.rule",
+    "sampling.samples", "scaffold.package", "show.plugins", "show.runs", "show.samples",
+    "training.torchrun",
+    *(f"onnx.runtime.{p.stem}" for p in sorted((ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))),
+]  # fmt: skip
+"""Modules that work without torch: a checkpoint's folder is listed, an exported model runs."""
 
 TELL_MODULES = """
 import atexit, sys
@@ -43,6 +31,27 @@ from gptkit.cli.app import main
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 main()
 """
+
+Place = tuple[int, str, int]
+"""Floor, folder, and position in the folder's line."""
+
+
+def read_floors() -> dict[str, Place]:
+    """The places of all modules by dotted name, from the list in docs/architecture.md."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    found = re.search(r"^floor +folder +modules, lowest first\n(.*?)^```", page, re.M | re.S)
+    assert found
+    places = {}
+    for line in found[1].splitlines():
+        floor, folder, modules = line.split(maxsplit=2)
+        for position, group in enumerate(modules.split("<")):
+            for module in group.split(","):
+                prefix = "" if folder == "." else folder.replace("/", ".") + "."
+                places[prefix + module.strip()] = (int(floor), folder, position)
+    return places
+
+
+FLOORS = read_floors()
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -55,30 +64,46 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(dotted: str) -> str:
-    """The module of gptkit that a dotted name belongs to; a subpackage is one room."""
-    first = dotted.split(".")[1] if "." in dotted else ""
-    exists = (ROOT / "gptkit" / f"{first}.py").exists() or (ROOT / "gptkit" / first).is_dir()
-    return first if first and exists else "gptkit"
+def module_of(path: Path) -> str:
+    """The dotted name of a file below gptkit/."""
+    return ".".join(path.relative_to(ROOT / "gptkit").with_suffix("").parts)
 
 
-def own_room(path: Path) -> str:
-    parts = path.relative_to(ROOT / "gptkit").with_suffix("").parts
-    return "gptkit" if parts == ("__init__",) else parts[0]
+MODULES = {module_of(path): path for path in CORE if path.name != "__init__.py"}
 
 
-def floor(name: str) -> int:
-    found = [i for i, rooms in enumerate(FLOORS) if name in rooms]
-    assert found, f"gptkit.{name} has no floor yet: argue for one in FLOORS"
-    return found[0]
-
-
-@pytest.mark.parametrize("path", CORE, ids=own_room)
-def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
-    own = own_room(path)
+def used_modules(path: Path) -> Iterator[str]:
+    """The modules of gptkit that a file imports."""
     for dotted in imports(path):
-        if dotted.partition(".")[0] == "gptkit" and (used := room(dotted)) != own:
-            assert floor(used) < floor(own), f"{own} must not import {used}"
+        name = dotted.removeprefix("gptkit.")
+        if name != dotted and name != "__version__":
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            assert name, f"{path} imports {dotted}, which is no module"
+            yield name
+
+
+def may_import(own: Place, used: Place) -> bool:
+    return used[0] < own[0] or (used[:2] == own[:2] and used[2] < own[2])
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) == set(FLOORS)
+    assert len({place[0] for place in FLOORS.values()}) > 10
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_lower_floors(module: str) -> None:
+    for used in used_modules(MODULES[module]):
+        if used != module:
+            assert may_import(FLOORS[module], FLOORS[used]), f"{module} must not import {used}"
+
+
+def test_a_package_is_empty_but_for_its_description() -> None:
+    for path in CORE:
+        if path.name == "__init__.py" and path.parent != ROOT / "gptkit":
+            (statement,) = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(statement, ast.Expr), path
 
 
 def test_core_names_no_plugin() -> None:
@@ -118,9 +143,15 @@ def test_there_are_no_circles_to_hide() -> None:
         assert not re.search(r"\bTYPE_CHECKING\b", path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.parametrize("module", ["codec", "config", "errors", "recipe", "registry", "sampler"])
-def test_what_works_without_torch_says_so(module: str) -> None:
-    assert not [i for i in imports(ROOT / "gptkit" / f"{module}.py") if i.startswith("torch")]
+def test_what_works_without_torch_imports_none() -> None:
+    """In a process for each module, so that nothing that it imports does either."""
+    program = "import sys, gptkit.{0}; sys.exit('torch' in sys.modules and '{0} imports torch')"
+    running = [
+        subprocess.Popen([sys.executable, "-c", program.format(module)], stderr=subprocess.PIPE)
+        for module in TORCH_FREE
+    ]
+    said = [process.communicate()[1].decode() for process in running]
+    assert "".join(said) == ""
 
 
 @pytest.mark.parametrize(
@@ -131,6 +162,6 @@ def test_light_commands_import_neither_torch_nor_a_plugin(
 ) -> None:
     command = [sys.executable, "-c", TELL_MODULES, *arguments]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "gptkit.cli" in result.stderr.split()
+    assert "gptkit.cli.app" in result.stderr.split()
     packages = {name.partition(".")[0] for name in result.stderr.split()}
     assert not packages & {"torch", *(path.parent.name for path in PLUGINS)}

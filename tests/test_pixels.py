@@ -95,7 +95,7 @@ def test_samples_are_a_grid_and_prompts_are_completed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "photo.png"], "the prompt already fills the image"),
+        (["--prompt", "photo.png"], "the prompt already fills the sample"),
         (["--prompt", "photo.png", "--keep", "1.5"], "keep should be between 0 and 1, got 1.5"),
         (["--keep", "-1"], "keep should be between 0 and 1, got -1"),
         (["--class", "rin"], 'did you mean "ring"?'),

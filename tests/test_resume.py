@@ -357,7 +357,8 @@ def test_changed_training_data_is_refused(
     text.write_text("to be or not to eb, " * 20)  # no other length, no other characters
     result = cli("resume", folder)
     assert result.exit_code == 1
-    assert f"error: {folder}: the training data is not what this run was started with" in result.stderr
+    fault = "the training data is not what this run was started with"
+    assert f"error: {folder}: {fault}" in result.stderr
     assert contents(folder) == before
 
     text.write_text("to be or not to be, " * 20)

@@ -139,6 +139,28 @@ def trainer(
     )  # fmt: skip
 
 
+def test_steps_are_those_of_fit_one_by_one(data: Data, tmp_path: Path) -> None:
+    whole, stepwise = trainer(data), trainer(data, save_to=tmp_path, eval_every=2)
+    whole.fit()
+    losses = [(state.step, state.val_loss is not None) for state in stepwise.steps()]
+    assert losses == [(1, False), (2, True), (3, True), (4, True)]
+    assert same(weights(whole.state.model), weights(stepwise.state.model))
+    assert [path.name for path in checkpoint.step_folders(tmp_path)][-1] == "step-00000004"
+
+
+def test_steps_that_are_not_taken_to_the_end_close_the_callbacks(data: Data) -> None:
+    ended = []
+
+    class End(Callback):
+        def on_fit_end(self, state: TrainState) -> None:
+            ended.append(state.step)
+
+    steps = trainer(data, callbacks={"end": End()}).steps()
+    next(steps)
+    steps.close()
+    assert ended == [1]
+
+
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 

@@ -1,6 +1,5 @@
 """The command line: a command parses, calls one function and prints. Heavy imports are inside."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +17,11 @@ from gptkit.cli.options import (
     SetOption,
 )
 from gptkit.errors import GptkitError
+from gptkit.training import torchrun
 
 
 class Commands(TyperGroup):
-    """Turns a user's mistake into two lines and an exit code; a bug keeps its traceback."""
+    """Prints a user's mistake as two lines and exits with its code; a bug keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
@@ -173,29 +173,29 @@ def probe_command(
 @app.command()
 def export(
     run_folder: RunArgument = None,
-    to_onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, the only format.")] = False,
+    to_onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a kit; model.onnx."),
+        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a bundle; model.onnx."),
     ] = None,
     web: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
-    opset: Annotated[int, typer.Option(help="21 for every onnxruntime since 1.19, or 23.")] = 21,
-    device: Annotated[str, typer.Option(help="What a kit is made for: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="The device that a bundle is made for: cpu or cuda.")
+    ] = "cpu",
     checkpoint: CheckpointOption = "last",
 ) -> None:
-    """Write a model for other programs, proven equal to its checkpoint; prints the path."""
+    """Write an ONNX model for other programs, proven equal to its checkpoint; prints the path."""
     from gptkit.onnx.export import export as exporting
     from gptkit.show import exports
 
     with exports.working():
         exported = exporting.export(
-            run_folder, onnx=to_onnx, out=out, web=web, which=checkpoint, dtype=dtype,
-            opset=opset, device=device,
-        )  # fmt: skip
-    exports.proof(exported.checks)
+            run_folder, out=out, web=web, which=checkpoint, dtype=dtype, device=device
+        )
+    exports.proof(exported.comparisons)
     if web:
         _report("in that folder: npm install && python -m http.server, then open localhost:8000")
     typer.echo(exported.path)
@@ -221,7 +221,7 @@ def doctor(json: JsonOption = False) -> None:
 
 
 def _print_folder(path: Path) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes only the first one prints
+    if torchrun.rank() == 0:
         typer.echo(path)
 
 
@@ -241,7 +241,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if torchrun.job():
             from gptkit.training import distributed
 
             distributed.leave(int(end.code or 0))

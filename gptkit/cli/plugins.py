@@ -1,4 +1,4 @@
-"""`gptkit plugins`: what is installed, and what it can do."""
+"""`gptkit plugins`: list, show, check and create plugins."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from gptkit.cli.options import JsonOption
 
-app = typer.Typer(no_args_is_help=True, help="What is installed, and what it can do.")
+app = typer.Typer(no_args_is_help=True, help="List, show, check and create plugins.")
 
 
 @app.command("list")
@@ -33,7 +33,7 @@ def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None
 def check(
     name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
 ) -> None:
-    """Import plugins and say which are broken, with their tracebacks."""
+    """Import plugins; print which are broken, with tracebacks."""
     from gptkit.recipe import registry
     from gptkit.show import plugins as show
 
@@ -49,7 +49,7 @@ def new(
     kind: Annotated[str, typer.Option(help="callback or dataset.")] = "callback",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; ./NAME.")] = None,
 ) -> None:
-    """Write a package that installs and passes its test, to be filled in; prints the folder."""
+    """Write the package of a new plugin, which installs and passes its test; prints the folder."""
     from gptkit.scaffold import package
 
     written = package.write(name, kind, out)

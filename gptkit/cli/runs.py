@@ -1,4 +1,4 @@
-"""`gptkit runs`: what was trained here."""
+"""`gptkit runs`: list, show and compare runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from gptkit.cli.options import JsonOption, RunArgument
 
-app = typer.Typer(no_args_is_help=True, help="What was trained here.")
+app = typer.Typer(no_args_is_help=True, help="List, show and compare runs.")
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""Recipe: one experiment in one TOML file. Reading it reports every problem at once, with place.
+"""Recipe: one experiment in one TOML file. Reading it reports all problems at once, with places.
 
 This module knows only the tables that the core owns; `gptkit.recipe.build` adds the check of the
 plugins' options.
@@ -102,7 +102,7 @@ def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], place: str = "") -> list[Problem]:
-    """Pydantic's complaints about `model` in the words of a recipe, below `place`."""
+    """Pydantic's errors about `model` as problems of a recipe, below `place`."""
     faults: dict[str, list[str]] = {}
     for details in error.errors(include_url=False):
         problem = _problem(details, model, place)

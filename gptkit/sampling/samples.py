@@ -64,7 +64,7 @@ class SampleRequest:
             return self.tokens or DEFAULT_TEXT_TOKENS
         rest = length - len(start)
         if rest < 1:
-            raise PromptError("the prompt already fills the image", hint="--keep 0.5")
+            raise PromptError("the prompt already fills the sample", hint="--keep 0.5")
         return min(self.tokens or rest, rest)
 
 

@@ -1,1 +1,1 @@
-"""What commands print on stdout: tables for people, JSON for machines, samples as they come."""
+"""What commands print: tables for people, JSON for machines, samples while they are drawn."""

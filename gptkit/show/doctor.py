@@ -1,4 +1,4 @@
-"""What this machine can run."""
+"""The findings of `gptkit doctor`."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What is installed, and what it can do."""
+"""Installed plugins, their options, their faults."""
 
 import inspect
 import json
@@ -40,7 +40,7 @@ def print_plugin(entry: Entry, model: type[BaseModel]) -> None:
 
 
 def print_checks(results: Iterable[tuple[Entry, PluginError | None]]) -> None:
-    """Print which plugins work; of a broken one where it broke."""
+    """Print which plugins work, and the traceback of each that does not."""
     for entry, error in results:
         print(error or f"{entry.kind} {entry}: ok")
         if error and error.__cause__:

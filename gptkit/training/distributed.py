@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gptkit.data.split import IGNORE
 from gptkit.errors import GptkitError, PeerError, RunError, UsageError
+from gptkit.training import torchrun
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for another one, which may be downloading or saving."""
@@ -159,12 +160,12 @@ ALONE = Ranks()
 
 def from_environment() -> Ranks:
     """The ranks as torchrun describes them in the environment; `ALONE` without torchrun."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" not in env:
+    env, job = os.environ, torchrun.job()
+    if job is None:
         return ALONE
-    size, job = int(env["WORLD_SIZE"]), env["TORCHELASTIC_RUN_ID"]
+    size = int(env["WORLD_SIZE"])
     return Ranks(
-        rank=int(env["RANK"]),
+        rank=torchrun.rank(),
         size=size,
         local_rank=int(env["LOCAL_RANK"]) if size > 1 else None,
         job=job if job != "none" else f"{platform.node()}:{os.getppid()}",
