@@ -8,7 +8,7 @@ import torch
 from gptkit.model.cache import KVCache, StaticKVCache
 from gptkit.model.gpt import GPT, evaluating
 from gptkit.recipe.options import GPTConfig
-from gptkit.sampling.generate import generate
+from gptkit.sampling.generate import generate, restart_length
 from gptkit.sampling.rule import SamplingOptions, choose, uniforms
 from gptkit.sampling.torch_decoder import GraphDecoder, TorchDecoder
 from tests.support import pairwise
@@ -70,6 +70,10 @@ def test_past_the_block_size_sampling_restarts_from_its_half(case: dict[str, Any
     model, prompt = make(case["block_size"], **case["shape"]), case["prompt"]
     expected = slowly(model, prompt, samples=2, seed=11)
     assert draw(model, prompt, samples=2, seed=11) == expected
+
+
+def test_a_restart_keeps_at_least_one_token() -> None:
+    assert [restart_length(block_size) for block_size in (1, 2, 7, 8)] == [1, 1, 3, 4]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -291,6 +291,12 @@ def test_dropout_acts_on_embedding_attention_and_residual(place: str) -> None:
     assert not torch.equal(model.logits(x), model.logits(x))
 
 
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_without_bias_no_part_has_one(norm: str) -> None:
+    names = make(norm=norm, bias=False).weights()
+    assert [name for name in names if name.endswith("bias")] == []
+
+
 def test_weights_hold_a_tied_head_once() -> None:
     tied, free = make(tie_embeddings=True), make(tie_embeddings=False)
     assert free.weights().keys() - tied.weights().keys() == {"lm_head.weight"}

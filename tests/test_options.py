@@ -37,7 +37,7 @@ def test_a_preset_fills_in_mingpts_sizes(preset: Any) -> None:
 
 
 def test_every_preset_can_be_named() -> None:
-    assert MINGPT.keys() <= PRESETS.keys()
+    assert MINGPT.keys() == PRESETS.keys()
     for preset in PRESETS:
         assert ModelOptions.model_validate({"preset": preset}).preset
 
@@ -54,6 +54,7 @@ def test_the_second_name_that_0_1_had_for_gpt2_can_still_be_read() -> None:
     assert sizes(GPTConfig.model_validate(written)) == MINGPT["gpt2"]
     assert sizes(GPTConfig.model_validate_json(json.dumps(written))) == MINGPT["gpt2"]
     assert sizes(GPTConfig.model_validate(written | {"n_layer": 3})) == (3, 12, 768)
+    assert ModelOptions.model_validate({"preset": "openai-gpt"}).preset == "gpt2"
 
 
 def test_head_size_and_kv_heads() -> None:
