@@ -147,7 +147,7 @@ def test_a_foreign_dataset_with_an_empty_split(
     distribution("acme-empty", source, datasets="empty = Empty")
     error = refused("train", tiny_recipe(dataset={"use": "empty"}), "--out", "r", exit_code=2)
     name = "validation" if train else "training"
-    assert f"error: the {name} split holds not one window of 16 tokens" in error
+    assert f"error: the {name} split is shorter than one window of 16 tokens" in error
 
 
 # Checkpoints and run folders.
