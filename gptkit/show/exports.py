@@ -10,7 +10,7 @@ from gptkit.onnx.runtime.metadata import Check
 
 
 def working() -> AbstractContextManager[object]:
-    """Say on a terminal what takes a while."""
+    """Show on a terminal that the export is running."""
     return Console(stderr=True).status("writing the graphs and comparing them with the checkpoint")
 
 
