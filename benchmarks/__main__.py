@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: measure, and note the figures in RESULTS.md."""
+"""`python -m benchmarks [NAME ...]`: measure, and write the figures to RESULTS.md."""
 
 import argparse
 import importlib
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _all(*, quick: bool) -> list[str]:
-    """All that say something on this machine; quick ones only have to run."""
+    """All benchmarks that this machine can measure; with --quick all, to see that they run."""
     import torch
 
     return [name for name in BENCHMARKS if name != "gpu" or quick or torch.cuda.is_available()]

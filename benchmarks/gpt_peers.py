@@ -32,7 +32,7 @@ def _loss_of(model: nn.Module) -> Loss:
 
 
 def _litgpt(shape: Shape) -> nn.Module:
-    """As near to GPT-2 as it comes: rotary positions, an untied head."""
+    """Its closest model to GPT-2: rotary positions, an untied head."""
     from litgpt.config import Config
     from litgpt.model import GPT
 
@@ -49,7 +49,7 @@ def _litgpt(shape: Shape) -> nn.Module:
 
 
 def _x_transformers(shape: Shape) -> nn.Module:
-    """Its plain decoder with learned positions, a tied head and torch's attention."""
+    """Its decoder with learned positions, a tied head and torch's attention."""
     from x_transformers import Decoder, TransformerWrapper
 
     torch.manual_seed(0)

@@ -42,7 +42,7 @@ TARGET = 1.4697
 CLOSE = 0.05
 """How far the loss after a few steps on the device may be from the CPU's in float32."""
 LONGEST = 200.0
-"""Seconds that the time to a loss may take."""
+"""Limit in seconds for training to the target loss."""
 
 METHOD = """\
 {device}, torch {torch}. First a small model is trained for {steps} steps from one seed on the CPU
@@ -56,7 +56,7 @@ over the weights for each token at {bandwidth:.0f} GB/s, as measured by copying.
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work is done; small without a GPU, to see that all of it runs."""
+    """Sizes of all parts; small without a GPU, to see that they run."""
 
     model: dict[str, int]
     vocab_size: int
@@ -73,7 +73,7 @@ SMALL = Scale({"n_layer": 2, "n_head": 2, "n_embd": 32}, 65, 32, 4, 3, 1, 8, 256
 
 
 class Noise(Split):
-    """Random tokens, as many as one asks for."""
+    """Random tokens; the first index is the seed."""
 
     def __init__(self, vocab_size: int, block_size: int) -> None:
         self.vocab_size, self.stride = vocab_size, block_size
@@ -89,7 +89,7 @@ class Noise(Split):
 
 
 def measure(quick: bool) -> Result:
-    """All of it; what needs a GPU runs in miniature on the CPU where there is none."""
+    """Run all parts; without a GPU at small sizes on the CPU."""
     cuda = torch.cuda.is_available()
     scale = FULL if cuda and not quick else SMALL
     device = torch.cuda.get_device_name() if cuda else "no GPU: everything in miniature on the CPU"
@@ -180,12 +180,12 @@ def time_to_loss(quick: bool) -> list[str]:
 
 
 class StopBelow(Callback):
-    """End training at a loss, or after a while."""
+    """End training at a validation loss or after a time."""
 
     loss: float
     """Validation loss that is low enough, in nats."""
     seconds: float
-    """Of training, at most."""
+    """Longest training, in seconds."""
     _begin: float = 0.0
 
     def on_fit_start(self, state: TrainState) -> None:
@@ -193,7 +193,7 @@ class StopBelow(Callback):
         self._begin = perf_counter()
 
     def on_eval_end(self, state: TrainState) -> None:
-        """Look at both."""
+        """Stop if the loss is low enough or the time is over."""
         low = state.val_loss is not None and state.val_loss <= self.loss
         state.stop = low or perf_counter() - self._begin > self.seconds
 
@@ -243,13 +243,13 @@ def copying(size: int) -> float:
 
 
 def _parameters(scale: Scale) -> int:
-    """Without the positions', which multiply nothing."""
+    """Number of parameters without the position table, which is in no matrix product."""
     config = _config(scale)
     return GPT(config).n_parameters() - config.block_size * config.n_embd
 
 
 def _flops_per_token(scale: Scale) -> float:
-    """Of a training step (Chowdhery et al. 2022, appendix B)."""
+    """FLOPs per token of a training step (Chowdhery et al. 2022, appendix B)."""
     config = _config(scale)
     return 6 * _parameters(scale) + 12 * config.n_layer * config.n_embd * config.block_size
 
@@ -261,7 +261,7 @@ def _config(scale: Scale) -> GPTConfig:
 def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
     noise = Noise(scale.vocab_size, scale.block_size)
     torch.manual_seed(0)
-    codec: Any = None  # nobody samples
+    codec: Any = None  # not used: nothing is sampled
     data = Data(noise, noise, codec, vocab_size=scale.vocab_size, block_size=scale.block_size)
     return Trainer(
         GPT(_config(scale)), data, options=options, run_device=resolve_device(options), seed=0
@@ -292,7 +292,7 @@ def _decoding(session: DecodeSession, scale: Scale) -> Callable[[], Any]:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Of one call, the device's work included."""
+    """Seconds of one call, the device's work included."""
     _wait()
     begin = perf_counter()
     work()

@@ -25,7 +25,7 @@ SMALL, LARGE, QUICK_LARGE = 1 * MB, 2000 * MB, 64 * MB
 ROUNDS = 3
 STEPS, QUICK_STEPS = 1000, 100
 INTERVAL = 0.01
-"""Seconds between looks at the process."""
+"""Seconds between two samples of the process's memory."""
 SEED = 1
 
 RECIPE: dict[str, Any] = {
@@ -51,7 +51,7 @@ class Usage:
     encoding: dict[str, float] = field(default_factory=lambda: {"RssAnon": 0.0, "RssFile": 0.0})
     """Highest anonymous and file pages before training began."""
     training: dict[str, float] = field(default_factory=lambda: {"RssAnon": 0.0, "RssFile": 0.0})
-    """And after."""
+    """Highest anonymous and file pages after training began."""
     start_seconds: float = 0.0
     """Until training began: imports and encoding."""
     steps_per_second: float = 0.0
@@ -105,7 +105,7 @@ def _write_corpus(path: Path, size: int) -> None:
 
 
 def _train(text: Path, steps: int) -> Usage:
-    """Train on a text in a process of its own and watch it."""
+    """Train on a text in a process of its own and measure it."""
     with tempfile.TemporaryDirectory(dir=text.parent) as name:
         folder = Path(name)
         run, recipe, log = folder / "run", folder / "recipe.toml", folder / "log"
@@ -114,7 +114,7 @@ def _train(text: Path, steps: int) -> Usage:
         env = os.environ | {"GPTKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         with log.open("wb") as output:
             child = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-            usage = _watch(child, run / "recipe.toml")
+            usage = _measure(child, run / "recipe.toml")
         if child.returncode:
             raise RuntimeError(f"{command} failed:\n{log.read_text(errors='replace')}")
         usage.steps_per_second = _speed(run / "metrics.jsonl")
@@ -131,13 +131,13 @@ def _recipe(text: Path, steps: int) -> Mapping[str, Any]:
 
 
 def _import_torch() -> float:
-    """Peak memory of a process that does nothing else."""
+    """Peak memory of a process that only imports torch."""
     child = subprocess.Popen([sys.executable, "-c", "import torch"])
-    return _watch(child, Path("never")).peak
+    return _measure(child, Path("never")).peak
 
 
-def _watch(child: subprocess.Popen[bytes], sign: Path) -> Usage:
-    """Look at a process until it ends; training has begun when the sign exists."""
+def _measure(child: subprocess.Popen[bytes], sign: Path) -> Usage:
+    """Sample a process's memory until it ends; its training began when the file `sign` exists."""
     usage, begin = Usage(), time.perf_counter()
     status = Path(f"/proc/{child.pid}/status")
     while child.poll() is None:
@@ -154,7 +154,7 @@ def _watch(child: subprocess.Popen[bytes], sign: Path) -> Usage:
 
 
 def _memory(status: Path) -> dict[str, float]:
-    """Bytes by kind; nothing of a process that has ended."""
+    """Bytes by kind of memory; empty if the process has ended."""
     try:
         fields = (line.split() for line in status.read_text().splitlines())
         return {f[0].rstrip(":"): float(f[1]) * 1024 for f in fields if f[-1:] == ["kB"]}

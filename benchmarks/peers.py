@@ -28,7 +28,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a GPT and of the batches it sees."""
+    """The sizes of a GPT and of its batches."""
 
     n_layer: int
     n_head: int
@@ -94,7 +94,7 @@ def make_theirs(ours: GPT, *, activation: str = "gelu_pytorch_tanh") -> GPT2LMHe
 
 
 def check_equal(ours: GPT, theirs: GPT2LMHeadModel, x: Tensor, y: Tensor) -> None:
-    """Make sure that the comparison is fair.
+    """Check that the two models are equal.
 
     Raises:
         RuntimeError: the two differ in size or in loss, or the loss is not a fresh model's.

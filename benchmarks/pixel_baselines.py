@@ -1,4 +1,4 @@
-"""What models that know next to nothing of pixels reach.
+"""The losses of two trivial models of pixels, beside a run's model.
 
     python -m benchmarks.pixel_baselines RUN
 
@@ -55,7 +55,7 @@ def copy_left(
 
 
 def left_equals(images: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
-    """Where a pixel has its left neighbour's colour."""
+    """Which pixels have the colour of their left neighbour."""
     same = np.zeros(images.shape, dtype=bool)
     same[:, 1:] = images[:, 1:] == images[:, :-1]
     same[:, ::width] = False

@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text below a line of names."""
+    """Rows of text cells below a header."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """Numbers stand at the right, the first column at the left."""
+        """The first column is left-aligned; the others, numbers, are right-aligned."""
         rule = [":--", *["--:"] * (len(self.header) - 1)]
         return "\n".join(f"| {' | '.join(line)} |" for line in (self.header, rule, *self.rows))
 
@@ -66,7 +66,7 @@ def section(name: str, result: Result, *, command: str, bystanders: float) -> st
 
 
 def update(path: Path, name: str, text: str) -> None:
-    """Put a section into a results file, in place of the one that the benchmark has there."""
+    """Write a section into a results file; it replaces the benchmark's earlier one."""
     old = path.read_text(encoding="utf-8") if path.exists() else PREAMBLE
     preamble, *sections = re.split(r"(?m)^(?=## )", old)
     by_name = {part[3:].partition(":")[0]: part.rstrip() + "\n" for part in sections}
@@ -108,7 +108,7 @@ def _versions() -> str:
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a command prints; nothing where it is missing or fails."""
+    """What a command prints; empty if it is missing or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -68,7 +68,7 @@ def _run(command: list[str | Path]) -> tuple[float, float]:
 
 
 def _until_first_step() -> tuple[float, float]:
-    """CPU and wall seconds until training says that it took a step.
+    """CPU and wall seconds until training reports its first step.
 
     Raises:
         RuntimeError: it ended before.

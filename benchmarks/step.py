@@ -35,7 +35,7 @@ from gptkit_grad_clip import GradClip
 SHAPES = {Shape(4, 4, 128, 64, 12): 40, Shape(8, 8, 256, 128, 16): 12}
 """What is trained, and in how many rounds."""
 CALLS = {Shape(4, 4, 128, 64, 12): 5}
-"""Steps in a row per round, where not 1."""
+"""Steps in a row per round, if not 1."""
 SEED = 1
 TOKENS = 1_000_000
 MAX_NORM = 1.0
@@ -89,7 +89,7 @@ def measure(quick: bool) -> Result:
 
 @contextmanager
 def _contestants(shape: Shape, matmul: int) -> Iterator[dict[str, Callable[[], float]]]:
-    """By name, what takes a step and returns its seconds."""
+    """Functions by name, each of which takes a step and returns its seconds."""
     ours, calls = make_ours(shape), CALLS.get(shape, 1)
     theirs, default = make_theirs(ours), make_theirs(ours, activation="gelu_new")
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def _row(shape: Shape, number: int, times: dict[str, Spread], matmul_flops: int)
 
 
 def _flops(shape: Shape) -> int:
-    """Of one step, after Chowdhery et al. 2022 (PaLM), appendix B."""
+    """FLOPs of one step, after Chowdhery et al. 2022 (PaLM), appendix B."""
     model = make_ours(shape)
     weights = model.n_parameters() - shape.block_size * shape.n_embd
     attention = 12 * shape.n_layer * shape.n_embd * shape.block_size

@@ -34,9 +34,9 @@ ROUNDS, STEPS = 5, 3
 WARMUP = 2
 SEED = 1
 INTERVAL = 0.002
-"""Seconds between looks at the process's memory."""
+"""Seconds between two samples of the process's memory."""
 TIDY = {"MALLOC_MMAP_THRESHOLD_": "262144"}
-"""Makes glibc give tensors back when they are freed, at a price in time."""
+"""Makes glibc return the memory of freed tensors at once, which takes time."""
 
 OURS, RECOMPUTE = "gptkit", "gptkit, recompute"
 THEIRS, THEIR_RECOMPUTE = "transformers", "transformers, gradient checkpointing"
@@ -98,7 +98,7 @@ def _meaning(peaks: dict[str, Spread], times: dict[str, Spread]) -> str:
 
 
 def _in_a_process(name: str, layers: int, batch: int) -> dict[str, float]:
-    """What `main` prints for a contestant: the time as it is, the peak where malloc is tidy."""
+    """What `main` prints for a contestant: time with the usual malloc, peak with `TIDY`."""
     command = [sys.executable, "-m", __name__, name, str(layers), str(batch)]
     tidy, usual = _printed(command, TIDY), _printed(command, {})
     return usual | {"peak": tidy["peak"]}
@@ -130,7 +130,7 @@ def main(name: str, layers: int, batch: int) -> None:
 
 
 def _make(name: str, shape: Shape, tokens: Path) -> tuple[nn.Module, Callable[[], None]]:
-    """A contestant's model, and what takes a step."""
+    """A contestant's model, and a function that takes a step."""
     recompute = name in (RECOMPUTE, THEIR_RECOMPUTE)
     if name in (OURS, RECOMPUTE):
         return _ours(shape, tokens, recompute=recompute)
@@ -173,13 +173,13 @@ def _theirs(shape: Shape, *, recompute: bool) -> tuple[nn.Module, Callable[[], N
 
 
 class _Peak:
-    """Looks at this process's resident memory again and again, from a thread of its own."""
+    """Records the highest resident memory of this process, sampled by a thread."""
 
     highest = 0.0
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
 
@@ -187,13 +187,13 @@ class _Peak:
         self._ended.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._ended.wait(INTERVAL):
             self.highest = max(self.highest, _resident())
 
 
 def _resident() -> float:
-    """Bytes of memory that this process holds."""
+    """Resident memory of this process in bytes."""
     return float(psutil.Process().memory_info().rss)
 
 

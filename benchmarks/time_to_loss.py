@@ -23,7 +23,7 @@ AIM = 1.88
 SEEDS, QUICK_SEEDS = (1337, 1338, 1339), (1337,)
 QUICK_STEPS = 4
 POINTS = 8
-"""Evaluations per run; the clock stands still meanwhile."""
+"""Evaluations per run; the clock is stopped meanwhile."""
 PICTURE = Path(__file__).with_name("time_to_loss.png")
 
 METHOD = """\
@@ -45,12 +45,12 @@ class Curve:
 
     @property
     def seconds(self) -> float:
-        """The whole training's."""
+        """Seconds of the whole training."""
         return self.points[-1][0]
 
     @property
     def loss(self) -> float:
-        """At its end."""
+        """The validation loss at the end."""
         return self.points[-1][1]
 
 
@@ -120,7 +120,7 @@ def train(name: str, seed: int, *, quick: bool = False) -> Curve:
 
 
 def _overrides(seed: int, quick: bool) -> list[str]:
-    """What the benchmark changes in a recipe: seed, device and where the text lies."""
+    """What the benchmark changes in a recipe: seed, device and the path of the text."""
     overrides = [f"seed={seed}", "train.device=cpu"]
     if quick:
         steps = [f"train.steps={QUICK_STEPS}", "train.eval_batches=1"]

@@ -1,4 +1,4 @@
-"""Repeats that take turns, the median they give, and how much of the CPU others had meanwhile."""
+"""Repeats in turns, their median, and the CPU time of other processes meanwhile."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +43,9 @@ class Spread:
 def take_turns(
     contestants: Mapping[str, Callable[[], T]], *, rounds: int, warmup: int = 1
 ) -> dict[str, list[T]]:
-    """Call every contestant once a round, so that a slow moment of the machine meets them all.
+    """Call every contestant once a round, so that a slow phase of the machine affects them all.
 
-    Every round goes in the opposite order of the one before.
+    Each round has the reverse order of the one before.
 
     Returns:
         What the calls returned, by contestant; the warm-up's are dropped.
@@ -74,7 +74,7 @@ def timed(work: Callable[[], object], calls: int = 1) -> Callable[[], float]:
 
 
 class Bystanders:
-    """Measures, as a context, which share of the CPU went neither to us nor to our children."""
+    """Measures, as a context, the share of the CPU that other processes used."""
 
     share = 0.0
 
@@ -89,7 +89,7 @@ class Bystanders:
 
 
 def _busy() -> float:
-    """Seconds of CPU that the machine has spent on anything, a hypervisor's theft included."""
+    """Seconds of CPU that the machine was busy, steal time of a hypervisor included."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - sum(getattr(times, n, 0) for n in ("iowait", "guest")))
 

@@ -35,8 +35,9 @@ def measure(quick: bool) -> Result:
         paths = {name: _write(Path(folder) / f"{size}.bin", size) for name, size in SIZES.items()}
         runs = take_turns(
             {name: partial(_run, path, steps) for name, path in paths.items()},
-            rounds=rounds, warmup=0 if quick else 1,
-        )  # fmt: skip
+            rounds=rounds,
+            warmup=0 if quick else 1,
+        )
     rates = {n: Spread([run["rate"] for run in found]) for n, found in runs.items()}
     peaks = {n: Spread([run["peak"] for run in found]) for n, found in runs.items()}
     small, large = SIZES
@@ -56,7 +57,7 @@ def measure(quick: bool) -> Result:
 
 
 def _write(path: Path, size: int) -> Path:
-    """A token file, a hole in its middle if it is large."""
+    """A token file of random tokens, with a hole in the middle if it is large."""
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=MB // 2, dtype=np.uint8)
     with path.open("wb") as file:
         file.write(tokens.tobytes())
@@ -86,7 +87,7 @@ def _train(path: Path, steps: int) -> dict[str, float]:
     split = TokenFile(path, "uint8", stop=path.stat().st_size, block_size=BLOCK)
     options = TrainOptions(steps=10**6, batch_size=BATCH, device="cpu")
     config = GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=VOCABULARY, block_size=BLOCK)
-    codec: Any = None  # nobody samples
+    codec: Any = None  # not used: nothing is sampled
     data = Data(split, split, codec, VOCABULARY, BLOCK)
     trainer = Trainer(
         GPT(config), data, options=options, run_device=resolve_device(options), seed=1

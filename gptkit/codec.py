@@ -16,7 +16,7 @@ __all__ = ["Codec", "PromptError"]
 
 
 class Codec(BaseModel, ABC):
-    """How one data set's prompts and samples look; every field must be JSON-able."""
+    """Converts one data set's prompts and samples; every field must be JSON-able."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -33,9 +33,9 @@ class Codec(BaseModel, ABC):
 
     @property
     def lossless(self) -> bool | None:
-        """True if every token is one dimension of the data: then bits per token can be compared.
+        """True if every token is one dimension of the data: bits per token are bits per dimension.
 
-        False if information was dropped, None if the data has no dimensions to count.
+        False if the codec drops information, None if the data has no dimensions to count.
         """
         return None
 
@@ -44,7 +44,7 @@ class Codec(BaseModel, ABC):
         """Token ids that start a sample.
 
         Args:
-            prompt: what to continue; "" for a sample that starts from nothing.
+            prompt: what to continue; "" for a sample without a prompt.
 
         Returns:
             At least one token id.
@@ -55,16 +55,16 @@ class Codec(BaseModel, ABC):
 
     @property
     def starts(self) -> list[list[int]]:
-        """The starts of samples from nothing: one per class, or a single one."""
+        """The starts of samples without a prompt: one per class, or a single one."""
         return [self.encode("")]
 
     def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
         """Token ids that start a sample, for the options of `gptkit sample`.
 
         Args:
-            prompt: what to continue; "" for a sample that starts from nothing.
-            keep: which part of the prompt to keep, from its beginning, 0 to 1.
-            label: the class to draw from, if the model knows classes.
+            prompt: what to continue; "" for a sample without a prompt.
+            keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
+            label: the class to draw from, if the model has classes.
 
         Raises:
             PromptError: the prompt, `keep` or `label` does not fit this model.
@@ -81,11 +81,11 @@ class Codec(BaseModel, ABC):
         """The file contents that `tokens` stand for, in the format that `suffix` names."""
 
     def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
-        """Several samples in one file of the same format; a ruled line separates texts.
+        """Several samples in one file of the same format; a line of dashes separates texts.
 
         Args:
-            samples: token ids, each with the prompt's at its beginning.
-            prompt: what they continue, for formats that show it too.
+            samples: token ids of each sample, those of the prompt first.
+            prompt: the prompt, for formats that show it, too.
             kept: how many tokens of every sample come from the prompt.
         """
         return b"\n----------\n".join(self.decode(sample) for sample in samples)
@@ -94,14 +94,14 @@ class Codec(BaseModel, ABC):
         """What the token ids stand for, as JSON, for programs that do not have this codec.
 
         Text: `{"text": [...]}`, a string per id. Images: `{"width": W, "height": H, "colors":
-        [[r, g, b], ...]}`, a colour per id, or `"channels": 3` where red, green and blue are
-        tokens of their own with ids 0 to 255; `"classes": [...]` names the starts, where they
-        are several. None if neither fits.
+        [[r, g, b], ...]}`, a colour per id, or `"channels": 3` if red, green and blue are
+        separate tokens with ids 0 to 255; `"classes": [...]` names the starts if there are
+        several. None if neither fits.
         """
         return None
 
     def preview(self, contents: bytes, *, width: int) -> str | None:
-        """What `decode` or `sheet` gave, as text for a terminal of `width` columns.
+        """The result of `decode` or `sheet` as text for a terminal of `width` columns.
 
         None if it cannot be shown.
         """

@@ -1,7 +1,7 @@
 """The errors that a user can act on, and the exit codes of the command line.
 
-Every error says the place and the fault in its message and the next move in its hint. The command
-line prints a `GptkitError` as two lines; any other exception is a bug and keeps its traceback.
+The message of an error names the place and the fault, its hint the next move. The command line
+prints a `GptkitError` as two lines; any other exception is a bug and keeps its traceback.
 """
 
 import difflib
@@ -51,7 +51,7 @@ class CheckpointError(GptkitError):
 
 
 class FormatError(CheckpointError):
-    """A checkpoint is of a format that a newer gptkit writes."""
+    """A checkpoint has a newer format than this gptkit reads."""
 
 
 class ModelFileError(GptkitError):
@@ -65,14 +65,14 @@ class ExportError(GptkitError):
 
 
 class RunError(GptkitError):
-    """A run folder cannot be used: missing, taken by another process or already there."""
+    """A run cannot start or continue, or a file cannot be written."""
 
 
 class PeerError(GptkitError):
     """Another process of the same run has failed and reported why; this one ends silently.
 
     Args:
-        exit_code: what this process ends with.
+        exit_code: the exit code of this process.
     """
 
     def __init__(self, exit_code: int) -> None:
@@ -92,7 +92,7 @@ class StoppedError(GptkitError):
     Args:
         message: what was saved.
         hint: how to resume.
-        signum: the signal; the exit code is 128 + signum, as shells have it.
+        signum: the signal; the exit code is 128 + signum, as in shells.
     """
 
     def __init__(self, message: str, *, hint: str, signum: int) -> None:

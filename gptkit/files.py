@@ -1,4 +1,4 @@
-"""Files on disk, for the core and for plugins: written whole or not at all, locks, digests."""
+"""Files on disk, for the core and for plugins: atomic writes, locks, digests."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ DAY = 86_400.0  # seconds
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
-    """Write a file that is complete, or as it was before, whenever the process or the power stops.
+    """Write a file atomically: a crash or a power cut leaves the old contents or the new ones.
 
     A symbolic link stays; the file that it points to is replaced.
 
@@ -54,7 +54,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def writing(path: Path, *, hint: str | None = None) -> Iterator[None]:
-    """Turn an OSError into a RunError that says that `path` cannot be written, and why."""
+    """Turn an OSError into a RunError: `path` cannot be written, with the reason."""
     try:
         yield
     except OSError as error:
@@ -64,14 +64,14 @@ def writing(path: Path, *, hint: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def staged(target: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A path to write a file or a folder to, which takes the name `target` when the block ends.
+    """Yield a path for a new file or folder, which is renamed to `target` when the block ends.
 
-    It has the same last name, inside a temporary folder beside `target`. If the block raises,
-    `target` stays as it was.
+    The path is in a temporary folder beside `target` and has the same last part. If the block
+    raises, `target` stays as it was.
 
     Args:
-        target: the name in the end.
-        replace: what is at `target` gives way; otherwise a folder that is there by the end stays.
+        target: the final path.
+        replace: replace what is at `target`; otherwise a folder that exists there at the end stays.
 
     Raises:
         OSError: the folder around `target` is missing or not writable, or the disk is full.
@@ -90,9 +90,9 @@ def staged(target: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def recover(target: Path) -> None:
-    """Undo what a killed `staged(target)` left. No other process may be writing there.
+    """Clean up after a killed `staged(target)`. No other process may be writing there.
 
-    The kill may have come between its two renames: then `target` gets back what it was before.
+    If it was killed between its two renames, `target` gets its old contents back.
     """
     for staging in _stagings(target):
         if (staging / "old").exists() and not target.exists():
@@ -101,7 +101,7 @@ def recover(target: Path) -> None:
 
 
 def remove_abandoned(target: Path) -> None:
-    """Delete what killed processes left of `staged(target)`: nothing in it changed for a day."""
+    """Delete temporary folders of `staged(target)` that did not change for a day."""
     for staging in _stagings(target):
         with suppress(OSError):  # another process may finish at this moment
             changed = max(path.stat().st_mtime for path in (staging, *staging.rglob("*")))
@@ -114,7 +114,7 @@ def lock(path: Path, *, busy: Exception | None = None, keep: bool = True) -> Ite
     """Hold a lock file; the system releases it when the process dies.
 
     Args:
-        path: the lock file, made if it is missing.
+        path: the lock file, created if it is missing.
         busy: raised if another process holds the lock; None waits for that process.
         keep: whether the file stays when the lock is released.
 
@@ -157,7 +157,7 @@ def digest(path: Path, size: int | None = None) -> str:
 
 def sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
-    if os.name == "nt":  # has no such call for folders, and refuses it for files open to read
+    if os.name == "nt":  # Windows cannot sync folders, nor files that are open for reading
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -180,9 +180,9 @@ def _put(new: Path, target: Path, *, old: Path) -> None:
 
 
 def _unused_name(target: Path) -> Path:
-    """A hidden name beside `target`, another one for each writer.
+    """An unused hidden path beside `target`, a different one for each writer.
 
-    Not by mkstemp or mkdtemp: these make files and folders that only the user can read.
+    Not by mkstemp or mkdtemp, whose files and folders only their owner can read.
     """
     return Path(tempfile.mktemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
 

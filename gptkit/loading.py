@@ -1,4 +1,4 @@
-"""`gptkit.load`: a trained model, from a checkpoint with torch or from an exported file without."""
+"""`gptkit.load`: a trained model, from a checkpoint or, without torch, from an exported file."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def load(
         device: "auto", "cpu", "cuda", "cuda:N" or, for a run, "mps".
 
     Raises:
-        GptkitError: the path is none of these, or what is there cannot be used.
+        GptkitError: the path is none of these, or the model in it cannot be used.
     """
     path = Path(path) if path is not None else None
     if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):

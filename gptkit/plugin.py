@@ -58,16 +58,17 @@ EVENTS = (
 def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
-    except RuntimeError as error:  # "~name" of nobody
+    except RuntimeError as error:  # "~name" of an unknown user
         raise ValueError(str(error)) from error
 
 
 LocalPath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
-"""A path option: `~` is the user's home, a relative path starts at the working directory."""
+"""A path option: `~` is the user's home, a relative path is below the working
+directory."""
 
 
 class Plugin(BaseModel):
-    """Base of every plugin: frozen options, unknown ones and wrong types refused.
+    """Base of every plugin. Options are frozen; unknown ones and wrong types are refused.
 
     A type that TOML lacks, such as a tuple, needs `Field(strict=False)`; paths are `LocalPath`.
     """
@@ -121,7 +122,7 @@ class Dataset(Plugin, ABC):
 
 @dataclass
 class TrainState:
-    """What callbacks see of a training, and the few things that they may change."""
+    """The state of a training, for callbacks to read; a few fields are for them to change."""
 
     model: nn.Module
     """The plain model, not compiled and not wrapped in DDP; under `shard = true` its parameters are
@@ -131,13 +132,13 @@ class TrainState:
     codec: Codec
     """Turns tokens into text or images."""
     steps: int
-    """Updates that the recipe asks for."""
+    """Updates in the whole training, from the recipe."""
     tokens_per_step: int
     """Target tokens per update, masked ones included."""
     run_dir: Path | None = None
-    """The run folder; None if nothing is written, and on every rank but 0."""
+    """The run folder; None if nothing is written, and on all ranks but 0."""
     rank: int = 0
-    """This process's number among all that train together; only 0 prints and writes."""
+    """This process's number among those that train together; only 0 prints and writes."""
     step: int = 0
     """Updates done."""
     loss: Tensor = field(default_factory=lambda: torch.tensor(float("nan")))
@@ -148,7 +149,7 @@ class TrainState:
     """L2 norm of all gradients after backward, on the device. A callback that changes the gradients
     updates it, or sets it to None."""
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
-    """The latest values that callbacks recorded, by name, for loggers to pick up."""
+    """The latest values that callbacks recorded, by name; loggers write them."""
     stop: bool = False
     """A callback sets this, on any rank, to end training after the current step."""
     sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
@@ -162,7 +163,10 @@ class TrainState:
 
 
 class Callback(Plugin):
-    """A training habit; an entry point in `gptkit.callbacks`. Override the events it needs."""
+    """Code that runs at events of a training; an entry point in `gptkit.callbacks`.
+
+    Override the events that it needs.
+    """
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -174,7 +178,7 @@ class Callback(Plugin):
                 raise TypeError(f"{cls.__name__}.{name} is not an event; {advice}")
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Once, after a checkpoint was loaded: open files."""
+        """Once, before the first step; a resumed run has loaded its checkpoint: open files."""
 
     def on_step_start(self, state: TrainState) -> None:
         """Before the batch: set rates."""

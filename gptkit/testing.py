@@ -100,7 +100,7 @@ def check_callback(callback: Callback, run_dir: Path) -> None:
     overridden = [e for e in EVENTS if getattr(type(callback), e) is not getattr(Callback, e)]
     assert overridden, "it overrides no event"
     fresh = callback.model_copy(deep=True)
-    fresh.on_fit_end(make_state())  # comes even when on_fit_start failed
+    fresh.on_fit_end(make_state())  # is called even if on_fit_start failed
     _check_quiet(callback.model_copy(deep=True))
     state = make_state(run_dir)
     drive(callback, state)
@@ -114,7 +114,7 @@ def check_callback(callback: Callback, run_dir: Path) -> None:
 
 
 def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
-    """Assert the contract of data sets; returns what it loaded.
+    """Assert the contract of data sets; return the loaded data.
 
     Args:
         dataset: with the options to test.
@@ -132,15 +132,15 @@ def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
 
 
 def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:
-    """Assert that windows come as int64 (B, block_size) with ids below vocab_size."""
+    """Assert that windows are int64 (B, block_size) with ids below vocab_size."""
     assert 1 <= split.stride <= block_size
     indices = torch.tensor([0, len(split) - 1, 0])
     x, y = split[indices]
-    for part, least in ((x, 0), (y, IGNORE)):
+    for part, lowest in ((x, 0), (y, IGNORE)):
         assert part.shape == (3, block_size)
         assert part.dtype == torch.int64
         assert part.device.type == "cpu"
-        assert int(part.min()) >= least
+        assert int(part.min()) >= lowest
         assert int(part.max()) < vocab_size
     assert torch.equal(x[0], x[2]), "the same number must give the same window"
     assert torch.equal(split[indices[1:2]][0][0], x[1]), "a window must not depend on its batch"
@@ -163,11 +163,11 @@ def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -
 
 def _check_quiet(callback: Callback) -> None:
     """Assert that a callback works on a rank that has no run folder, and prints nothing there."""
-    state, said = make_state(), io.StringIO()
+    state, output = make_state(), io.StringIO()
     state.rank = 1
-    with redirect_stdout(said), redirect_stderr(said):
+    with redirect_stdout(output), redirect_stderr(output):
         drive(callback, state)
-    assert not said.getvalue(), "only rank 0 prints: look at state.rank"
+    assert not output.getvalue(), "only rank 0 may print: check state.rank"
 
 
 def _refused(action: Callable[..., Any], *arguments: Any) -> bool:

@@ -303,7 +303,7 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     error = refused("train", tiny_recipe(), "--out", place, exit_code=1)
     assert error.startswith(f"error: {place}: cannot be written: ")
-    assert "\nhint:  --out DIR takes another place\n" in error
+    assert "\nhint:  choose another folder: --out DIR\n" in error
 
 
 def test_a_cache_that_cannot_be_written(

@@ -18,7 +18,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
     assert run_device.reasons == {
         "device": "no GPU found",
         "dtype": "bfloat16 is not fast on this cpu",
-        "compile": "takes longer than it saves on cpu",
+        "compile": "takes more time than it saves on cpu",
     }
 
 

@@ -332,7 +332,7 @@ def test_a_callback_of_any_rank_ends_training(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     ("setting", "fault"),
     [
-        ("train.micro_batch_size=1", "error: train.batch_size: 9 sequences cannot be shared out"),
+        ("train.micro_batch_size=1", "error: train.batch_size: 9 sequences cannot be divided"),
         pytest.param(
             "dataset.path=/nowhere", "error: /nowhere: ", marks=pytest.mark.slow, id="data"
         ),

@@ -224,7 +224,7 @@ def test_a_set_that_makes_no_sense_is_refused(read: Read, override: str, fault: 
     with pytest.raises(UsageError) as caught:
         read(TWO_DECAYS, [override])
     assert str(caught.value) == f"--set {override}: {fault}"
-    in_recipe = "callbacks here: lr-decay, grad-clip, lr-decay"
+    in_recipe = "callbacks in the recipe: lr-decay, grad-clip, lr-decay"
     assert caught.value.hint in (in_recipe, recipe._SET_HINT)
     assert (caught.value.hint == in_recipe) == override.startswith(("callbacks.", "callbacks[3]"))
 

@@ -287,7 +287,7 @@ def test_a_codec_is_found_by_its_class_and_made_by_its_name() -> None:
 def test_a_codec_that_nobody_announces_is_refused() -> None:
     with pytest.raises(PluginError) as caught:
         registry.codec_entry(Unannounced())
-    assert "Unannounced is not announced by any distribution" in str(caught.value)
+    assert "Unannounced has no entry point" in str(caught.value)
     assert '[project.entry-points."gptkit.codecs"]' in (caught.value.hint or "")
 
 

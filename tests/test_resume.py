@@ -357,7 +357,7 @@ def test_changed_training_data_is_refused(
     text.write_text("to be or not to eb, " * 20)  # no other length, no other characters
     result = cli("resume", folder)
     assert result.exit_code == 1
-    fault = "the training data is not what this run was started with"
+    fault = "the training data is not the data that this run started with"
     assert f"error: {folder}: {fault}" in result.stderr
     assert contents(folder) == before
 

@@ -1,1 +1,1 @@
-"""What a trained model knows: classification and probes."""
+"""Analysis of trained models: classification and probes."""

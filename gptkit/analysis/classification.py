@@ -1,4 +1,4 @@
-"""Classification: the loss of a run's model, and its accuracy by p(x | class)."""
+"""Evaluation of a run's model: its loss, and its accuracy in classifying by p(x | class)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ class RunEvaluation:
     model: LoadedModel
     result: Evaluation
     accuracy: float | None
-    """Of `classify`; None if it was not asked for."""
+    """From `classify`; None if it was not requested."""
 
 
 def evaluate_run(
@@ -31,7 +31,7 @@ def evaluate_run(
         path: the run folder; None takes the newest one.
         which: "last", "best" or a step's number.
         device: where to compute.
-        by_class: whether to classify, too.
+        by_class: whether to measure the accuracy, too.
     """
     run = load_run(path, which=which, device=device)
     accuracy = classify(run) if by_class else None
@@ -53,12 +53,12 @@ def classify(run: LoadedRun) -> float:
         raise UsageError(
             "this model has no start token per class", hint="train with class_conditional = true"
         )
-    right = 0
+    correct = 0
     for indices in torch.split(torch.arange(len(labels)), run.batch_size):
         x, y = (part.to(run.model.device) for part in run.data.val[indices])
         losses = torch.stack([_item_losses(run.model, x, y, start[0]) for start in starts])
-        right += int((losses.argmin(dim=0).cpu() == labels[indices]).sum())
-    return right / len(labels)
+        correct += int((losses.argmin(dim=0).cpu() == labels[indices]).sum())
+    return correct / len(labels)
 
 
 def labels_of(split: Split) -> Tensor:
@@ -68,7 +68,7 @@ def labels_of(split: Split) -> Tensor:
         UsageError: it has none.
     """
     if split.labels is None:
-        raise UsageError("the data has no labels", hint="classification needs classes")
+        raise UsageError("the data has no labels", hint="use a data set with classes")
     return split.labels
 
 

@@ -30,7 +30,7 @@ class Probe:
     layers: list[float]
     """Of the features after the embedding (first) and after each block."""
     raw: float | None
-    """Of the same regression on the data itself, where it consists of numbers."""
+    """Of the same regression on the data itself; None if tokens do not stand for numbers."""
     chance: float
     """Of always naming the most frequent class."""
     train_items: int
@@ -97,11 +97,11 @@ def save_probe(result: Probe, folder: Path) -> Path | None:
     axes.set(xlabel="block (0: embedding)", ylabel="accuracy", title="Linear probe by layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120)
     path = folder / "probe.png"
     with writing(path):
-        write_atomically(path, drawn.getvalue())
+        write_atomically(path, image.getvalue())
     return path
 
 
@@ -110,13 +110,13 @@ class _Features:
     layers: list[Tensor]
     """Of the embedding and each block, (N, C)."""
     raw: list[Tensor]
-    """The data itself, one tensor (N, numbers of an item); none where tokens are no numbers."""
+    """The data itself, one tensor (N, numbers of an item); empty as for `Probe.raw`."""
     labels: Tensor  # (N,)
 
 
 @torch.no_grad()
 def _features(loaded: LoadedModel, split: Split, items: int, batch_size: int) -> _Features:
-    """Features of at most so many items, chosen from the whole split."""
+    """Features of at most `items` items, chosen at random from the whole split."""
     generator = np.random.default_rng(0)
     chosen = torch.from_numpy(np.sort(generator.permutation(len(split))[:items]))
     starts, numbers = loaded.codec.starts, _numbers(loaded)
@@ -137,7 +137,7 @@ def _features(loaded: LoadedModel, split: Split, items: int, batch_size: int) ->
 
 
 def _numbers(loaded: LoadedModel) -> Tensor | None:
-    """The numbers in 0 to 1 that each token id stands for, (V, n); None for symbols."""
+    """The numbers that each token id stands for, in 0 to 1, (V, n); None for text."""
     legend: dict[str, Any] = loaded.codec.legend() or {}
     if "width" not in legend:
         return None

@@ -21,14 +21,14 @@ from gptkit.training import torchrun
 
 
 class Commands(TyperGroup):
-    """Prints a user's mistake as two lines and exits with its code; a bug keeps its traceback."""
+    """Prints a `GptkitError` as two lines and exits with its code; a bug keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
         try:
             return super().invoke(ctx)
         except GptkitError as error:
-            _say(error)
+            _print_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             typer.echo("\nstopped", err=True)
@@ -64,7 +64,8 @@ def train(
     recipe: RecipeArgument,
     overrides: SetOption = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder; a new one under runs/.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder; by default a new one in runs/."),
     ] = None,
 ) -> None:
     """Train a recipe from the start into a new run folder; prints the folder."""
@@ -85,16 +86,20 @@ def resume(run_folder: RunArgument = None) -> None:
 def sample(
     run_folder: RunArgument = None,
     prompt: Annotated[str, typer.Option(help="What to continue: text, or an image file.")] = "",
-    keep: Annotated[float, typer.Option(help="Keep this part of the prompt, 0 to 1.")] = 1.0,
+    keep: Annotated[float, typer.Option(help="Fraction of the prompt to keep, 0 to 1.")] = 1.0,
     label: Annotated[str | None, typer.Option("--class", help="The class to draw from.")] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to draw; 500, or the rest of a picture.")
+        int | None,
+        typer.Option(min=1, help="Tokens to draw; by default 500, or the rest of an image."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token; 0.8 for text, 1 for pixels.")
+        float | None,
+        typer.Option(help="0 takes the likeliest token; by default 0.8 for text, 1 for pixels."),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the likeliest tokens up to this sum of probabilities.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
     out: Annotated[
@@ -154,13 +159,13 @@ def evaluate(
 def probe_command(
     run_folder: RunArgument = None,
     items: Annotated[
-        int, typer.Option(min=1, help="Use at most so many items of each split.")
+        int, typer.Option(min=1, help="Use at most this many items of each split.")
     ] = 10_000,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Measure how well a linear classifier tells the classes from each layer's features."""
+    """Measure how well a linear classifier predicts the class from each layer's features."""
     from gptkit.analysis import probes
     from gptkit.runs.run_folder import open_run
     from gptkit.show.results import print_probe
@@ -229,7 +234,7 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _say(error: GptkitError) -> None:
+def _print_error(error: GptkitError) -> None:
     for line in str(error).splitlines():
         typer.echo(f"error: {line}", err=True)
     for line in (error.hint or "").splitlines():

@@ -7,11 +7,11 @@ import typer
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")]
 RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest if left out.")
+    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; by default the newest.")
 ]
 SetOption = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field, as often as needed."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field; repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 CheckpointOption = Annotated[

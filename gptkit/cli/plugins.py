@@ -31,7 +31,7 @@ def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None
 
 @app.command()
 def check(
-    name: Annotated[str | None, typer.Argument(help="A plugin's name; all if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A plugin's name; by default all.")] = None,
 ) -> None:
     """Import plugins; print which are broken, with tracebacks."""
     from gptkit.recipe import registry
@@ -45,9 +45,13 @@ def check(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="The word for recipes: small letters, digits, -.")],
+    name: Annotated[
+        str, typer.Argument(help="Its name in recipes: lower-case letters, digits, -.")
+    ],
     kind: Annotated[str, typer.Option(help="callback or dataset.")] = "callback",
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; ./NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder; by default ./NAME.")
+    ] = None,
 ) -> None:
     """Write the package of a new plugin, which installs and passes its test; prints the folder."""
     from gptkit.scaffold import package

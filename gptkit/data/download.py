@@ -1,4 +1,4 @@
-"""Downloads and caches on disk, for plugins: complete and checked, or absent."""
+"""Downloads and caches on disk, for plugins; written atomically."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from gptkit.files import digest, lock, remove_abandoned, staged
 
 
 def cache_folder(name: str) -> Path:
-    """Where a plugin may keep derived files: `$GPTKIT_CACHE/name`, else the user's cache folder."""
+    """The folder for a plugin's derived files, in `$GPTKIT_CACHE` or the user's cache folder."""
     root = os.environ.get("GPTKIT_CACHE")
     return (Path(root) if root else user_cache_path("gptkit", appauthor=False)) / name
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built by `build(temporary folder)` where it does not exist: complete or absent.
+    """Build `folder` atomically, by `build(temporary folder)`, unless it exists; return it.
 
     Two processes may build at the same time; the first to finish wins.
     """
@@ -34,7 +34,7 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError into a DataError that names the cache, not the data, as what failed."""
+    """Turn an OSError into a DataError that names the cache, not the data."""
     try:
         yield
     except OSError as error:
@@ -54,12 +54,12 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
         url: an http or https address.
         sha256: the file's digest in hex.
         size: its length in bytes.
-        hint: what else the user can do when there is no network.
+        hint: what else the user can do without a network.
 
     Raises:
-        DownloadError: no network, an HTTP error, or contents that are not what was expected.
+        DownloadError: no network, an HTTP error, or a wrong size or checksum.
     """
-    import requests  # here and below: only a command that downloads pays for these imports
+    import requests  # imported here and below, so that only a download pays for it
 
     folder = cache_folder("downloads")
     target = folder / f"{sha256[:12]}-{url.rsplit('/', 1)[-1]}"

@@ -10,11 +10,11 @@ from gptkit.data.split import IGNORE, Split
 
 
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Tensor:
-    """Which windows make up the batch of a step: int64 (batch_size,), each in 0 .. size - 1.
+    """Indices of the windows in a step's batch: int64 (batch_size,), each in 0 .. size - 1.
 
     Drawn with replacement from the counter-based generator Philox (Salmon et al. 2011), so that
     nothing needs to be stored to continue a run. Its raw bits are the same in every numpy version;
-    the remainder of 64 random bits is uniform but for size / 2**64.
+    the remainder of 64 random bits is uniform up to size / 2**64.
     """
     philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
     return torch.from_numpy((philox.random_raw(batch_size) % np.uint64(size)).astype(np.int64))
@@ -30,8 +30,8 @@ def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     windows = -(-last // split.stride) + 1
     overlap = (windows - 1) * split.stride - last
     for first in range(0, windows, batch_size):
-        numbers = torch.arange(first, min(first + batch_size, windows))
-        x, y = split[(numbers * split.stride).clamp(max=last)]
+        chosen = torch.arange(first, min(first + batch_size, windows))
+        x, y = split[(chosen * split.stride).clamp(max=last)]
         if overlap and first + batch_size >= windows:
             y = y.clone()
             y[-1, :overlap] = IGNORE

@@ -1,4 +1,4 @@
-"""Split: one part of a data set, as windows or items that can be gathered by number."""
+"""Split: one part of a data set, as windows or items that are gathered by index."""
 
 from abc import ABC, abstractmethod
 
@@ -9,14 +9,14 @@ IGNORE = -100
 
 
 class Split(ABC):
-    """One part of a data set: windows or items that can be gathered by number."""
+    """One part of a data set: windows or items that are gathered by index."""
 
     stride: int = 1
-    """Distance between the numbers that one pass over the whole split visits: 1 for separate items,
-    block_size where neighbouring numbers are overlapping windows of one stream."""
+    """Step between the indices in one pass over the split: 1 for separate items, block_size for a
+    stream, in which the windows of neighbouring indices overlap."""
 
     labels: Tensor | None = None
-    """The class of every item, int64 (len(self),); None where items have no classes."""
+    """The class of every item, int64 (len(self),); None if items have no classes."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -24,7 +24,7 @@ class Split(ABC):
 
     @abstractmethod
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets by number, in one vectorised gather.
+        """Inputs and targets by index, in one vectorised gather.
 
         Args:
             indices: int64 (B,), each in 0 .. len(self) - 1.

@@ -1,4 +1,4 @@
-"""TokenFile: windows of a long token stream in a file that memory need not hold."""
+"""TokenFile: windows of a token stream in a file that may be larger than memory."""
 
 import mmap
 from pathlib import Path
@@ -11,11 +11,11 @@ from gptkit.data.split import Split
 
 
 class TokenFile(Split):
-    """A split that is a stretch of one long token stream in a file; only its windows are read.
+    """A part of a token stream in a file; a batch reads only its own windows.
 
     Args:
         path: raw tokens without a header.
-        dtype: how they are stored, "uint8" or "uint16".
+        dtype: the type of a stored token, "uint8" or "uint16".
         start: first token of the split.
         stop: token after the last one of the split.
         block_size: tokens per window; every target is the token after its input.
@@ -35,9 +35,9 @@ class TokenFile(Split):
         # Mapped anew for every batch, so that resident memory does not grow.
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(mapped, "madvise"):  # windows are anywhere: reading ahead would be wasted
+        if hasattr(mapped, "madvise"):  # random access: read-ahead would be wasted
             mapped.madvise(mmap.MADV_RANDOM)
         tokens = np.frombuffer(mapped, self.dtype, count=self.stop)
         starts = indices.numpy() + self.start
-        rows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        windows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

@@ -33,7 +33,7 @@ class LearnedPosition(nn.Module):
         return x + self.wpe.weight[positions]
 
     def angles(self, positions: slice | Tensor) -> None:
-        """Queries and keys are not rotated."""
+        """None: queries and keys are not rotated."""
 
 
 class RotaryPosition(nn.Module):
@@ -51,7 +51,7 @@ class RotaryPosition(nn.Module):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
-        """Leave the embedding as it is."""
+        """Leave the embedding unchanged."""
         return x
 
     def angles(self, positions: slice | Tensor) -> Angles:
@@ -63,7 +63,7 @@ Position = LearnedPosition | RotaryPosition
 
 
 def rotate(x: Tensor, angles: Angles | None) -> Tensor:
-    """Rotate x (B, nh, T, hs) by the angles of T positions; None leaves it as it is."""
+    """Rotate x (B, nh, T, hs) by the angles of T positions; None leaves it unchanged."""
     if angles is None:
         return x
     cos, sin = (table.to(x.dtype) for table in angles)
@@ -72,7 +72,7 @@ def rotate(x: Tensor, angles: Angles | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention, with grouped queries where n_kv_head < n_head."""
+    """Causal self-attention, with grouped queries if n_kv_head < n_head."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class SwiGLU(MLP):
 
 
 def layer_norm(config: GPTConfig) -> nn.Module:
-    """Layer norm with a learned scale and, by choice, a bias."""
+    """Layer norm with a learned scale and an optional bias."""
     return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
 
 

@@ -1,4 +1,4 @@
-"""Caches: what attention remembers of earlier calls. Training uses none.
+"""Caches: keys and values of earlier calls. Training uses none.
 
 Shapes: B sequences, T new tokens, S tokens that attention sees, nh query heads, nkv key and value
 heads, hs = head size.
@@ -23,9 +23,9 @@ class Cache(ABC):
         return slice(self.length, self.length + tokens)
 
     def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
-        """Which keys (B, nkv, S, hs) the queries (B, nh, T, hs) may see, bool (T, S).
+        """The keys (B, nkv, S, hs) that each query (B, nh, T, hs) may see, bool (T, S).
 
-        None if T = 1, where the token sees everything, or T = S, where the mask is merely causal.
+        None if T = 1, since the token sees all keys, or T = S, which is plain causal attention.
         """
         T, S = q.size(2), k.size(2)
         if T in (1, S):
@@ -42,7 +42,7 @@ class Cache(ABC):
 
 
 class NoCache(Cache):
-    """Every call stands alone, as in training."""
+    """Each call is independent of earlier ones, as in training."""
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """This call's keys and values."""
@@ -85,14 +85,14 @@ class KVCache(Cache):
         self.length += tokens
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         self.length = 0
 
 
 class StaticKVCache(Cache):
     """A `KVCache` as buffers of constant shape, for one token at a time.
 
-    Nothing here depends on a number that only the host knows, so a CUDA graph can repeat it.
+    No shape or index depends on a value on the host, so a CUDA graph can replay the step.
 
     Args:
         cache: holds the keys and values, also those of earlier calls.
@@ -117,7 +117,7 @@ class StaticKVCache(Cache):
         return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
 
     def advance(self, tokens: int) -> None:
-        """The caller does this: it increments the position."""
+        """Nothing to count: the caller increments the position."""
 
 
 NO_CACHE = NoCache()

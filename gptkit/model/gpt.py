@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptkit.data.split import IGNORE
 from gptkit.errors import CheckpointError
 from gptkit.model.blocks import MLP, NORMS, POSITIONS, Angles, Attention, Block, plain_norm
 from gptkit.model.cache import NO_CACHE, Cache
 from gptkit.recipe.options import GPTConfig
 
 BLOCKS = "h."
-"""The names of the blocks' parameters begin with this."""
+"""Prefix of the names of the blocks' parameters."""
 
 
 class GPT(nn.Module):
@@ -26,7 +27,7 @@ class GPT(nn.Module):
 
     Args:
         config: its shape.
-        recompute: in training, keep only the input of each block and compute the rest again.
+        recompute: in training, keep only each block's input; the backward pass recomputes the rest.
     """
 
     def __init__(self, config: GPTConfig, *, recompute: bool = False) -> None:
@@ -45,7 +46,7 @@ class GPT(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T)."""
-        return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten(), ignore_index=-100)
+        return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE)
 
     def logits(self, x: Tensor, cache: Cache = NO_CACHE) -> Tensor:
         """Unnormalised log-probabilities of the next token, (B, T) to (B, T, vocab_size).
@@ -55,7 +56,7 @@ class GPT(nn.Module):
         return self.lm_head(self.features(x, cache))
 
     def next_logits(self, x: Tensor, cache: Cache) -> Tensor:
-        """Logits of the token after the last one alone, (B, T) to (B, vocab_size)."""
+        """Logits of only the next token, (B, T) to (B, vocab_size)."""
         return self.lm_head(self.features(x, cache)[:, -1])
 
     def features(self, x: Tensor, cache: Cache = NO_CACHE) -> Tensor:
@@ -85,19 +86,19 @@ class GPT(nn.Module):
         return torch.stack(means)
 
     def token_losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy in nats of every single target, (B, T); 0 where it is masked."""
+        """Cross-entropy in nats of each target, (B, T); 0 if it is masked."""
         logits = self.logits(x).transpose(1, 2)
-        return F.cross_entropy(logits, y, ignore_index=-100, reduction="none")
+        return F.cross_entropy(logits, y, ignore_index=IGNORE, reduction="none")
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name; a tied head appears once, as the embedding."""
         return dict(self.named_parameters())
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors, as `weights` gives them, into the parameters.
+        """Copy tensors, named as in `weights`, into the parameters.
 
         Raises:
-            CheckpointError: names or shapes are not this model's.
+            CheckpointError: names or shapes differ from this model's.
         """
         own = self.weights()
         wrong = sorted(
@@ -124,7 +125,7 @@ class GPT(nn.Module):
         )
 
     def _init(self, module: nn.Module) -> None:
-        """GPT-2's: normal with std 0.02; what feeds the residual stream divided by its length."""
+        """GPT-2's: std 0.02, over sqrt(2 n_layer) in layers that add to the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -135,7 +136,7 @@ class GPT(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the mode is what it was before."""
+    """Evaluation mode without gradients; restores the previous mode at the end."""
     was_training = model.training
     model.eval()
     try:
@@ -146,5 +147,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether FSDP2 shards a tensor; importing DTensor, to ask for its type, takes a second."""
+    """Whether a tensor is a DTensor, as under FSDP2; importing that type takes a second."""
     return hasattr(tensor, "full_tensor")

@@ -1,4 +1,4 @@
-"""A recipe with its plugins: options checked when it is read, objects made when it is built."""
+"""A recipe with its plugins: `read` checks their options, `build` makes the objects."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Plugins:
     """The recipe with every plugin's options filled in."""
     dataset: Dataset
     callbacks: Mapping[str, Callback]
-    """Each under the name that errors give it, in order."""
+    """By the name that errors use, in the recipe's order."""
     entries: tuple[Entry, ...]
-    """Where they come from."""
+    """Their entry points: the data set's, then the callbacks'."""
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -35,14 +35,14 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         overrides: `key=value` texts as given to `--set`; later ones win.
 
     Raises:
-        UsageError: the file is missing, or an override makes no sense.
+        UsageError: the file is missing, or an override is malformed.
         RecipeError: every problem in the contents at once.
     """
     return recipe_file.read(path, overrides, check=check_plugin)
 
 
 def check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
-    """What is wrong with a plugin as a recipe names it."""
+    """The problems of a plugin in a recipe: its name, its import, its options."""
     try:
         plugin = registry.load(registry.find(kind, spec.use))
     except PluginError as error:

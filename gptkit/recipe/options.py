@@ -13,9 +13,15 @@ from pydantic import (
 )
 
 Preset = Literal[
-    "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
-    "gopher-44m", "gpt-mini", "gpt-micro", "gpt-nano",
-]  # fmt: skip
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "gopher-44m",
+    "gpt-mini",
+    "gpt-micro",
+    "gpt-nano",
+]
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 124 M
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 350 M
@@ -37,7 +43,7 @@ class Options(BaseModel):
         extra="forbid",
         strict=True,  # TOML has types: "100" is not a number, true is not 1
         allow_inf_nan=False,
-        ser_json_inf_nan="constants",  # a plugin's option may be infinite, and TOML can say so
+        ser_json_inf_nan="constants",  # a plugin's option may be infinite; TOML has inf
         use_attribute_docstrings=True,
         validate_default=True,
     )
@@ -50,7 +56,7 @@ class ModelOptions(Options):
     """
 
     preset: Preset | None = None
-    """Fills in n_layer, n_head and n_embd by name; sizes written beside it win."""
+    """Sets n_layer, n_head and n_embd by name; sizes given beside it take precedence."""
     n_layer: PositiveInt = 6
     """Number of blocks."""
     n_head: PositiveInt = 6
@@ -64,7 +70,7 @@ class ModelOptions(Options):
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before attention, before the MLP and before the head."""
     position: Literal["learned", "rotary"] = "learned"
-    """How the model knows a token's position: a learned table, or rotated queries and keys."""
+    """Position encoding: a learned table, or rotated queries and keys."""
     mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """The MLP's non-linearity: GPT-2's tanh GELU, squared ReLU, or SiLU-gated."""
     embed_norm: bool = False
@@ -142,8 +148,8 @@ class TrainOptions(Options):
     """Keep only the input of each block, and compute the rest again in the backward pass: less
     memory for about a third more computation (Chen et al. 2016)."""
     shard: bool = False
-    """Over several processes, keep a part of weights, gradients and moments on each (FSDP2) instead
-    of all on every one (DDP)."""
+    """With several processes, keep a part of the weights, gradients and moments on each (FSDP2),
+    instead of all of them (DDP)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
     learning_rate: PositiveFloat = 1e-3
@@ -180,7 +186,7 @@ class TrainOptions(Options):
             )
         if self.shard and self.optimizer == "muon":
             raise ValueError(
-                'optimizer "muon" works on whole matrices: not with shard; "adamw" does'
+                'optimizer "muon" needs whole matrices, which shard divides; use "adamw"'
             )
         if max(self.betas) >= 1:
             raise ValueError(f"betas should be below 1, got {list(self.betas)}")

@@ -20,7 +20,7 @@ from gptkit.recipe.registry import Kind
 
 
 class PluginSpec(BaseModel):
-    """A plugin as the recipe names it: `use` and, flat beside it, the plugin's own options."""
+    """A plugin in a recipe: its name as `use`, and its options beside it."""
 
     model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
 
@@ -37,7 +37,7 @@ class Recipe(Options):
     """One experiment: a seed, a data set, the shape of the model, the training, the callbacks."""
 
     seed: int = Field(default=1337, ge=0, lt=2**63)
-    """Determines initial weights, order of the data, dropout and previews."""
+    """Determines initial weights, order of the data and dropout."""
     dataset: PluginSpec
     """Which data set plugin to use, with its options."""
     model: ModelOptions = ModelOptions()
@@ -45,7 +45,7 @@ class Recipe(Options):
     train: TrainOptions = TrainOptions()
     """The training."""
     callbacks: tuple[PluginSpec, ...] = Field(default=(), strict=False)
-    """Training habits; they run in this order at every event."""
+    """Callbacks; they run in this order at every event."""
 
     def to_toml(self) -> str:
         """The recipe as TOML that `read` turns into an equal recipe."""
@@ -66,9 +66,11 @@ class Recipe(Options):
 
 
 _SET_HINT = "for example --set train.steps=100 --set callbacks.grad-clip.max_norm=0.5"
+_UNION_TAGS = {"bool", "int", "float", "str"}
+"""Parts that pydantic adds to a location inside a union; no option has such a name."""
 
 PluginCheck = Callable[[Kind, PluginSpec, str], Sequence[Problem]]
-"""(kind, the plugin as named, its place) -> what is wrong with it."""
+"""(kind, the plugin in the recipe, its place) -> its problems."""
 
 
 def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None = None) -> Recipe:
@@ -78,11 +80,11 @@ def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None
         path: a TOML file.
         overrides: `key=value` texts as given to `--set`; later ones win.
         check: checks each plugin that the recipe names; None skips that, so a run's recipe can be
-            read where its plugins are not installed.
+            read if its plugins are not installed.
 
     Raises:
-        UsageError: the file is missing or an override makes no sense.
-        RecipeError: everything that is wrong with the contents.
+        UsageError: the file is missing or an override is malformed.
+        RecipeError: all problems of the contents.
     """
     table = _parse(path)
     for override in overrides:
@@ -107,7 +109,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], place: str = "")
     for details in error.errors(include_url=False):
         problem = _problem(details, model, place)
         faults.setdefault(problem.place, []).append(problem.fault)
-    return [Problem(where, "; or ".join(said)) for where, said in faults.items()]
+    return [Problem(where, "; or ".join(texts)) for where, texts in faults.items()]
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -154,12 +156,14 @@ def _descend(node: Any, part: str, override: str) -> Any:
             return named[0]
         uses = ", ".join(str(i.get("use")) for i in node if isinstance(i, dict)) or "none"
         fault = "appears twice; address it by position" if named else "is not in the recipe"
-        raise UsageError(f'--set {override}: "{part}" {fault}', hint=f"callbacks here: {uses}")
+        raise UsageError(
+            f'--set {override}: "{part}" {fault}', hint=f"callbacks in the recipe: {uses}"
+        )
     raise UsageError(f"--set {override}: no table named {part}", hint=_SET_HINT)
 
 
 def _named_plugins(table: Mapping[str, Any]) -> list[tuple[Kind, PluginSpec, str]]:
-    """The plugins in a table that may have other faults; only those that have a name."""
+    """The plugins in a table, which may have other faults; those without a name are left out."""
     callbacks = table.get("callbacks", [])
     named: list[tuple[Kind, Any, str]] = [("dataset", table.get("dataset"), "dataset")]
     if isinstance(callbacks, list):
@@ -186,10 +190,6 @@ def _problem(details: ErrorDetails, model: type[BaseModel], place: str) -> Probl
     if details["type"] != "value_error":
         fault += f", got {details['input']!r}"
     return Problem(where, fault[0].lower() + fault[1:])
-
-
-_UNION_TAGS = {"bool", "int", "float", "str"}
-"""What pydantic adds to the location inside a union; no option has such a name."""
 
 
 def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:

@@ -22,7 +22,7 @@ GROUPS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An installed plugin, as its distribution announces it."""
+    """An installed plugin: its entry point and the distribution that has it."""
 
     kind: Kind
     name: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 class CodecRecord(BaseModel):
-    """How to make a codec again without its data set; checkpoints and exported models store it."""
+    """A codec in a checkpoint or an exported model; `make_codec` makes it without its data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,7 +86,7 @@ def find_any(name: str) -> list[Entry]:
 
 
 def check_all(name: str | None = None) -> list[tuple[Entry, PluginError | None]]:
-    """Import the plugins of a name, or all of them; each with what is wrong with it, or None."""
+    """Import the plugins of a name, or all of them; return each with its error, or None."""
     known = find_any(name) if name else all_installed()
     return [(entry, _fault(entry)) for entry in known]
 
@@ -124,7 +124,7 @@ def record_codec(codec: Codec) -> CodecRecord:
     """The record from which `make_codec` makes an equal codec.
 
     Raises:
-        PluginError: no distribution announces the codec's class in the group `gptkit.codecs`.
+        PluginError: the codec's class has no entry point in the group `gptkit.codecs`.
     """
     entry = codec_entry(codec)
     options = codec.model_dump(mode="json")
@@ -132,17 +132,17 @@ def record_codec(codec: Codec) -> CodecRecord:
 
 
 def codec_entry(codec: Codec) -> Entry:
-    """The entry point that announces a codec's class.
+    """The entry point of a codec's class.
 
     Raises:
-        PluginError: no distribution announces the class in the group `gptkit.codecs`.
+        PluginError: there is none in the group `gptkit.codecs`.
     """
     value = f"{type(codec).__module__}:{type(codec).__qualname__}"
     for entry in installed("codec"):
         if entry.point.value == value:
             return entry
     raise PluginError(
-        f"the codec {value} is not announced by any distribution",
+        f"the codec {value} has no entry point",
         hint=f'its pyproject.toml needs [project.entry-points."gptkit.codecs"] NAME = "{value}"',
     )
 
@@ -163,7 +163,7 @@ def make_codec(record: CodecRecord) -> Codec:
         made = codec.model_validate(record.options)
     except ValidationError as error:
         raise PluginError(
-            f'the codec "{record.name}" does not accept what the model stored: {error}',
+            f'the codec "{record.name}" does not accept the options in the model: {error}',
             hint=f"install the version of {record.distribution} that the model was trained with",
         ) from None
     assert isinstance(made, Codec)
@@ -177,7 +177,7 @@ def _named(name: str, known: list[Entry], what: str) -> list[Entry]:
         raise PluginError(
             f'no {what} named "{name}"',
             hint=f"installed: {', '.join(map(str, known)) or 'none'}; "
-            + (f'did you mean "{near}"?' if near else "pip install adds more"),
+            + (f'did you mean "{near}"?' if near else "pip install adds others"),
         )
     return matches
 

@@ -33,7 +33,7 @@ Tensors = dict[str, Any]
 
 
 class State(BaseModel):
-    """The contents of `state.json`; infinity and NaN as JavaScript spells them."""
+    """The contents of `state.json`, in which `Infinity` and `NaN` are numbers, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
@@ -149,7 +149,7 @@ def step_name(step: int) -> str:
 
 
 def step_of(step_folder: Path) -> int:
-    """The step that a folder's name says."""
+    """The step in a folder's name."""
     return int(step_folder.name.removeprefix("step-"))
 
 
@@ -193,7 +193,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a killed process left half-written or half-deleted."""
+    """Delete the unfinished folders of killed processes."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -34,12 +34,12 @@ class LoadedModel:
 
     @property
     def temperature(self) -> float:
-        """The default for sampling."""
+        """The default sampling temperature."""
         return self.codec.temperature
 
     @property
     def provider(self) -> None:
-        """Torch runs it, not onnxruntime."""
+        """None: torch runs the model."""
 
     def sample(
         self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path | None, *, which: str = "last", device: str = "au
     Args:
         path: the run folder; None takes the newest one.
         which: "last", "best" or a step's number.
-        device: where the model goes.
+        device: the device to put the model on.
     """
     target, _ = pick_device(device)
     step_folder = run_folder.open_run(path).step_folder(which)
@@ -98,6 +98,6 @@ def check_same_data(run: RunFolder, data: Data) -> None:
     """Raise a RunError if the data changed since the run started."""
     if run.read_environment().get("data_sha256", data.sha256) != data.sha256:
         raise RunError(
-            f"{run.path}: the training data is not what this run was started with",
-            hint=f"restore it, or start anew: gptkit train {run_folder.quote(run.recipe)}",
+            f"{run.path}: the training data is not the data that this run started with",
+            hint=f"restore the data, or start again: gptkit train {run_folder.quote(run.recipe)}",
         )

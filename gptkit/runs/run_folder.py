@@ -1,4 +1,4 @@
-"""A run folder: the paths inside it, its lock, and how one is found or made."""
+"""A run folder: its paths and its lock; find, list and make run folders."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from gptkit.runs import checkpoint
 
 RUNS = Path("runs")
 """Where run folders are made and looked for, below the working directory."""
-OTHER_PLACE = "--out DIR takes another place"
+OTHER_FOLDER = "choose another folder: --out DIR"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class RunFolder:
 
 @contextmanager
 def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
-    """A new run folder, locked for this process; removed again if no recipe was put into it.
+    """A new run folder, locked for this process; removed at the end if it has no recipe.
 
     Args:
         path: where; None takes a new name under `runs/`, from the recipe's name and the time.
@@ -100,12 +100,12 @@ def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
 
     Raises:
         UsageError: something is there already.
-        RunError: it cannot be written, or another process has it.
+        RunError: it cannot be written, or another process holds it.
     """
-    with writing(path or RUNS, hint=OTHER_PLACE):
+    with writing(path or RUNS, hint=OTHER_FOLDER):
         run = RunFolder(path or _make_new_name(recipe))
         run.path.mkdir(parents=True, exist_ok=True)
-    with run.lock(hint=f"wait for it, stop it, or choose another folder: {OTHER_PLACE}"):
+    with run.lock(hint=f"wait for it, stop it, or {OTHER_FOLDER}"):
         check_unused(run.path)
         try:
             yield run
@@ -118,13 +118,13 @@ def check_unused(path: Path) -> None:
     """Raise a UsageError if `path` cannot become a new run folder because something is there."""
     if not path.exists() or (path.is_dir() and all(p.name == ".lock" for p in path.iterdir())):
         return
-    known = (path / "recipe.toml").exists()
-    again = f"gptkit resume {quote(path)} continues it; " if known else ""
-    raise UsageError(f"{path}: already exists", hint=f"{again}--out DIR takes another name")
+    is_run = (path / "recipe.toml").exists()
+    resume = f"continue it: gptkit resume {quote(path)}; or " if is_run else ""
+    raise UsageError(f"{path}: already exists", hint=resume + OTHER_FOLDER)
 
 
 def quote(path: Path) -> str:
-    """A path as it can be pasted into a shell."""
+    """A path, quoted for a shell."""
     return shlex.quote(str(path))
 
 
@@ -138,7 +138,8 @@ def open_run(path: Path | None) -> RunFolder:
         runs = list_runs()
         if not runs:
             raise UsageError(
-                f"no run folders under {RUNS}/", hint="gptkit train RECIPE makes one, or name it"
+                f"no run folders under {RUNS}/",
+                hint="make one: gptkit train RECIPE; or give the path of one",
             )
         return runs[-1]
     if not (path / "recipe.toml").is_file():
@@ -146,7 +147,7 @@ def open_run(path: Path | None) -> RunFolder:
         if path.exists():
             fault = "not a run folder (no recipe.toml)"
         if path.suffix == ".onnx" and path.is_file():
-            fault, hint = "an exported model can only be sampled", "name the run it came from"
+            fault, hint = "an exported model can only be sampled", "give the run that was exported"
         raise UsageError(f"{path}: {fault}", hint=hint)
     return RunFolder(path)
 

@@ -14,8 +14,8 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
     """Call `stop` at the first SIGINT or SIGTERM, and end the process at the second.
 
     Args:
-        stop: asks training to end.
-        under_torchrun: torchrun passes the first signal on a second time, so that changes nothing.
+        stop: ends training after the current step.
+        under_torchrun: torchrun sends the first signal twice, so a second one is ignored.
 
     Yields:
         The signals received so far, at most one.
@@ -31,7 +31,7 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
                 os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
             os._exit(128 + signum)
 
-    before = {
+    previous = {
         signum: signal.signal(signum, handle)
         for signum in (signal.SIGINT, signal.SIGTERM)
         if signal.getsignal(signum) is not signal.SIG_IGN  # as in a script's background jobs
@@ -39,5 +39,5 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
     try:
         yield received
     finally:
-        for signum, handler in before.items():
+        for signum, handler in previous.items():
             signal.signal(signum, handler)

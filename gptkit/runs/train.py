@@ -28,7 +28,7 @@ from gptkit.training.snapshot import Snapshot
 from gptkit.training.trainer import Trainer
 
 Report = Callable[[str], None]
-"""Takes a line that tells the user what happens."""
+"""Shows the user a line of text."""
 
 
 def train(
@@ -132,7 +132,7 @@ def saver(
         keep: how many of the newest to keep, besides the best one.
         config: of the model.
         dataset: the data set's name.
-        codec: from which sampling makes the codec again.
+        codec: the record that `make_codec` makes the codec from.
     """
 
     def save(snapshot: Snapshot) -> None:
@@ -226,7 +226,7 @@ def _previous_run(ranks: Ranks, out: Path | None) -> RunFolder | None:
 
 @contextmanager
 def _claim(out: Path | None, recipe_path: Path, ranks: Ranks) -> Iterator[RunFolder]:
-    """A new run folder, which the first rank makes and holds."""
+    """A new run folder, which the first rank makes and locks."""
     if ranks.first:
         with run_folder.claim(out, recipe_path) as run:
             ranks.broadcast(str(run.path))
@@ -253,7 +253,7 @@ def _newest_intact(run: RunFolder, report: Report) -> Snapshot:
         try:
             return read_snapshot(step_folder)
         except FormatError:
-            raise  # a newer gptkit reads it: going back would lose steps
+            raise  # a newer gptkit can read it; an older checkpoint would lose steps
         except CheckpointError as error:
             report(f"skipping {error}")
     raise RunError(

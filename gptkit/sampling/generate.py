@@ -39,7 +39,7 @@ def generate(
 
     Args:
         decoder: made for a batch of `samples`.
-        prompt: token ids, at least one; or a row for every sample, all of one length.
+        prompt: token ids, at least one; or a list for every sample, all of the same length.
         tokens: how many to draw.
         sampling: options of the sampling rule.
         samples: rows drawn together, each with random numbers of its own.
@@ -48,8 +48,8 @@ def generate(
         The next token of every row, int64 (samples,).
     """
     block_size = decoder.block_size
-    rows = np.array(prompt, dtype=np.int64)[..., -block_size:]
-    window = np.broadcast_to(rows, (samples, rows.shape[-1])).copy()
+    start = np.array(prompt, dtype=np.int64)[..., -block_size:]
+    window = np.broadcast_to(start, (samples, start.shape[-1])).copy()
     logits = decoder.prefill(window)
     for draw in range(tokens):
         chosen = choose(logits, uniforms(sampling.seed, draw, samples), sampling)

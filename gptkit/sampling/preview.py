@@ -15,7 +15,7 @@ IMAGES = 16
 
 
 def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
-    """The function that callbacks get as `state.sample`: some text, or a sheet of whole images."""
+    """The function `state.sample` of callbacks: draws some text, or a sheet of whole images."""
 
     def preview(tokens: int, seed: int) -> bytes:
         options = SamplingOptions(temperature=codec.temperature, seed=seed)
@@ -24,7 +24,7 @@ def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
             tokens=None if has_length else tokens, samples=IMAGES if has_length else 1
         )
         decoder = TorchDecoder(model, request.samples)
-        # Every call has another length: compiling would never pay.
+        # Every call has a different length, so compiling would not pay.
         with evaluating(model), torch.compiler.set_stance("force_eager"):
             return sample(decoder, codec, request, options).contents(codec)
 

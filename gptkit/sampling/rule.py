@@ -35,7 +35,7 @@ class SamplingOptions:
     top_k: int = 0
     """Keep this many of the likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the likeliest tokens until their mass reaches this (Holtzman et al. 2020)."""
+    """Keep the likeliest tokens until their probabilities sum to this (Holtzman et al. 2020)."""
     seed: int = 0
     """Selects the stream of random numbers, 0 to 2**63 - 1."""
 

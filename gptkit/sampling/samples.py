@@ -1,4 +1,4 @@
-"""Samples: what is asked for, and the tokens as they are drawn. Imports no torch."""
+"""Requests for samples, and samples while they are drawn. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gptkit.sampling.generate import Decoder, generate
 from gptkit.sampling.rule import SamplingOptions
 
 DEFAULT_TEXT_TOKENS = 500
-"""Tokens to draw of text, unless the request says how many."""
+"""Default number of tokens for text."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class SampleRequest:
     """Which samples to draw.
 
     Args:
-        prompt: what to continue; with "" and no label, the samples take the model's starts in turn.
+        prompt: what to continue; with "" and no label, samples take the model's starts in turn.
         tokens: how many to draw; None draws the rest of an image, or `DEFAULT_TEXT_TOKENS` of text.
-        samples: rows that are drawn together.
-        keep: how much of the prompt to keep, from its beginning.
+        samples: how many samples to draw, as one batch.
+        keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
         label: the class to draw from.
     """
 
@@ -33,11 +33,11 @@ class SampleRequest:
 
     @property
     def needs_codec(self) -> bool:
-        """Whether the codec has to read something; otherwise the model's starts are enough."""
+        """Whether the codec must encode a prompt or a label; otherwise the starts are enough."""
         return bool(self.prompt) or self.label is not None or self.keep != 1
 
     def starts(self, codec: Codec) -> list[list[int]]:
-        """Token ids that each of the samples starts with, all of one length.
+        """The first token ids of each sample, all of the same length.
 
         Raises:
             PromptError: the codec cannot read the prompt.
@@ -47,7 +47,7 @@ class SampleRequest:
         return self.in_turn(codec.starts)
 
     def in_turn(self, starts: Sequence[list[int]]) -> list[list[int]]:
-        """A start for each sample: the model's own, one after the other."""
+        """A start for each sample: the given ones, in turn."""
         return [starts[i % len(starts)] for i in range(self.samples)]
 
     def count(self, start: list[int], length: int | None) -> int:
@@ -80,12 +80,12 @@ class Samples:
     stream: Iterator[list[int]]
 
     def token_ids(self) -> list[list[int]]:
-        """Draw to the end; the token ids of every sample with its start."""
+        """Draw all tokens; return the token ids of every sample with its start."""
         drawn = zip(*self.stream, strict=True)
         return [[*start, *row] for start, row in zip(self.starts, drawn, strict=True)]
 
     def contents(self, codec: Codec) -> bytes:
-        """Draw to the end; all samples in one file, in the codec's format."""
+        """Draw all tokens; return one file's contents with all samples, in the codec's format."""
         return codec.sheet(self.token_ids(), prompt=self.prompt, kept=len(self.starts[0]))
 
 
@@ -98,11 +98,11 @@ class Model(Protocol):
 
     @property
     def temperature(self) -> float:
-        """The default for sampling."""
+        """The default sampling temperature."""
 
     @property
     def provider(self) -> str | None:
-        """What onnxruntime runs it on; None if torch runs it."""
+        """The execution provider of onnxruntime; None if torch runs the model."""
 
     def sample(
         self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False

@@ -12,7 +12,7 @@ class TorchDecoder:
     """Feeds tokens to a GPT through its KV cache.
 
     Args:
-        model: in the mode and on the device in which it should run.
+        model: on its device; the caller sets evaluation mode.
         batch_size: sequences that are decoded together.
     """
 
@@ -60,7 +60,7 @@ class GraphDecoder(TorchDecoder):
         device = model.wte.weight.device
         self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._fixed = StaticKVCache(self._cache, self._position)
+        self._static_cache = StaticKVCache(self._cache, self._position)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()
@@ -83,15 +83,15 @@ class GraphDecoder(TorchDecoder):
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self.fixed_step()
+            self._static_step()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._logits = self.fixed_step()
+            self._logits = self._static_step()
 
-    def fixed_step(self) -> torch.Tensor:
+    def _static_step(self) -> torch.Tensor:
         """The recorded step: the token at the position to float32 logits (B, vocab_size)."""
-        return self.model.next_logits(self._token, self._fixed).float()
+        return self.model.next_logits(self._token, self._static_cache).float()
 
 
 def make_decoder(model: GPT, batch_size: int) -> TorchDecoder:

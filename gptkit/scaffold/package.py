@@ -1,4 +1,4 @@
-"""The package of a new plugin: it installs and passes its test, to be filled in."""
+"""Write the package of a new plugin, which installs and passes its test as it is."""
 
 import keyword
 import re
@@ -18,7 +18,7 @@ def write(name: str, kind: str, out: Path | None = None) -> Path:
     """Write a plugin's package into a new folder.
 
     Args:
-        name: the word in recipes, and the name of the distribution.
+        name: of the plugin in recipes, and of the distribution.
         kind: "callback" or "dataset".
         out: the folder; None takes the plugin's name, in the working directory.
 
@@ -26,15 +26,15 @@ def write(name: str, kind: str, out: Path | None = None) -> Path:
         The folder.
 
     Raises:
-        UsageError: the name or the kind is not possible, or the folder exists.
+        UsageError: the name or the kind is invalid, or the folder exists.
         RunError: the folder cannot be written.
     """
     _check_name(name)
     if kind not in KINDS:
-        raise UsageError(f'--kind: no kind "{kind}"', hint=f"there are {', '.join(KINDS)}")
+        raise UsageError(f'--kind: no kind "{kind}"', hint=f"kinds: {', '.join(KINDS)}")
     target = out or Path(name)
     if target.exists():
-        raise UsageError(f"{target}: already exists", hint="choose another --out")
+        raise UsageError(f"{target}: already exists", hint="choose another folder: --out DIR")
     module = name.replace("-", "_")
     values = {"name": name, "module": module, "class_name": name.title().replace("-", "")}
     with writing(target):
@@ -51,13 +51,16 @@ def write(name: str, kind: str, out: Path | None = None) -> Path:
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UsageError(
-            f"{name}: not a plugin's name", hint="small letters and digits, in words joined by -"
+            f"{name}: not a plugin's name",
+            hint="use lower-case letters and digits, in words joined by -",
         )
     module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
         raise UsageError(
-            f"{name}: Python has a module or a word of that name", hint=f"my-{name}, say"
+            f"{name}: the name of a Python module or keyword", hint=f"for example my-{name}"
         )
     for entry in registry.all_installed():
         if entry.name == name:
-            raise UsageError(f"{name}: {entry} has that name", hint="choose another one")
+            raise UsageError(
+                f"{name}: {entry.kind} {entry} has that name", hint="choose another name"
+            )

@@ -10,7 +10,7 @@ from gptkit.onnx.runtime.metadata import Comparison
 
 
 def working() -> AbstractContextManager[object]:
-    """A spinner on a terminal while the export runs."""
+    """Show on a terminal that the export is running."""
     return Console(stderr=True).status("writing the graphs and comparing them with the checkpoint")
 
 

@@ -44,7 +44,7 @@ def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:
 
     Args:
         result: what `gptkit probe` measured.
-        plot: where the curve was drawn; None if matplotlib is missing.
+        plot: the file with the curve; None if matplotlib is missing.
         as_json: print JSON alone.
     """
     if as_json:
@@ -58,4 +58,4 @@ def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:
     rows.append({"features": "chance", "accuracy": result.chance})
     print_rows(rows, ("features", "accuracy"), as_json=False)
     print(f"{result.train_items:,} items to fit, {result.val_items:,} to test, step {result.step}")
-    print(plot or "pip install gptkit[plots] to have the curve drawn")
+    print(plot or "pip install gptkit[plots] to draw the curve")

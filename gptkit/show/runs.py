@@ -47,8 +47,8 @@ def print_comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    heads = [str(run.path) for run in found]
-    print_columns(heads, rows, ["step", "val_loss", "best_val_loss", *differing])
+    headings = [str(run.path) for run in found]
+    print_columns(headings, rows, ["step", "val_loss", "best_val_loss", *differing])
 
 
 def _run_row(found: RunFolder) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def check_out(path: Path, codec: Codec | None) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder", hint="--out FILE")
-    named = path.is_file() or not path.exists()  # a pipe or a device has any name
-    if codec and named and codec.suffix not in (".txt", path.suffix.lower()):
+    is_file = path.is_file() or not path.exists()  # a pipe or a device may have any name
+    if codec and is_file and codec.suffix not in (".txt", path.suffix.lower()):
         raise UsageError(
             f"{path}: samples are {codec.suffix} files",
             hint=f"--out {path.with_suffix(codec.suffix)}",
@@ -41,7 +41,7 @@ def stream(samples: Samples, codec: Codec, file: IO[bytes]) -> None:
         GptkitError: `file` cannot be written.
     """
     if codec.suffix != ".txt":
-        if not _shows_pictures(file):
+        if not _shows_images(file):
             raise UsageError(f"samples are {codec.suffix} files", hint=f"--out out{codec.suffix}")
         _show(samples.contents(codec), codec)
     elif len(samples.starts) > 1:
@@ -61,7 +61,7 @@ def write(samples: Samples, codec: Codec, path: Path) -> None:
     """
     contents = samples.contents(codec)
     _write(contents, path)
-    if _shows_pictures(sys.stdout):
+    if _shows_images(sys.stdout):
         _show(contents, codec)
 
 
@@ -86,7 +86,7 @@ def _print(contents: bytes, file: IO[bytes]) -> None:
 
 
 def _write(contents: bytes, path: Path) -> None:
-    with writing(path, hint="--out FILE takes another place"):
+    with writing(path, hint="choose another file: --out FILE"):
         if path.exists() and not path.is_file():  # a pipe or a device must not be replaced
             path.write_bytes(contents)
             return
@@ -94,12 +94,12 @@ def _write(contents: bytes, path: Path) -> None:
         write_atomically(path, contents)
 
 
-def _shows_pictures(file: IO[Any]) -> bool:
-    """Whether a file is a terminal that knows 24-bit colours, and is allowed to use them."""
+def _shows_images(file: IO[Any]) -> bool:
+    """Whether a file is a terminal with 24-bit colours."""
     return file.isatty() and Console().color_system == "truecolor"
 
 
 def _show(contents: bytes, codec: Codec) -> None:
-    picture = codec.preview(contents, width=shutil.get_terminal_size().columns)
-    if picture:
-        print(picture)
+    text = codec.preview(contents, width=shutil.get_terminal_size().columns)
+    if text:
+        print(text)

@@ -21,10 +21,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
 
 
 def print_columns(
-    heads: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+    headings: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> None:
     """Print rows as columns side by side, a line for every key."""
-    table = Table("", *heads, box=None, pad_edge=False)
+    table = Table("", *headings, box=None, pad_edge=False)
     for key in keys:
         table.add_row(key, *[escape(_cell(row[key])) for row in rows])
     Console().print(table)

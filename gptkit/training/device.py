@@ -36,7 +36,7 @@ class RunDevice:
         return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=cache)
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A batch on the device; a copy to a GPU runs while the host continues."""
+        """Copy a batch to the device; to a GPU asynchronously."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
@@ -50,7 +50,7 @@ def resolve_device(options: TrainOptions, *, local_rank: int | None = None) -> R
         local_rank: this process's number on its machine; None if it is the only one.
 
     Raises:
-        UsageError: the device asked for is missing, or there is not one for every process.
+        UsageError: the device is missing, or there are fewer GPUs than processes.
     """
     if local_rank is None:
         device, why_device = pick_device(options.device)
@@ -78,7 +78,7 @@ def pick_device(name: str) -> tuple[torch.device, str]:
             return torch.device("mps"), "Apple GPU found"
         return torch.device("cpu"), "no GPU found"
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
-        raise UsageError(f'no device is called "{name}"', hint="auto, cpu, mps, cuda or cuda:N")
+        raise UsageError(f'no device named "{name}"', hint="auto, cpu, mps, cuda or cuda:N")
     device = torch.device(name)
     missing = None
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -128,6 +128,6 @@ def _pick_compile(choice: str | bool, device: torch.device) -> tuple[bool, str]:
     if device.type == "cuda":
         compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
         if compiler and find_spec("triton"):
-            return True, "pays for itself on a GPU"
+            return True, "saves more time than it takes on a GPU"
         return False, "needs triton and a C compiler"
-    return False, f"takes longer than it saves on {device.type}"
+    return False, f"takes more time than it saves on {device.type}"

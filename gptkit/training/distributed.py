@@ -33,14 +33,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together, seen from one of them; by default there is only one.
+    """The processes that train together, and which of them this one is; by default only one.
 
     All ranks must call the same methods in the same order. Numbers and texts are exchanged on the
     CPU (gloo), so no call waits for a GPU.
     """
 
     rank: int = 0
-    """This process's number; only 0 prints and writes."""
+    """This process's number; only rank 0 prints and writes."""
     size: int = 1
     """Number of processes."""
     local_rank: int | None = None
@@ -59,12 +59,12 @@ class Ranks:
         """This rank's part of every batch.
 
         Raises:
-            UsageError: the batch cannot be shared out evenly.
+            UsageError: the batch cannot be divided evenly.
         """
         part, rest = divmod(batch_size, self.size)
         if rest:
             raise UsageError(
-                f"train.batch_size: {batch_size} sequences cannot be shared out evenly among "
+                f"train.batch_size: {batch_size} sequences cannot be divided evenly among "
                 f"{self.size} processes",
                 hint=f"--set train.batch_size={(part + 1) * self.size}, or another number of "
                 "processes",
@@ -111,7 +111,7 @@ class Ranks:
     def rank0_first(self, action: Callable[[], T]) -> T:
         """Call `action` on rank 0, then on one rank of every other machine, then on the rest.
 
-        What the first call downloads or encodes, the others find in the cache.
+        The others find in the cache what the first call downloads or encodes.
         """
         turn = 0 if self.first else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
@@ -122,10 +122,10 @@ class Ranks:
         return result
 
     def shard(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every size-th of the same batches of x and y (B, T), equally many on each rank.
+        """This rank's share of the batches of x and y (B, T): every size-th, as many on each rank.
 
-        A rank that would get one less gets a batch without targets instead: FSDP2 computes only if
-        all ranks take part.
+        If the last one is missing, the rank gets a batch without targets: with FSDP2 all ranks
+        must take part in every forward pass.
         """
         batches = iter(batches)
         while group := list(islice(batches, self.size)):
@@ -189,22 +189,22 @@ def join() -> Iterator[Ranks]:
         return
     from torch import distributed
 
-    store, board = _meet(ranks)
+    store, torchrun_store = _connect_stores(ranks)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
         backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT
     )
     try:
-        yield replace(ranks, restarted=ranks.any(ranks.restarted))  # machines count for themselves
+        yield replace(ranks, restarted=ranks.any(ranks.restarted))  # each machine counts its own
     except BaseException as error:
-        lost, another_said_why = _is_lost(error), _has_another_failed(board)
-        if another_said_why and (lost or isinstance(error, GptkitError)):
+        lost, reported = _is_lost(error), _has_another_failed(torchrun_store)
+        if reported and (lost or isinstance(error, GptkitError)):
             raise PeerError(getattr(error, "exit_code", 1)) from None
         if lost:
             raise RunError(
                 "another process of this run has ended",
-                hint="the newest checkpoint is good: gptkit resume goes on from it, with as many "
-                "processes as you like",
+                hint="continue from the newest checkpoint, with any number of processes: "
+                "gptkit resume",
             ) from error
         raise
     distributed.destroy_process_group()
@@ -214,8 +214,8 @@ def leave(exit_code: int) -> NoReturn:
     """End this process after Python's own cleanup, but without destroying the interpreter.
 
     gloo's threads outlive their group, since DDP and DTensor's caches hold it. A thread that frees
-    a tensor while the interpreter is destroyed aborts the process: a good run would then count as
-    failed. `multiprocessing` ends its processes in the same way.
+    a tensor while the interpreter is destroyed aborts the process, so a successful run would count
+    as failed. `multiprocessing` ends its processes in the same way.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -233,25 +233,25 @@ def _is_lost(error: BaseException) -> bool:
     )
 
 
-def _meet(ranks: Ranks) -> tuple[Any, Any]:
-    """A store held by rank 0 for this start of the processes, and a board that outlives them.
+def _connect_stores(ranks: Ranks) -> tuple[Any, Any]:
+    """A new store on rank 0 for the process group, and torchrun's store, which outlives a restart.
 
-    The board is torchrun's store. It cannot be the first one too: after a restart it still holds
-    the port of the dead rank 0, so a port found there is tried before it is used.
+    The ranks learn the new store's port from torchrun's. After a restart that may still hold the
+    port of the previous rank 0, so a port is tried before it is used.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    board, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    outer, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     address = os.environ["MASTER_ADDR"]
     if ranks.first:
         store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-        board.set("gptkit/port", str(store.port))
+        outer.set("gptkit/port", str(store.port))
     else:
-        port = _open_port(address, lambda: int(board.get("gptkit/port")))
+        port = _open_port(address, lambda: int(outer.get("gptkit/port")))
         store = TCPStore(address, port, is_master=False, timeout=TIMEOUT)
-    return store, PrefixStore(f"gptkit/{store.port}", board)
+    return store, PrefixStore(f"gptkit/{store.port}", outer)
 
 
 def _open_port(address: str, read: Callable[[], int]) -> int:
@@ -268,9 +268,9 @@ def _open_port(address: str, read: Callable[[], int]) -> int:
             time.sleep(0.1)
 
 
-def _has_another_failed(board: Any) -> bool:
+def _has_another_failed(torchrun_store: Any) -> bool:
     """Whether another rank has called this before."""
     try:
-        return bool(board.add("failed", 1) > 1)
+        return bool(torchrun_store.add("failed", 1) > 1)
     except RuntimeError:
-        return False  # torchrun is gone as well
+        return False  # torchrun has ended, too

@@ -23,7 +23,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(min(self.loss, 700.0))  # beyond, a float overflows
+        return math.exp(min(self.loss, 700.0))  # a larger one overflows a float
 
     @property
     def bits_per_token(self) -> float:

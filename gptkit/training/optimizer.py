@@ -56,8 +56,8 @@ class Muon(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            for matrices in _by_shape(trained):
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            for matrices in _by_shape(with_gradient):
                 self._update(matrices, group)
 
     def _update(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
@@ -66,9 +66,9 @@ class Muon(Optimizer):
         gradients = [m.grad for m in matrices if m.grad is not None]
         buffers = [self._buffer(m) for m in matrices]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        ahead = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
         rows, columns = matrices[0].shape
-        updates = orthogonal(ahead) * (-rate * max(1.0, rows / columns) ** 0.5)
+        updates = orthogonal(nesterov) * (-rate * max(1.0, rows / columns) ** 0.5)
         torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
         torch._foreach_add_(matrices, updates.unbind())
 

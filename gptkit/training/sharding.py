@@ -56,7 +56,7 @@ def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All parts of a sharded tensor together; any other tensor as it is. A call for all ranks."""
+    """All parts of a sharded tensor together; any other tensor as it is. All ranks must call it."""
     sharded: Any = tensor
     return sharded.full_tensor() if is_sharded(tensor) else tensor
 
@@ -76,7 +76,7 @@ def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
 
     Args:
         tensors: full tensors, equal on every rank, named `<parameter>` or `<parameter>:<kind>`.
-        model: tells how the parameters are sharded, if they are.
+        model: its parameters determine how the tensors are sharded.
     """
     parameters = dict(model.named_parameters())
     return {
@@ -89,8 +89,8 @@ def _shard_like(tensor: Tensor, parameter: Any) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    where = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), *where, src_data_rank=None)
+    layout = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor.to(parameter.device), *layout, src_data_rank=None)
 
 
 def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:

@@ -65,7 +65,7 @@ def take(
 def restore(
     snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Mapping[str, Callback]
 ) -> None:
-    """Put a snapshot into a training that the same recipe set up.
+    """Restore a snapshot into a training that was set up from the same recipe.
 
     Raises:
         CheckpointError: it was taken with another model, optimizer or other callbacks.
@@ -85,10 +85,10 @@ def restore(
     state.step, state.val_loss = snapshot.step, snapshot.val_loss
 
 
-def _check_equal(what: str, saved: int, named: int, step: int) -> None:
-    if saved != named:
+def _check_equal(what: str, saved: int, present: int, step: int) -> None:
+    if saved != present:
         raise CheckpointError(
-            f"the checkpoint of step {step} has {saved} {what}, the recipe {named}",
+            f"the checkpoint of step {step} has {saved} {what}, the recipe {present}",
             hint="resume with the recipe that the run was started with",
         )
 

@@ -1,4 +1,4 @@
-"""What torchrun tells its processes in the environment. Imports no torch."""
+"""The environment variables that torchrun sets for its processes. Imports no torch."""
 
 import os
 

@@ -32,7 +32,7 @@ class Trainer:
         run_device: where and in which precision to run.
         ranks: the processes that train together.
         seed: determines the order of the data; dropout uses torch's own generators.
-        callbacks: by the name that errors give them, in the order in which they run.
+        callbacks: by the name that errors use, in the order in which they run.
         run_dir: the run folder, for callbacks that write.
         save: writes a checkpoint, on rank 0; None writes none.
 
@@ -87,7 +87,7 @@ class Trainer:
         return self.state
 
     def steps(self) -> Iterator[TrainState]:
-        """`fit` as an iterator: yields after every step and what is due after it."""
+        """`fit` as an iterator: yields after each step with its evaluation and checkpoint."""
         state = self.state
         with ExitStack() as stack:
             for name in reversed(self.callbacks):
@@ -105,11 +105,11 @@ class Trainer:
                 self.save()
 
     def interrupt(self) -> None:
-        """End training after the current step, as a signal does; no callback can undo it."""
+        """End training after the current step, for a signal; callbacks cannot undo it."""
         self._interrupted = True
 
     def stopping(self) -> bool:
-        """Whether a callback or a signal asked to stop, on any rank; all ranks agree."""
+        """Whether a callback or a signal stops training, on any rank; the same on all ranks."""
         return self.ranks.any(self.state.stop or self._interrupted)
 
     def step(self) -> None:
@@ -141,18 +141,20 @@ class Trainer:
             x_part, y_part = x[i : i + b], y[i : i + b]
             if targets := _n_targets(y_part):
                 yield put(x_part), put(y_part), loss_weight(targets, total, self.ranks.size)
-            elif self.ranks.size > 1:  # the other ranks wait for this one's gradients: zeros
+            elif self.ranks.size > 1:  # DDP and FSDP2 need gradients from every rank: zeros
                 yield put(x_part), put(x_part), 0.0
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences per forward pass: the recipe's, or what divides it and this rank's part."""
+        """Sequences per forward pass: the recipe's, or its gcd with this rank's part."""
         part = self.part.stop - self.part.start
         return math.gcd(part, self.options.micro_batch_size or part)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a micro-batch in the run's precision."""
-        with self.run_device.autocast(cache=False):  # a cache would hold all weights of a shard
+        with self.run_device.autocast(
+            cache=False
+        ):  # a cache would hold the full weights under FSDP2
             loss: Tensor = self.module(x, y)
         return loss
 
@@ -174,14 +176,14 @@ class Trainer:
         self.finite_check.after_step(state.step + 1, state.loss, state.grad_norm)
 
     def evaluate(self) -> None:
-        """Measure the validation loss, then tell the callbacks.
+        """Measure the validation loss, then emit `on_eval_end`.
 
         Raises:
             DivergedError: a weight is not finite.
         """
         self.finite_check.before_save(self.state.step)
         limit = self.options.eval_batches
-        if limit:  # counts batches of the recipe's size; a rank's own may be smaller
+        if limit:  # in batches of the recipe's size; this rank's may be smaller
             size = self.options.micro_batch_size or self.options.batch_size
             limit *= size // self.micro_batch_size
         result = evaluate(
