@@ -636,7 +636,7 @@ def test_quantising_needs_the_data_and_says_so(r: Path, cli: Command, tmp_path: 
         text.write_text("Something else altogether. " * 100)
         result = cli("export", r, "--dtype", "int4")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "the training data is not what this run was started with" in result.stderr
+        assert "the training data is not the data that this run started with" in result.stderr
         text.unlink()
         assert contents(tmp_path) == before
         assert cli("export", r).exit_code == 0

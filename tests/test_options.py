@@ -122,7 +122,7 @@ def test_an_odd_head_size_is_fine_without_rotation() -> None:
             {"batch_size": 4, "micro_batch_size": 8},
             "batch_size 4 should be a multiple of micro_batch_size 8",
         ),
-        ({"shard": True, "optimizer": "muon"}, "not with shard"),
+        ({"shard": True, "optimizer": "muon"}, "needs whole matrices"),
         ({"betas": (0.9, 1.0)}, "betas should be below 1"),
         ({"betas": (-0.1, 0.95)}, "betas"),
         ({"betas": (0.9,)}, "betas"),
