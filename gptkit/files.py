@@ -1,5 +1,6 @@
 """Files on disk, for the core and for plugins: atomic writes, locks, digests."""
 
+import glob
 import hashlib
 import json
 import os
@@ -184,6 +185,6 @@ def _unused_name(target: Path) -> Path:
 
 
 def _stagings(target: Path) -> Iterator[Path]:
-    for path in target.absolute().parent.glob(f".{target.name}.*.tmp"):
+    for path in target.absolute().parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         if path.is_dir():
             yield path
