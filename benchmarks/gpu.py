@@ -19,7 +19,7 @@ from gptkit.errors import GptkitError
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
-from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
@@ -271,11 +271,11 @@ def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
 def _write(model: GPT, kit: Path, dtype: str) -> Path:
     """The graphs, made for CUDA if there is a GPU."""
     kit.mkdir()
-    fused = dtype != "float32" or not torch.cuda.is_available()
-    source = Source.of(model, dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = ExportSource.of(model, dtype, device=device)
     ir.save(generate_model(source), kit / GENERATE_FILE)
     ir.save(step_model(source), kit / STEP_FILE)
-    ir.save(decode_model(source, fused=fused), kit / DECODE_FILE)
+    ir.save(decode_model(source), kit / DECODE_FILE)
     return kit
 
 
@@ -288,7 +288,7 @@ def _looping(session: Any, scale: Scale) -> Callable[[], Any]:
 
 def _decoding(session: DecodeSession, scale: Scale) -> Callable[[], Any]:
     prompts, settings = np.zeros((1, 1), np.int64), SamplingOptions(temperature=0.8, seed=1)
-    return lambda: list(session.stream(prompts, scale.tokens, settings, burst=scale.tokens))
+    return lambda: list(session.stream(prompts, scale.tokens, settings, chunk=scale.tokens))
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -1,10 +1,12 @@
 """Tokens per second of exported models, beside torch, transformers and other onnxruntime routes."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +18,7 @@ from benchmarks.timing import Spread, take_turns, timed
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
-from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
@@ -33,7 +35,7 @@ TOKENS, ROUNDS = 200, 5
 SAMPLING = SamplingOptions(temperature=0.8, seed=1)
 DTYPES = ("float32", "int8", "int4")
 
-TORCH, LOOP = "gptkit, torch", "gptkit generate.onnx, float32"
+TORCH, OURS = "gptkit, torch", "gptkit generate.onnx, float32"
 DEFAULT, THEIRS = "transformers, as it comes", "transformers, fastest activation"
 
 METHOD = """\
@@ -57,7 +59,8 @@ def measure(quick: bool) -> Result:
     for number in THREADS:
         for batch in BATCHES:
             header.append(f"{number} thread{'s' * (number > 1)}, batch {batch}")
-            with tempfile.TemporaryDirectory() as folder, threads(number):
+            onnxruntimes = patch.dict(os.environ, OMP_NUM_THREADS=str(number))
+            with tempfile.TemporaryDirectory() as folder, threads(number), onnxruntimes:
                 runs = take_turns(_contestants(Path(folder), batch, number, tokens), rounds=rounds)
             for name, values in runs.items():
                 rate = Spread(values).per(tokens * batch)
@@ -83,15 +86,15 @@ def _meaning(medians: Mapping[tuple[str, int, int], float]) -> str:
     }
     ours = [value for name, value in single.items() if name.endswith("float32")]
     best_other = max(single[name] for name in single if name in onnx_peers.AVAILABLE)
-    int4 = single["gptkit generate.onnx, int4"] / single[LOOP]
+    int4 = single["gptkit generate.onnx, int4"] / single[OURS]
     best = max(ours)
     return (
         f"On one thread a single sequence is drawn in float32 by generate.onnx at "
-        f"{single[LOOP] / single[DEFAULT]:.1f} times the rate of transformers' generate "
-        f"({single[LOOP] / single[THEIRS]:.1f} times with its fastest activation), by the fastest "
+        f"{single[OURS] / single[DEFAULT]:.1f} times the rate of transformers' generate "
+        f"({single[OURS] / single[THEIRS]:.1f} times with its fastest activation), by the fastest "
         f"of our graphs at {best / single[DEFAULT]:.1f} times, which is "
         f"{best / best_other:.2f} times the best other onnxruntime route; int4 is {int4:.1f} times "
-        f"float32; a context of {LONG} costs {single[LOOP] / single[_long()]:.2f} times as much "
+        f"float32; a context of {LONG} costs {single[OURS] / single[_long()]:.2f} times as much "
         f"per token as one of {SHAPE.block_size}."
     )
 
@@ -106,22 +109,19 @@ def _contestants(
     model = make_ours(SHAPE).eval()
     runs: dict[str, Callable[[], Any]] = {TORCH: partial(_draw_torch, model, batch, tokens)}
     for dtype in DTYPES:
-        kit = folder / dtype
-        _write(model, kit, dtype)
+        bundle = folder / dtype
+        _write(model, bundle, dtype)
         runs |= {
-            f"gptkit generate.onnx, {dtype}": _looping(kit / GENERATE_FILE, batch, number, tokens),
-            f"gptkit decode.onnx, {dtype}": _decoding(kit, batch, number, tokens),
+            f"gptkit generate.onnx, {dtype}": _generating(bundle / GENERATE_FILE, batch, tokens),
+            f"gptkit decode.onnx, {dtype}": _decoding(bundle, batch, tokens),
             f"gptkit model.onnx, {dtype}": onnx_peers.stepping(
-                kit / STEP_FILE, model.config, batch, number, tokens, SAMPLING
+                bundle / STEP_FILE, model.config, batch, tokens, SAMPLING
             ),
         }
     longer = make_ours(Shape(6, 6, 384, LONG, 1)).eval()
     file = folder / "long.onnx"
-    ir.save(
-        generate_model(Source.of(longer)),
-        file,
-    )
-    runs[_long()] = _looping(file, batch, number, tokens)
+    ir.save(generate_model(ExportSource.of(longer)), file)
+    runs[_long()] = _generating(file, batch, tokens)
     for name, activation in ((DEFAULT, "gelu_new"), (THEIRS, "gelu_pytorch_tanh")):
         theirs = make_theirs(model, activation=activation).eval()
         runs[name] = partial(onnx_peers.draw_transformers, theirs, batch, tokens)
@@ -129,12 +129,12 @@ def _contestants(
     return {name: timed(run) for name, run in runs.items()}
 
 
-def _write(model: GPT, kit: Path, dtype: str) -> None:
+def _write(model: GPT, bundle: Path, dtype: str) -> None:
     """The three graphs, each with its own weights."""
-    kit.mkdir()
-    builders = {GENERATE_FILE: generate_model, STEP_FILE: step_model, DECODE_FILE: decode_model}
-    for name, build in builders.items():
-        ir.save(build(Source.of(model, dtype)), kit / name)
+    bundle.mkdir()
+    graphs = {GENERATE_FILE: generate_model, STEP_FILE: step_model, DECODE_FILE: decode_model}
+    for name, build in graphs.items():
+        ir.save(build(ExportSource.of(model, dtype)), bundle / name)
 
 
 def _draw_torch(model: GPT, batch: int, tokens: int) -> None:
@@ -143,12 +143,12 @@ def _draw_torch(model: GPT, batch: int, tokens: int) -> None:
         pass
 
 
-def _looping(file: Path, batch: int, number: int, tokens: int) -> Callable[[], Any]:
-    session = open_session(file, "cpu", threads=number)
+def _generating(file: Path, batch: int, tokens: int) -> Callable[[], Any]:
+    session = open_session(file, "cpu")
     inputs = feeds(np.zeros((batch, 1), np.int64), tokens, SAMPLING)
     return lambda: session.run(None, inputs)
 
 
-def _decoding(kit: Path, batch: int, number: int, tokens: int) -> Callable[[], Any]:
-    session, prompts = DecodeSession(kit, "cpu", threads=number), np.zeros((batch, 1), np.int64)
-    return lambda: list(session.stream(prompts, tokens, SAMPLING, burst=tokens))
+def _decoding(bundle: Path, batch: int, tokens: int) -> Callable[[], Any]:
+    session, prompts = DecodeSession(bundle, "cpu"), np.zeros((batch, 1), np.int64)
+    return lambda: list(session.stream(prompts, tokens, SAMPLING, chunk=tokens))

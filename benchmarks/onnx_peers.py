@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptkit.model.gpt import GPT
-from gptkit.onnx.export import foreign_configs as foreign
+from gptkit.onnx.export.foreign_configs import genai_config
 from gptkit.onnx.runtime.decode_session import STEP_FILE
 from gptkit.onnx.runtime.providers import open_session
 from gptkit.recipe.options import GPTConfig
@@ -53,18 +53,23 @@ def routes(
     if AVAILABLE[TRACED]:
         file = folder / "traced.onnx"
         _trace(model, file)
-        found[TRACED] = stepping(file, model.config, batch, number, tokens, sampling, traced=True)
+        found[TRACED] = stepping(file, model.config, batch, tokens, sampling, traced=True)
     if AVAILABLE[GENAI]:
         found[GENAI] = _genai(folder / "float32", model.config, batch, number, tokens)
     return found
 
 
 def stepping(
-    file: Path, config: GPTConfig, batch: int, number: int, tokens: int, sampling: SamplingOptions,
-    *, traced: bool = False,
-) -> Callable[[], Any]:  # fmt: skip
+    file: Path,
+    config: GPTConfig,
+    batch: int,
+    tokens: int,
+    sampling: SamplingOptions,
+    *,
+    traced: bool = False,
+) -> Callable[[], Any]:
     """A Python loop over a graph of one step, with numpy's sampler."""
-    session = open_session(file, "cpu", threads=number)
+    session = open_session(file, "cpu")
     names = [x.name for x in session.get_inputs() if x.name.startswith("past_key_values.")]
     empty = np.zeros((batch, config.kv_heads, 0, config.head_size), np.float32)
 
@@ -125,16 +130,20 @@ def _trace(model: GPT, file: Path) -> None:
         )  # fmt: skip
 
 
-def _genai(kit: Path, config: GPTConfig, batch: int, number: int, tokens: int) -> Callable[[], Any]:
+def _genai(
+    bundle: Path, config: GPTConfig, batch: int, number: int, tokens: int
+) -> Callable[[], Any]:
     """onnxruntime-genai's own loop over our step graph."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime_genai as genai
 
-    described = foreign.genai_config(config, 0, config.vocab_size - 1, "cpu")
+    described = genai_config(
+        config, start=0, end_token=config.vocab_size - 1, temperature=0.8, device="cpu"
+    )
     described["model"]["decoder"]["session_options"]["intra_op_num_threads"] = number
-    (kit / "genai_config.json").write_text(json.dumps(described), encoding="utf-8")
-    assert (kit / STEP_FILE).is_file()
-    model = genai.Model(str(kit))
+    (bundle / "genai_config.json").write_text(json.dumps(described), encoding="utf-8")
+    assert (bundle / STEP_FILE).is_file()
+    model = genai.Model(str(bundle))
 
     def draw() -> None:
         params = genai.GeneratorParams(model)

@@ -1,6 +1,5 @@
 """Files on disk, for the core and for plugins: atomic writes, locks, digests."""
 
-import glob
 import hashlib
 import json
 import os
@@ -9,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,13 @@ def remove_abandoned(target: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
+def lock(path: Path, *, busy: Exception | None = None, keep: bool = True) -> Iterator[None]:
     """Hold a lock file; the system releases it when the process dies.
 
     Args:
         path: the lock file, created if it is missing.
         busy: raised if another process holds the lock; None waits for that process.
+        keep: whether the file stays when the lock is released.
 
     Raises:
         OSError: the file cannot be written.
@@ -129,6 +130,8 @@ def lock(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        if not keep:
+            path.unlink(missing_ok=True)
         held.release()
 
 
@@ -185,6 +188,6 @@ def _unused_name(target: Path) -> Path:
 
 
 def _stagings(target: Path) -> Iterator[Path]:
-    for path in target.absolute().parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+    for path in target.absolute().parent.glob(f".{escape(target.name)}.*.tmp"):
         if path.is_dir():
             yield path

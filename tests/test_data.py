@@ -62,7 +62,7 @@ def test_batches_differ_by_step_and_by_seed() -> None:
     assert len(batches) == len(pairs)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 1000, 5 * 10**9])
+@pytest.mark.parametrize("size", [1, 3, 5 * 10**9])
 def test_batches_stay_within_the_split(size: int) -> None:
     drawn = torch.cat([batch_indices(size, 100, seed=1, step=step) for step in range(20)])
     assert drawn.min() >= 0
@@ -87,19 +87,16 @@ def test_neighbouring_steps_are_not_related() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-@pytest.mark.parametrize("start", [0, 3])
-@pytest.mark.parametrize("tokens", range(BLOCK + 1, 4 * BLOCK + 4))
-def test_a_walk_over_a_stream_counts_every_target_once(
-    numbered: Path, tokens: int, start: int, batch_size: int
-) -> None:
-    counted: list[int] = []
-    for x, y in walk(stream(numbered, tokens, start=start), batch_size):
-        assert x.shape == y.shape
-        assert len(x) <= batch_size
-        kept = y != IGNORE
-        assert torch.equal(y[kept], x[kept] + 1)
-        counted += y[kept].tolist()
-    assert counted == list(range(start + 1, start + tokens))
+def test_a_walk_over_a_stream_counts_every_target_once(numbered: Path, batch_size: int) -> None:
+    for tokens in range(BLOCK + 1, 4 * BLOCK + 2):  # one to four windows, with every remainder
+        counted: list[int] = []
+        for x, y in walk(stream(numbered, tokens, start=3), batch_size):
+            assert x.shape == y.shape
+            assert len(x) <= batch_size
+            kept = y != IGNORE
+            assert torch.equal(y[kept], x[kept] + 1)
+            counted += y[kept].tolist()
+        assert counted == list(range(4, 3 + tokens)), tokens
 
 
 def test_a_walk_is_the_same_in_any_batch_size_and_again(numbered: Path) -> None:
@@ -113,8 +110,7 @@ def test_a_walk_is_the_same_in_any_batch_size_and_again(numbered: Path) -> None:
         assert torch.equal(whole(batch_size), first)
 
 
-@pytest.mark.parametrize("size", [1, 2, 6, 7])
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 1), (6, 3), (7, 3), (2, 100)])
 def test_a_walk_over_items_takes_each_once_and_as_it_is(size: int, batch_size: int) -> None:
     split = Items(size)
     batches = list(walk(split, batch_size))

@@ -160,15 +160,16 @@ with staged(target) as new:
 """
 
 
+@pytest.mark.parametrize("name", ["target", "a [b] *"])
 @pytest.mark.parametrize("rename", [1, 2])
-def test_a_kill_between_the_renames_can_be_undone(tmp_path: Path, rename: int) -> None:
-    target = tmp_path / "target"
+def test_a_kill_between_the_renames_can_be_undone(tmp_path: Path, rename: int, name: str) -> None:
+    target = tmp_path / name
     fill(target, "1")
     killed_at(rename, PROGRAM, target)
     assert target.exists() == (rename == 1)
     recover(target)
     assert (target / "a").read_text() == "1"
-    assert names(tmp_path) == ["target"]
+    assert names(tmp_path) == [name]
 
 
 def test_recovering_where_nothing_happened_changes_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gptkit.errors import CheckpointError
 from gptkit.model.cache import KVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import GPTConfig
+from tests.support import pairwise
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("layernorm", "rmsnorm"),
@@ -24,11 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 SIZES = {"vocab_size": 13, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 32}
 
-
-SHAPES = [
-    pytest.param(dict(zip(CHOICES, values, strict=True)), id="-".join(map(str, values)))
-    for values in itertools.product(*CHOICES.values())
-]
+Check = Callable[[GPT], None]
 
 
 def make(**options: Any) -> GPT:
@@ -105,29 +103,23 @@ def from_the_papers(model: GPT, x: Tensor) -> Tensor:
     return norm("ln_f", h) @ w["lm_head.weight"].T
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@torch.no_grad()
-def test_every_shape_computes_what_the_papers_say(shape: dict[str, Any]) -> None:
-    model, x = make(**shape), tokens(2, 12)
+def computes_what_the_papers_say(model: GPT) -> None:
+    x = tokens(2, 12)
     torch.testing.assert_close(
         model.logits(x).double(), from_the_papers(model, x), atol=1e-4, rtol=1e-4
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@torch.no_grad()
-def test_cached_logits_equal_uncached_ones(shape: dict[str, Any]) -> None:
-    model, x = make(**shape), tokens(2, 12)
+def computes_the_same_with_a_cache(model: GPT) -> None:
+    x = tokens(2, 12)
     cache = KVCache(model.config, 2, like=model.wte.weight)
     parts = [model.logits(part, cache) for part in x.split([4, 3, 1, 1, 2, 1], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(x), atol=1e-5, rtol=0)
     assert cache.length == 12
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@torch.no_grad()
-def test_a_token_changes_no_earlier_logits_and_no_other_row(shape: dict[str, Any]) -> None:
-    model, x = make(**shape), tokens(2, 12)
+def sees_no_later_token_and_no_other_row(model: GPT) -> None:
+    x = tokens(2, 12)
     changed = x.clone()
     changed[0, 7] = (x[0, 7] + 1) % SIZES["vocab_size"]
     before, after = model.logits(x), model.logits(changed)
@@ -135,6 +127,36 @@ def test_a_token_changes_no_earlier_logits_and_no_other_row(shape: dict[str, Any
     torch.testing.assert_close(after[1], before[1], atol=1e-6, rtol=0)
     difference = (after[0, 7:] - before[0, 7:]).abs().amax(dim=-1)
     assert (difference > 1e-4).all()  # it is seen at its own and at every later position
+
+
+CHECKS = [
+    computes_what_the_papers_say,
+    computes_the_same_with_a_cache,
+    sees_no_later_token_and_no_other_row,
+]
+
+
+@pytest.mark.parametrize(
+    "shape", pairwise(**CHOICES), ids=lambda shape: "-".join(map(str, shape.values()))
+)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@torch.no_grad()
+def test_a_model(check: Check, shape: dict[str, Any]) -> None:
+    check(make(**shape))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_model_of_every_shape() -> None:
+    for values in itertools.product(*CHOICES.values()):
+        shape = dict(zip(CHOICES, values, strict=True))
+        model = make(**shape)
+        for check in CHECKS:
+            try:
+                check(model)
+            except AssertionError as error:
+                error.add_note(f"{check.__name__}: {shape}")
+                raise
 
 
 @torch.no_grad()
@@ -164,20 +186,18 @@ def test_positions_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("preset", "expected"),
     [
-        ({"preset": "gpt2"}, 124_439_808),
-        ({"preset": "gpt2-medium"}, 354_823_168),
-        ({"preset": "gpt2-large"}, 774_030_080),
-        ({"preset": "gpt2-xl"}, 1_557_611_200),
-        # GPT-1 has 116,534,784, but no last norm of 2 * 768.
-        ({"preset": "openai-gpt", "vocab_size": 40478, "block_size": 512}, 116_536_320),
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
     ],
 )
-def test_parameter_counts_are_the_published_ones(options: dict[str, Any], expected: int) -> None:
-    sizes = {"vocab_size": 50257, "block_size": 1024}
+def test_parameter_counts_are_the_published_ones(preset: Any, expected: int) -> None:
+    config = GPTConfig(preset=preset, vocab_size=50257, block_size=1024)
     with torch.device("meta"):
-        assert GPT(GPTConfig(**sizes | options)).n_parameters() == expected
+        assert GPT(config).n_parameters() == expected
 
 
 @pytest.mark.parametrize(
@@ -269,6 +289,12 @@ def test_dropout_acts_on_embedding_attention_and_residual(place: str) -> None:
     assert torch.equal(model.logits(x), model.logits(x))
     model.get_submodule(place).training = True  # that module alone
     assert not torch.equal(model.logits(x), model.logits(x))
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_without_bias_no_part_has_one(norm: str) -> None:
+    names = make(norm=norm, bias=False).weights()
+    assert [name for name in names if name.endswith("bias")] == []
 
 
 def test_weights_hold_a_tied_head_once() -> None:

@@ -1,4 +1,4 @@
-"""docs/onnx.md and a kit's README: their programs write what `gptkit sample` writes."""
+"""docs/onnx.md and a bundle's README: their programs write what `gptkit sample` writes."""
 
 import re
 import shutil
@@ -152,7 +152,7 @@ def test_the_commands_of_the_page(text_run: Path, cli: Cli, tmp_path: Path) -> N
             outputs[command] = result.stdout
     texts = [text for text in outputs.values() if text.startswith("The")]
     assert len(texts) == 2
-    assert texts[0] == texts[1]  # from the file, and from the kit
+    assert texts[0] == texts[1]  # from the file, and from the bundle
     package = (tmp_path / "page/package.json").read_text()
     assert f'"onnxruntime-web": "{ONNXRUNTIME_WEB}"' in package
     assert f"onnxruntime-web@{ONNXRUNTIME_WEB}" in PAGE
@@ -205,40 +205,40 @@ def test_csharp(model: Path, expected: Callable[[str], str], tmp_path: Path) -> 
     assert execute("dotnet", "run", "--", model, PROMPT, cwd=tmp_path) == expected(PROMPT)
 
 
-def kit_programs(kit: Path) -> tuple[str, str, str]:
-    """Python's, JavaScript's and gptkit's arguments, out of a kit's README."""
-    readme = (kit / "README.md").read_text(encoding="utf-8")
+def bundle_programs(bundle: Path) -> tuple[str, str, str]:
+    """Python's, JavaScript's and gptkit's arguments, from a bundle's README."""
+    readme = (bundle / "README.md").read_text(encoding="utf-8")
     blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL))
     return blocks["python"], blocks["js"], blocks["sh"].removeprefix("gptkit sample . ")
 
 
 @pytest.mark.slow
-def test_the_programs_of_a_kit_of_text(
+def test_the_programs_of_a_bundle_of_text(
     text_run: Path, cli: Cli, node: Callable[..., str], tmp_path: Path
 ) -> None:
-    kit = export(text_run, out=tmp_path / "kit").path
-    in_python, in_js, arguments = kit_programs(kit)
-    expected = cli("sample", kit, *arguments.split(), "--tokens", 200).stdout
-    assert python(in_python, cwd=kit) == expected
-    assert node(NODE, in_js, cwd=kit) == expected
+    bundle = export(text_run, out=tmp_path / "bundle").path
+    in_python, in_js, arguments = bundle_programs(bundle)
+    expected = cli("sample", bundle, *arguments.split(), "--tokens", 200).stdout
+    assert python(in_python, cwd=bundle) == expected
+    assert node(NODE, in_js, cwd=bundle) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("colors", [8, "rgb"])
-def test_the_programs_of_a_kit_of_images(
+def test_the_programs_of_a_bundle_of_images(
     cli: Cli, node: Callable[..., str], tmp_path: Path, colors: Any
 ) -> None:
     shapes = {"use": "cifar10", "source": "shapes", "size": 4, "colors": colors}
     path = train(tmp_path, shapes | {"class_conditional": True}, MODEL, steps=20)
-    kit = export(path, out=tmp_path / "kit").path
-    in_python, in_js, arguments = kit_programs(kit)
-    assert cli("sample", kit, *arguments.split()).exit_code == 0
+    bundle = export(path, out=tmp_path / "bundle").path
+    in_python, in_js, arguments = bundle_programs(bundle)
+    assert cli("sample", bundle, *arguments.split()).exit_code == 0
     assert (tmp_path / "drawn.png").is_file()
-    ids = [int(i) for i in cli("sample", kit, *arguments.split()[:2], "--ids").stdout.split()]
-    assert python(in_python, cwd=kit) == ""
-    pixels = load_exported(kit).codec.decode_array(ids)
-    assert (kit / "drawn.ppm").read_bytes() == b"P6 4 4 255\n" + pixels.tobytes()
-    assert [int(i) for i in node(NODE, in_js, cwd=kit).split()] == ids[1:]
+    ids = [int(i) for i in cli("sample", bundle, *arguments.split()[:2], "--ids").stdout.split()]
+    assert python(in_python, cwd=bundle) == ""
+    pixels = load_exported(bundle).codec.decode_array(ids)
+    assert (bundle / "drawn.ppm").read_bytes() == b"P6 4 4 255\n" + pixels.tobytes()
+    assert [int(i) for i in node(NODE, in_js, cwd=bundle).split()] == ids[1:]
 
 
 def fill_headers(folder: Path) -> None:

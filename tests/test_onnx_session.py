@@ -22,13 +22,15 @@ from gptkit.errors import GptkitError, UsageError
 from gptkit.onnx.export.export import export
 from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.generate_session import GenerateSession, next_context
-from gptkit.onnx.runtime.metadata import FORMAT, KEY, LONGEST_PROOF, PROOF_KEY, check_files
+from gptkit.onnx.runtime.metadata import FORMAT, KEY, MAX_PROOF_BYTES, PROOF_KEY, check_files
 from gptkit.onnx.runtime.model import OnnxModel, load_exported
 from gptkit.onnx.runtime.providers import gpus
 from gptkit.runs.loaded import load_checkpoint
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
-from tests.support import stir, train
+from tests.support import execute, stir, train
+
+ROOT = Path(__file__).parents[1]
 
 Command = Callable[..., Result]
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -44,13 +46,13 @@ MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "position": "rotary", "norm": 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By data set, a folder with a run "r", a "model.onnx" and a "kit"; no test changes them."""
+    """By data set, a folder with a run "r", a "model.onnx" and a "bundle"; no test changes them."""
     found = {}
     for name, dataset in DATASETS.items():
         found[name] = tmp_path_factory.mktemp(name)
         path = stir(train(found[name], dataset, MODEL), scale=0.3)
         export(path, out=found[name] / "model.onnx")
-        export(path, out=found[name] / "kit")
+        export(path, out=found[name] / "bundle")
     return found
 
 
@@ -72,13 +74,13 @@ def test_real_processes_print_the_same_text(text: Path, gptkit: Program) -> None
     expected = gptkit("sample", text / "r", *options)
     assert (expected.returncode, expected.stderr) == (0, "")
     assert len(expected.stdout) == 23 + 60 + 1
-    for exported in ("model.onnx", "kit"):
+    for exported in ("model.onnx", "bundle"):
         found = gptkit("sample", text / exported, *options)
         assert (found.returncode, found.stdout) == (0, expected.stdout)
         assert found.stderr == "running on CPUExecutionProvider\n" or gpus()
 
 
-@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+@pytest.mark.parametrize("exported", ["model.onnx", "bundle"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -100,7 +102,7 @@ def test_every_option_means_the_same(
 
 
 def test_samples_go_to_a_file(text: Path, cli: Command, tmp_path: Path) -> None:
-    for name, source in (("a", "model.onnx"), ("b", "kit"), ("c", "r")):
+    for name, source in (("a", "model.onnx"), ("b", "bundle"), ("c", "r")):
         for options in ([], ["--ids"]):
             out = tmp_path / f"{name}{len(options)}.txt"
             result = cli("sample", text / source, "--samples", 2, "--out", out, *options)
@@ -123,7 +125,7 @@ def test_pictures_are_the_same_byte_for_byte(
     options: list[object], pixels: Path, cli: Command, tmp_path: Path
 ) -> None:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.png")
-    for name, source in (("a.png", "model.onnx"), ("b.png", "kit"), ("c.png", "r")):
+    for name, source in (("a.png", "model.onnx"), ("b.png", "bundle"), ("c.png", "r")):
         result = cli("sample", pixels / source, *options, "--out", name)
         assert result.exit_code == 0, result.output
     pictures = {(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png")}
@@ -137,8 +139,8 @@ def test_pictures_are_the_same_byte_for_byte(
         (["--prompt", "Ω"], "Ω"), (["--class", "cat"], "this model knows no classes"),
         (["--keep", "2"], "keep should be between 0 and 1, got 2"),
         (["--top-p", "0"], "top_p should be above 0"), (["--seed", "-1"], "seed should be 0"),
-        (["--device", "mps"], 'an exported model does not run on "mps"'),
-        (["--device", "tpu"], 'an exported model does not run on "tpu"'),
+        (["--device", "mps"], 'unknown device for an exported model: "mps"'),
+        (["--device", "tpu"], 'unknown device for an exported model: "tpu"'),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_as_for_a_run(
@@ -149,21 +151,21 @@ def test_mistakes_are_told_as_for_a_run(
     assert said in result.stderr
 
 
-def test_whole_pictures_cannot_be_continued(pixels: Path, cli: Command, tmp_path: Path) -> None:
+def test_whole_images_cannot_be_continued(pixels: Path, cli: Command, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
     result = cli("sample", pixels / "model.onnx", "--prompt", "photo.png", "--out", "no.png")
     assert result.exit_code == 2
-    assert "the prompt is whole: nothing is left to draw" in result.stderr
+    assert "the prompt already fills the sample" in result.stderr
     result = cli("sample", pixels / "model.onnx")
     assert result.exit_code == 2
     assert "--out out.png" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
-# Watched or not.
+# Shown as they are drawn or not.
 
 
-@pytest.fixture(params=["model.onnx", "kit"])
+@pytest.fixture(params=["model.onnx", "bundle"])
 def model(request: pytest.FixtureRequest, text: Path) -> OnnxModel:
     return load_exported(text / request.param, device="cpu")
 
@@ -184,13 +186,13 @@ def test_drawing_in_parts_is_drawing_at_once(
     for samples, tokens in ((1, 130), (3, 50), (2, 1), (1, 15), (1, 16), (1, 17)):
         request = SampleRequest(prompt, tokens=tokens, samples=samples)
         expected = trained.sample(request, sampling).token_ids()
-        assert model.sample(request, sampling, watched=True).token_ids() == expected
+        assert model.sample(request, sampling, streaming=True).token_ids() == expected
         assert model.sample(request, sampling).token_ids() == expected
 
 
 @pytest.mark.timeout(40)
 def test_the_first_tokens_come_early(model: OnnxModel) -> None:
-    drawing = model.sample(SampleRequest(tokens=10**8), SamplingOptions(), watched=True)
+    drawing = model.sample(SampleRequest(tokens=10**8), SamplingOptions(), streaming=True)
     first = [next(drawing.stream) for _ in range(40)]
     assert {len(row) for row in first} == {1}
 
@@ -208,7 +210,8 @@ def test_the_context_between_two_runs(block_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exported", "options"), [("model.onnx", []), ("model.onnx", ["--out", "s.txt"]), ("kit", [])]
+    ("exported", "options"),
+    [("model.onnx", []), ("model.onnx", ["--out", "s.txt"]), ("bundle", [])],
 )
 def test_ctrl_c_ends_a_long_drawing(
     exported: str, options: list[str], text: Path, tmp_path: Path
@@ -260,7 +263,7 @@ def read_to_the_end(screen: Any) -> Iterator[bytes]:
         return
 
 
-@pytest.mark.parametrize("exported", [pytest.param("model.onnx", marks=pytest.mark.slow), "kit"])
+@pytest.mark.parametrize("exported", [pytest.param("model.onnx", marks=pytest.mark.slow), "bundle"])
 def test_a_reader_that_leaves_ends_sampling(exported: str, text: Path) -> None:
     command = [sys.executable, "-m", "gptkit", "sample", str(text / exported), "--device", "cpu"]
     command += ["--tokens", "20000"]
@@ -296,7 +299,18 @@ main()
 """
 
 
-@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+RUNTIME = sorted(path.stem for path in (ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("module", RUNTIME)
+def test_the_runtime_imports_torch_nowhere(module: str) -> None:
+    code = f"import sys, gptkit.onnx.runtime.{module}; print(*sys.modules)"
+    loaded = execute(sys.executable, "-c", code).split()
+    assert f"gptkit.onnx.runtime.{module}" in loaded
+    assert not {"torch", "onnx", "onnx_ir"} & set(loaded)
+
+
+@pytest.mark.parametrize("exported", ["model.onnx", "bundle"])
 def test_torch_is_not_imported(exported: str, text: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", TELL_MODULES, "sample", str(text / exported), "--tokens", "3"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -321,7 +335,7 @@ RUNES = """
 """
 
 
-@pytest.mark.parametrize("exported", ["model.onnx", pytest.param("kit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("exported", ["model.onnx", pytest.param("bundle", marks=pytest.mark.slow)])
 def test_a_codec_that_is_not_installed(
     exported: str, distribution: Callable[..., Path], cli: Command, tmp_path: Path
 ) -> None:
@@ -348,7 +362,7 @@ def test_a_codec_that_is_not_installed(
 
 @pytest.mark.skipif(gpus() > 0, reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-@pytest.mark.parametrize("exported", ["model.onnx", "kit"])
+@pytest.mark.parametrize("exported", ["model.onnx", "bundle"])
 def test_cuda_that_is_not_there_is_an_error(
     exported: str, device: str, text: Path, cli: Command
 ) -> None:
@@ -363,7 +377,7 @@ def test_cuda_that_is_not_there_is_an_error(
 
 
 def test_auto_says_what_it_took(text: Path, cli: Command) -> None:
-    for exported in ("model.onnx", "kit"):
+    for exported in ("model.onnx", "bundle"):
         result = cli("sample", text / exported, "--tokens", 3)
         assert result.exit_code == 0
         assert result.stderr in {
@@ -399,7 +413,7 @@ def test_a_file_that_is_cut_off(text: Path, refused: Callable[..., str], tmp_pat
     for place in places:
         (tmp_path / "cut.onnx").write_bytes(whole[:place])
         said = refused(tmp_path / "cut.onnx")
-        lacks = f'cut.onnx: it lacks the metadata "{PROOF_KEY}"'
+        lacks = f'cut.onnx: has no metadata "{PROOF_KEY}"'
         assert lacks in said or "cut.onnx: damaged: " in said, place
 
 
@@ -444,10 +458,10 @@ def test_files_of_other_programs(refused: Callable[..., str], tmp_path: Path) ->
     for contents in (b"", b"\0" * 5000, b"A poem.\n" * 9, tiny().SerializeToString()):
         path.write_bytes(contents)
         said = refused(path)
-        assert f'other.onnx: it lacks the metadata "{PROOF_KEY}"' in said
-        assert "only whole files that gptkit export --onnx wrote can be sampled" in said
+        assert f'other.onnx: has no metadata "{PROOF_KEY}"' in said
+        assert "gptkit samples only complete files that gptkit export wrote" in said
     append_proof(path, [])
-    assert f'other.onnx: it lacks the metadata "{KEY}"' in refused(path)
+    assert f'other.onnx: has no metadata "{KEY}"' in refused(path)
 
 
 @pytest.mark.parametrize("name", ["none.onnx", "folder.onnx", "deep/er/none.onnx"])
@@ -590,56 +604,58 @@ def test_a_codec_of_another_shape(
     assert "hint:  pip install acme" in refused(described(metadata), exit_code=2)
 
 
-# Kits.
+# Bundles.
 
 
 @pytest.fixture
-def kit(text: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "kit"
+def bundle(text: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
     folder.mkdir()
-    for path in (text / "kit").iterdir():
+    for path in (text / "bundle").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
-def test_a_kit_may_be_moved(kit: Path, cli: Command) -> None:
-    assert cli("sample", kit, "--tokens", 5).exit_code == 0
-    assert cli("sample", kit / "generate.onnx", "--tokens", 5).exit_code == 0
+def test_a_bundle_may_be_moved(bundle: Path, cli: Command) -> None:
+    assert cli("sample", bundle, "--tokens", 5).exit_code == 0
+    assert cli("sample", bundle / "generate.onnx", "--tokens", 5).exit_code == 0
 
 
 @pytest.mark.parametrize("named", ["", "generate.onnx"])
 def test_weights_that_are_missing_swapped_or_damaged(
-    named: str, kit: Path, pixels: Path, refused: Callable[..., str]
+    named: str, bundle: Path, pixels: Path, refused: Callable[..., str]
 ) -> None:
-    weights = kit / "model.safetensors"
+    weights = bundle / "model.safetensors"
     whole = weights.read_bytes()
     random = np.random.default_rng(1)
-    other = (pixels / "kit" / "model.safetensors").read_bytes()
+    other = (pixels / "bundle" / "model.safetensors").read_bytes()
     flipped = []
     for place in random.integers(0, len(whole), 9):
         flipped.append(bytearray(whole))
         flipped[-1][place] ^= 1
     for contents in (b"", whole[:-1], whole[:100], whole + b"\0", other, *flipped):
         weights.write_bytes(contents)
-        said = refused(kit / named)
-        assert "model.safetensors: damaged: its sha256 is not the one that generate.onnx " in said
+        said = refused(bundle / named)
+        assert (
+            "model.safetensors: damaged: its sha256 differs from the one in generate.onnx" in said
+        )
     weights.unlink()
-    assert "its weights, model.safetensors, are missing" in refused(kit / named)
+    assert "its weights, model.safetensors, are missing" in refused(bundle / named)
 
 
 @pytest.mark.parametrize("name", ["generate.onnx", "model.onnx", "decode.onnx"])
-def test_graphs_of_a_kit_that_are_missing_or_damaged(
-    name: str, kit: Path, refused: Callable[..., str], pixels: Path
+def test_graphs_of_a_bundle_that_are_missing_or_damaged(
+    name: str, bundle: Path, refused: Callable[..., str], pixels: Path
 ) -> None:
-    whole = (kit / name).read_bytes()
+    whole = (bundle / name).read_bytes()
     for contents in (b"", whole[:-1], b"\1" + whole[1:], whole[:5000] + b"!" + whole[5001:]):
-        (kit / name).write_bytes(contents)
-        assert f"kit/{name}: " in refused(kit)
-    (kit / name).write_bytes((pixels / "kit" / name).read_bytes())
-    refused(kit)
-    (kit / name).unlink()
+        (bundle / name).write_bytes(contents)
+        assert f"bundle/{name}: " in refused(bundle)
+    (bundle / name).write_bytes((pixels / "bundle" / name).read_bytes())
+    refused(bundle)
+    (bundle / name).unlink()
     code = 2 if name == "generate.onnx" else 1
-    said = refused(kit, exit_code=code)
+    said = refused(bundle, exit_code=code)
     assert name in said or name == "generate.onnx"
 
 
@@ -651,31 +667,31 @@ def test_graphs_of_a_kit_that_are_missing_or_damaged(
         ("decode.onnx", "model.onnx"),
     ],
 )
-def test_a_graph_of_a_kit_under_the_name_of_another(
-    source: str, name: str, kit: Path, refused: Callable[..., str]
+def test_a_graph_of_a_bundle_under_the_name_of_another(
+    source: str, name: str, bundle: Path, refused: Callable[..., str]
 ) -> None:
-    shutil.copy(kit / source, kit / name)
-    assert "instead of step and decode" in refused(kit)
+    shutil.copy(bundle / source, bundle / name)
+    assert "instead of step and decode" in refused(bundle)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted by Linux")
-def test_the_weights_of_a_kit_are_checked_in_one_reading(kit: Path) -> None:
-    graphs = [kit / name for name in ("generate.onnx", "model.onnx", "decode.onnx")]
+def test_the_weights_of_a_bundle_are_checked_in_one_reading(bundle: Path) -> None:
+    graphs = [bundle / name for name in ("generate.onnx", "model.onnx", "decode.onnx")]
     sizes = [path.stat().st_size for path in graphs]
-    weights = (kit / "model.safetensors").stat().st_size
+    weights = (bundle / "model.safetensors").stat().st_size
     before = psutil.Process().io_counters().read_chars
     check_files(*graphs)
     read = psutil.Process().io_counters().read_chars - before
-    ends = sum(min(size, LONGEST_PROOF) for size in sizes)  # where the proofs are looked for
+    ends = sum(min(size, MAX_PROOF_BYTES) for size in sizes)  # where the proofs are looked for
     assert sum(sizes) + weights <= read < sum(sizes) + ends + 2 * weights
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "decode.onnx"])
 def test_a_graph_that_does_not_draw_by_itself(
-    name: str, kit: Path, refused: Callable[..., str]
+    name: str, bundle: Path, refused: Callable[..., str]
 ) -> None:
-    said = refused(kit / name, exit_code=2)
-    assert "which does not draw by itself" in said
+    said = refused(bundle / name, exit_code=2)
+    assert "cannot be sampled by itself" in said
     assert "generate.onnx" in said
 
 

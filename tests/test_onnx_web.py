@@ -159,7 +159,8 @@ def test_text_is_what_the_command_line_writes(
         ["set", "prompt", "thé é"], ["write"],
         ["fetch", "http://example.com/anything"],
     )  # fmt: skip
-    assert found["title"] == "A GPT for char-text"
+    assert found["title"] == "A GPT that writes"
+    assert "dataset char-text" in found["facts"]
     prompted, empty, rows, stopped, unknown, outside = (
         result for result in found["results"] if result is not None
     )
@@ -177,6 +178,9 @@ def test_text_is_what_the_command_line_writes(
     assert rows == drawn.tolist()
     assert 0 < stopped < 100_000
     assert unknown["message"].startswith("The model never saw é\nIt knows tab newline space ")
+    assert not unknown["shown"], "the result of an earlier request"
+    assert prompted["shown"]
+    assert prompted["options"] == ["--prompt", "--tokens 200", "--temperature 0.8", "--seed 5"]
     assert outside == "failed"
     assert site.foreign == ["GET http://example.com/anything HTTP/1.1"]  # asked for by this test
     assert (tmp_path / "page.png").stat().st_size > 10_000
@@ -222,7 +226,7 @@ def test_what_is_missing_is_said_in_the_page(
     for broken in (b"", b"no model at all", model[:-100], bytes(spoilt)):
         (site.folder / "model.onnx").write_bytes(broken)
         found = visit()
-        assert "no whole model that gptkit exported" in found["message"]
+        assert "damaged, or gptkit did not export it" in found["message"]
         assert found["title"] == "The model cannot run here"
     (site.folder / "node_modules").unlink()
     assert "npm install" in visit()["message"]

@@ -178,17 +178,18 @@ from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.model.gpt import GPT
 from gptkit.training.optimizer import make_optimizer
 model = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
-optimizer, x = make_optimizer(model, TrainOptions(optimizer=sys.argv[1])), torch.arange(4)[None]
-optimizer.zero_grad()
-model(x, x).backward()
-optimizer.step()
+x = torch.arange(4)[None]
+for name in ("adamw", "muon"):
+    optimizer = make_optimizer(model, TrainOptions(optimizer=name))
+    optimizer.zero_grad()
+    model(x, x).backward()
+    optimizer.step()
 print(*sys.modules)
 """
 
 
-@OPTIMIZERS
-def test_a_step_imports_no_compiler(name: str) -> None:
-    command = [sys.executable, "-c", STEP, name]
+def test_a_step_imports_no_compiler() -> None:
+    command = [sys.executable, "-c", STEP]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "torch.optim" in done.stdout.split()
     assert not {"torch._dynamo", "sympy"} & set(done.stdout.split())

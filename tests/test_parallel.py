@@ -484,9 +484,9 @@ def test_a_batch_is_shared_out_evenly_or_refused() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [0, 1, 4, 6])
-def test_batches_are_dealt_so_that_each_counts_once(size: int, count: int) -> None:
+def test_batches_are_sharded_so_that_each_counts_once(size: int, count: int) -> None:
     batches = [(torch.tensor([i]), torch.tensor([i])) for i in range(count)]
-    hands = [list(Ranks(rank=rank, size=size).deal(batches)) for rank in range(size)]
+    hands = [list(Ranks(rank=rank, size=size).shard(batches)) for rank in range(size)]
     assert len({len(hand) for hand in hands}) == 1
     counted = sorted(int(y) for hand in hands for _, y in hand if y != -100)
     assert counted == list(range(count))

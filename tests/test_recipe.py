@@ -2,14 +2,13 @@ import math
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import tomli_w
 
 from gptkit.errors import GptkitError, Problem, RecipeError, UsageError
 from gptkit.recipe import recipe
-from gptkit.recipe.options import PRESETS, ModelOptions
 from gptkit.recipe.recipe import Recipe
 
 SMALLEST = '[dataset]\nuse = "char-text"\n'
@@ -159,28 +158,14 @@ def test_the_plugins_problems_stand_beside_the_cores(read: Read) -> None:
         (f"callbacks = 3\n{SMALLEST}", "callbacks"),
         (f"callbacks = [3]\n{SMALLEST}", "callbacks[0]"),
         (f"seed = 1.5\n{SMALLEST}", "seed"),
+        (f"seed = true\n{SMALLEST}", "seed"),
+        (f"[train]\nbetas = 0.9\n{SMALLEST}", "train.betas"),
+        (f"[model]\nn_head = {{a = 1}}\n{SMALLEST}", "model.n_head"),
         (f"seed = 9223372036854775808\n{SMALLEST}", "seed"),
     ],
 )
 def test_the_wrong_shape_is_named(problems: Callable[..., Any], text: str, place: str) -> None:
     assert list(problems(text)) == [place]
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("train.steps", True), ("train.steps", "100"), ("train.steps", 1.5), ("train.steps", []),
-        ("train.learning_rate", "1e-3"), ("train.learning_rate", True), ("train.device", 0),
-        ("train.dtype", 32), ("train.compile", "yes"), ("train.compile", 1), ("train.betas", 0.9),
-        ("model.bias", "yes"), ("model.bias", 1), ("model.n_head", {"a": 1}), ("seed", True),
-    ],
-)  # fmt: skip
-def test_a_value_of_the_wrong_type_is_refused(
-    problems: Callable[..., Any], option: str, value: object
-) -> None:
-    table, _, key = option.rpartition(".")
-    text = tomli_w.dumps({table: {key: value}} if table else {key: value})
-    assert list(problems(text + SMALLEST)) == [option]
 
 
 @pytest.mark.parametrize(
@@ -267,37 +252,6 @@ def test_the_flat_fields_tell_callbacks_of_one_name_apart(read: Read) -> None:
     assert sorted(warmups) == [5, 7]
 
 
-MINGPT = {
-    "openai-gpt": (12, 12, 768),
-    "gpt2": (12, 12, 768),
-    "gpt2-medium": (24, 16, 1024),
-    "gpt2-large": (36, 20, 1280),
-    "gpt2-xl": (48, 25, 1600),
-    "gopher-44m": (8, 16, 512),
-    "gpt-mini": (6, 6, 192),
-    "gpt-micro": (4, 4, 128),
-    "gpt-nano": (3, 3, 48),
-}
-"""n_layer, n_head, n_embd as in minGPT's mingpt/model.py."""
-
-
-@pytest.mark.parametrize("name", MINGPT)
-def test_a_preset_fills_in_mingpts_sizes(read: Read, name: str) -> None:
-    model = read(SMALLEST, [f"model.preset={name}"]).model
-    assert (model.n_layer, model.n_head, model.n_embd) == MINGPT[name]
-
-
-def test_every_preset_can_be_named() -> None:
-    literal = ModelOptions.model_fields["preset"].annotation
-    names = {name for part in get_args(literal) for name in get_args(part)}
-    assert names == set(PRESETS) == set(MINGPT)
-
-
-def test_a_size_beside_a_preset_wins(read: Read) -> None:
-    model = read(SMALLEST, ["model.n_layer=2", "model.preset=gpt2"]).model
-    assert (model.n_layer, model.n_head, model.n_embd) == (2, 12, 768)
-
-
 def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[..., Any]) -> None:
     assert "'gpt2-xl'" in problems(SMALLEST, ["model.preset=gpt3"])["model.preset"]
     assert "'gpt2-xl'" in problems(SMALLEST, ["model.preset=3"])["model.preset"]
@@ -308,34 +262,17 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[...
     [
         (["model.n_embd=10", "model.n_head=3"], "model",
          "n_embd 10 should be divisible by n_head 3"),
-        (["model.n_head=6", "model.n_kv_head=4"], "model",
-         "n_head 6 should be divisible by n_kv_head 4"),
-        (["model.n_embd=6", "model.n_head=2", "model.position=rotary"], "model",
-         "rotary positions need an even head size, got n_embd 6 / n_head 2 = 3"),
-        (["model.n_layer=0"], "model.n_layer", "should be greater than 0"),
-        (["model.n_kv_head=0"], "model.n_kv_head", "should be greater than 0"),
-        (["model.dropout=1.0"], "model.dropout", "should be less than 1"),
-        (["model.dropout=-0.1"], "model.dropout", "should be greater than or equal to 0"),
-        (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'relu2' or 'swiglu'"),
-        (["train.steps=0"], "train.steps", "should be greater than 0"),
         (["train.batch_size=4", "train.micro_batch_size=3"], "train",
          "batch_size 4 should be a multiple of micro_batch_size 3"),
-        (["train.micro_batch_size=8", "train.batch_size=4"], "train", "should be a multiple"),
         (["train.betas=[0.9, 1.0]"], "train", "betas should be below 1, got [0.9, 1.0]"),
         (["train.betas=[-0.1, 0.9]"], "train.betas[0]", "should be greater than or equal to 0"),
-        (["train.weight_decay=-1.0"], "train.weight_decay", "should be greater than or equal to 0"),
         (["train.learning_rate=inf"], "train.learning_rate", "should be a finite number"),
-        (["train.learning_rate=nan"], "train.learning_rate", ""),
-        (["train.weight_decay=inf"], "train.weight_decay", "should be a finite number"),
+        (["model.dropout=1.0"], "model.dropout", "should be less than 1"),
+        (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'relu2' or 'swiglu'"),
         (["train.device=gpu"], "train.device", "got 'gpu'"),
-        (["train.device=cuda:x"], "train.device", "got 'cuda:x'"),
-        (["train.dtype=float16"], "train.dtype", "'bfloat16', got 'float16'"),
-        (["train.keep=0"], "train.keep", "should be greater than 0"),
-        (["train.eval_every=0"], "train.eval_every", "should be greater than 0"),
-        (["train.save_every=0"], "train.save_every", "should be greater than 0"),
     ],
 )  # fmt: skip
-def test_options_that_cannot_work_are_refused(
+def test_a_limit_is_named_with_its_place(
     problems: Callable[..., Any], overrides: list[str], place: str, said: str
 ) -> None:
     found = problems(SMALLEST, overrides)

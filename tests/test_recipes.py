@@ -44,10 +44,6 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def test_the_main_recipe_is_there() -> None:
-    assert ROOT / "recipes" / "shakespeare.toml" in RECIPES
-
-
 def test_a_recipe_is_valid_and_complete_when_built(recipe: Path, tmp_path: Path) -> None:
     built = build.build(build.read(recipe))
     (tmp_path / "complete.toml").write_text(built.recipe.to_toml(), encoding="utf-8")
@@ -72,6 +68,7 @@ def test_two_commands_do_all_the_setting_up() -> None:
     blocks = [block.strip() for block in fenced(ROOT / "README.md", "sh", "bash")]
     main = "pip install -r requirements.txt && gptkit train recipes/shakespeare.toml"
     assert main in blocks
+    assert ROOT / "recipes/shakespeare.toml" in RECIPES
     assert "pip install -r requirements-dev.txt && pytest" in blocks
 
 
@@ -95,8 +92,3 @@ def test_a_documents_commands_exist_with_their_options(document: Path) -> None:
         known = {option for parameter in command.params for option in parameter.opts}
         used = {argument.partition("=")[0] for argument in arguments if argument[:1] == "-"}
         assert used <= known | {"-h", "--help"}, f"{name(document)}: {arguments}"
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_a_document_is_finished(document: Path) -> None:
-    assert "@@" not in document.read_text("utf-8")

@@ -7,6 +7,7 @@ import pytest
 
 from gptkit.errors import UsageError
 from gptkit.sampling.rule import Floats, SamplingOptions, choose, uniforms
+from tests.support import pairwise
 
 LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
 HIGHEST, LOWEST = 1252319804544721972, 7046029254386353131
@@ -45,9 +46,7 @@ def frequencies(logits: Floats, draws: int = 20_000, **options: Any) -> Floats:
 def slow_choice(
     logits: list[float], u: float, *, temperature: float, top_k: int, top_p: float
 ) -> int:
-    """The sampling rule, sentence by sentence, in plain Python."""
-    if temperature <= 0:
-        return max(range(len(logits)), key=lambda i: (logits[i], -i))
+    """The sampling rule at a temperature above 0, sentence by sentence, in plain Python."""
     scaled = [logit / temperature for logit in logits]
     ids = list(range(len(logits)))
     k = min(top_k or len(ids), len(ids))
@@ -77,8 +76,9 @@ def test_splitmix64_is_the_published_one() -> None:
     assert [splitmix64(1234567, n) for n in range(5)] == published
 
 
-@pytest.mark.parametrize("seed", [0, 1, 1337, 2**31, 2**63 - 1])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("seed", "batch_size"), [(0, 1), (1, 3), (1337, 1), (2**31, 3), (2**63 - 1, 3)]
+)
 def test_uniforms_follow_the_rule(seed: int, batch_size: int) -> None:
     for draw in (0, 1, 2, 1000, 10**9):
         expected = [
@@ -151,17 +151,13 @@ def test_temperature_top_k_and_top_p_together() -> None:
     assert not found[:2].any()
 
 
-@pytest.mark.parametrize("top_k", [3, 4, 1000, 2**40])
+@pytest.mark.parametrize("top_k", [3, 4, 2**40])
 def test_top_k_may_exceed_the_vocabulary(top_k: int) -> None:
     for u in np.linspace(0.001, 0.999, 50):
         assert pick(row(0, 1, 2), u, top_k=top_k) == pick(row(0, 1, 2), u)
 
 
-def test_top_k_of_one_is_greedy() -> None:
-    assert {pick(row(0, 1, 2, 1), u, top_k=1) for u in np.linspace(0.001, 0.999, 50)} == {2}
-
-
-@pytest.mark.parametrize("top_p", [1e-50, 1e-30, 1e-6, 0.1])
+@pytest.mark.parametrize("top_p", [1e-50, 1e-6, 0.1])
 def test_top_p_always_keeps_the_first(top_p: float) -> None:
     for u in (1e-6, 0.5, float(LARGEST_BELOW_ONE)):
         assert pick(row(0, 1, 2, 1), u, top_p=top_p) == 2
@@ -176,6 +172,10 @@ def test_top_p_keeps_the_token_that_crosses_it() -> None:
     )
 
 
+def test_top_p_keeps_no_token_after_the_one_that_reaches_it() -> None:
+    assert not frequencies(row(0, 0, 0, 0), top_p=0.5)[2:].any()
+
+
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_k": 2}, {"top_p": 0.999}])
 def test_an_impossible_token_is_never_drawn(options: dict[str, Any]) -> None:
     logits = row(-np.inf, 0, 0.5, -np.inf)
@@ -183,20 +183,16 @@ def test_an_impossible_token_is_never_drawn(options: dict[str, Any]) -> None:
     assert {pick(logits, u, **options) for u in (lowest, 0.5, below_1)} <= {1, 2}
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
-@pytest.mark.parametrize("top_k", [0, 1, 5, 40])
-@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
-def test_choices_equal_the_slow_rules(temperature: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize(
+    "options", pairwise(temperature=(0.3, 1.0, 2.0), top_k=(0, 1, 5, 40), top_p=(1.0, 0.9, 0.3))
+)
+def test_choices_equal_the_slow_rules(options: dict[str, Any]) -> None:
     generator = np.random.default_rng(17)
     logits = generator.normal(scale=2, size=(40, 20)).astype(np.float32)
     logits[::2] = logits[::2].round()  # many ties
     u = generator.random(40, dtype=np.float32)
-    sampling = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
-    assert choose(logits, u, sampling).tolist() == [
-        slow_choice(
-            logits[b].tolist(), float(u[b]), temperature=temperature, top_k=top_k, top_p=top_p
-        )
-        for b in range(40)
+    assert choose(logits, u, SamplingOptions(**options)).tolist() == [
+        slow_choice(logits[b].tolist(), float(u[b]), **options) for b in range(40)
     ]
 
 

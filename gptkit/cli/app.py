@@ -178,29 +178,29 @@ def probe_command(
 @app.command()
 def export(
     run_folder: RunArgument = None,
-    to_onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, the only format.")] = False,
+    to_onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a kit; model.onnx."),
+        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a bundle; model.onnx."),
     ] = None,
     web: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
-    opset: Annotated[int, typer.Option(help="21 for every onnxruntime since 1.19, or 23.")] = 21,
-    device: Annotated[str, typer.Option(help="What a kit is made for: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="The device that a bundle is made for: cpu or cuda.")
+    ] = "cpu",
     checkpoint: CheckpointOption = "last",
 ) -> None:
-    """Write a model for other programs, proven equal to its checkpoint; prints the path."""
+    """Write an ONNX model for other programs, proven equal to its checkpoint; prints the path."""
     from gptkit.onnx.export import export as exporting
     from gptkit.show import exports
 
     with exports.working():
         exported = exporting.export(
-            run_folder, onnx=to_onnx, out=out, web=web, which=checkpoint, dtype=dtype,
-            opset=opset, device=device,
-        )  # fmt: skip
-    exports.proof(exported.checks)
+            run_folder, out=out, web=web, which=checkpoint, dtype=dtype, device=device
+        )
+    exports.proof(exported.comparisons)
     if web:
         _report("in that folder: npm install && python -m http.server, then open localhost:8000")
     typer.echo(exported.path)

@@ -1,4 +1,4 @@
-"""What this machine can run: versions, devices, and an onnxruntime session on each provider."""
+"""`gptkit doctor`: versions, devices, and a test run of onnxruntime on each device."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ PACKAGES = ("torchvision", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", 
 
 
 def examine() -> dict[str, str | None]:
-    """What is there, by name; None where something is not."""
+    """What was found by name; None for what is missing."""
     found = {
         "gptkit": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
@@ -34,12 +34,12 @@ def examine() -> dict[str, str | None]:
 
 
 def run_session(device: str, name: str) -> str:
-    """Multiply two matrices with onnxruntime; what came of it, in words."""
+    """Multiply two matrices with onnxruntime; the outcome in words."""
     g, size = Scope(), 64
     x = declare("x", FLOAT, [size, size])
-    model = g.model(
-        "doctor", [x], [typed(g.MatMul(x, x), FLOAT, [size, size], name="y")], opset=21, metadata={}
-    )
+    with g.named("doctor"):
+        y = typed(g.MatMul(x, x), FLOAT, [size, size], name="y")
+    model = g.model("doctor", [x], [y], doc="The square of a matrix.", metadata={})
     values = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
     try:
         session = open_session(ir.to_proto(model).SerializeToString(), device)

@@ -1,4 +1,4 @@
-"""The proof of an export."""
+"""What `gptkit export` prints: that it is working, and the proof."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from rich.console import Console
 from rich.table import Table
 
-from gptkit.onnx.runtime.metadata import Check
+from gptkit.onnx.runtime.metadata import Comparison
 
 
 def working() -> AbstractContextManager[object]:
@@ -14,10 +14,10 @@ def working() -> AbstractContextManager[object]:
     return Console(stderr=True).status("writing the graphs and comparing them with the checkpoint")
 
 
-def proof(checks: Sequence[Check]) -> None:
-    """Print what was compared, how far apart it was, and how far it may be; to stderr."""
+def proof(comparisons: Sequence[Comparison]) -> None:
+    """Print what was compared, how large the error was and how large it may be; to stderr."""
     table = Table("compared with the checkpoint", "measured", "limit", "unit", box=None)
-    for check in checks:
-        found = "not a number" if check.measured is None else f"{check.measured:.3g}"
-        table.add_row(check.name, found, f"{check.limit:g}", check.unit)
+    for each in comparisons:
+        measured = "not a number" if each.measured is None else f"{each.measured:.3g}"
+        table.add_row(each.name, measured, f"{each.limit:g}", each.unit)
     Console(stderr=True).print(table)

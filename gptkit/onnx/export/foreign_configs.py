@@ -1,4 +1,4 @@
-"""What a kit tells other programs: transformers-like configs, onnxruntime-genai, tokenizers.
+"""Config files of a bundle that other programs read.
 
 Formats: transformers' config.json, onnxruntime-genai's genai_config.json (type "decoder"),
 Hugging Face tokenizers' tokenizer.json.
@@ -10,45 +10,52 @@ from typing import Any
 import torch
 
 from gptkit.model.gpt import GPT
-from gptkit.onnx.export.blueprint import Blueprint
 from gptkit.onnx.runtime.decode_session import STEP_FILE
 from gptkit.recipe.options import GPTConfig
+from gptkit.runs.loaded import LoadedModel
 from gptkit.sampling.rule import Ints
 
-NAMES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
+CONFIG_FILES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def files(blueprint: Blueprint, *, end_token: int) -> dict[str, dict[str, Any]]:
-    """JSON files by name.
+def config_files(loaded: LoadedModel, *, device: str, end_token: int) -> dict[str, dict[str, Any]]:
+    """The contents of the files by name.
 
     Args:
-        blueprint: what was exported.
-        end_token: an id that ends a text for programs that insist on one.
+        loaded: the checkpoint.
+        device: that the bundle is made for, "cpu" or "cuda".
+        end_token: an id that ends a text, for programs that need one.
     """
-    config, codec = blueprint.trained.model.config, blueprint.trained.codec
-    found = {
+    config, codec = loaded.model.config, loaded.codec
+    files = {
         "config.json": model_config(config, end_token),
-        "genai_config.json": genai_config(config, codec.starts[0][0], end_token, blueprint.device),
+        "genai_config.json": genai_config(
+            config,
+            start=codec.starts[0][0],
+            end_token=end_token,
+            temperature=codec.temperature,
+            device=device,
+        ),
     }
-    legend = codec.legend() or {}
-    if all(len(symbol) == 1 for symbol in legend.get("text", ["none"])):
-        found["tokenizer.json"] = tokenizer(legend["text"])
-        found["tokenizer_config.json"] = {
+    symbols = (codec.legend() or {}).get("text")
+    if symbols and all(len(symbol) == 1 for symbol in symbols):
+        files["tokenizer.json"] = tokenizer(symbols)
+        files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
             "clean_up_tokenization_spaces": False,
         }
-    return found
+    return files
 
 
 @torch.no_grad()
 def rarest_token(model: GPT, text: Ints) -> int:
-    """The id that the model finds least likely in a text (1, T)."""
+    """The id with the lowest mean probability over the positions of a text (1, T)."""
     return int(model.logits(torch.from_numpy(text)).softmax(dim=-1).mean(dim=(0, 1)).argmin())
 
 
 def model_config(config: GPTConfig, end_token: int) -> dict[str, Any]:
-    """The sizes under transformers' names, and gptkit's own."""
+    """The sizes under transformers' names, and the GPTConfig."""
     return {
         "model_type": "gptkit",
         "architectures": ["GPT"],
@@ -66,7 +73,9 @@ def model_config(config: GPTConfig, end_token: int) -> dict[str, Any]:
     }
 
 
-def genai_config(config: GPTConfig, start: int, end_token: int, device: str) -> dict[str, Any]:
+def genai_config(
+    config: GPTConfig, *, start: int, end_token: int, temperature: float, device: str
+) -> dict[str, Any]:
     """How onnxruntime-genai runs `model.onnx`."""
     providers: list[dict[str, Any]] = [{"cuda": {}}] if device == "cuda" else []
     return {
@@ -107,7 +116,7 @@ def genai_config(config: GPTConfig, start: int, end_token: int, device: str) -> 
             "num_return_sequences": 1,
             "past_present_share_buffer": False,
             "repetition_penalty": 1.0,
-            "temperature": 1.0,
+            "temperature": temperature,
             "top_k": 0,
             "top_p": 1.0,
         },
@@ -115,11 +124,11 @@ def genai_config(config: GPTConfig, start: int, end_token: int, device: str) -> 
 
 
 def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
-    """A tokenizer of single characters: byte-level BPE, which onnxruntime-genai reads, too.
+    """A tokenizer of single characters, as byte-level BPE, which onnxruntime-genai can read.
 
-    Merges put characters of several bytes together, out of pieces with ids behind the model's.
+    Merges join the bytes of a character; the ids of incomplete characters follow the model's.
     """
-    vocab = {_spelled(symbol): i for i, symbol in enumerate(symbols)}
+    vocab = {_byte_level(symbol): i for i, symbol in enumerate(symbols)}
     merges: dict[str, None] = {}
     for character in list(vocab):
         for end in range(1, len(character)):
@@ -127,22 +136,38 @@ def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
             merges[f"{start} {byte}"] = None
             for piece in (start, byte):
                 vocab.setdefault(piece, len(vocab))
-    bytes_ = {
-        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
-    }  # fmt: skip
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": bytes_, "post_processor": None, "decoder": bytes_,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
         "model": {
-            "type": "BPE", "vocab": vocab, "merges": list(merges), "dropout": None,
-            "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": list(merges),
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
         },
-    }  # fmt: skip
+    }
 
 
-def _spelled(character: str) -> str:
-    """How byte-level BPE spells a character: a visible one per byte (Radford et al. 2019)."""
+def _byte_level(character: str) -> str:
+    """A character in byte-level BPE: a visible character per byte (Radford et al. 2019)."""
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = [code for code in range(256) if code not in visible]
     return "".join(

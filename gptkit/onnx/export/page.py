@@ -7,26 +7,27 @@ from gptkit.errors import UsageError
 from gptkit.files import write_atomically, writing
 
 ONNXRUNTIME_WEB = "1.30.0"
-"""The npm package that the page runs the model with."""
+"""Version of the npm package that runs the model in the page."""
 MARK = b'<meta name="generator" content="gptkit">'
+"""Tells a page of gptkit's from others."""
 
 
-def check(web: Path) -> None:
-    """Raise a UsageError where something else is in the page's way."""
+def check_page_folder(web: Path) -> None:
+    """Raise a UsageError if the page would replace something that gptkit did not write."""
     index = web / "index.html"
     if web.exists() and not web.is_dir():
-        raise UsageError(f"{web}: is no folder", hint="choose another --web")
+        raise UsageError(f"{web}: not a folder", hint="choose another --web")
     if index.exists() and MARK not in index.read_bytes():
         raise UsageError(
-            f"{index}: is there already, and is not gptkit's", hint="choose another --web"
+            f"{index}: already exists, and gptkit did not write it", hint="choose another --web"
         )
 
 
-def write(web: Path) -> None:
+def write_page(web: Path) -> None:
     """Write index.html beside model.onnx, and a package.json for `npm install`."""
     template = Path(__file__).with_name("templates") / "index.html"
     _write(web / "index.html", template.read_text(encoding="utf-8"))
-    if not (web / "package.json").exists():  # the folder may be a project of its own
+    if not (web / "package.json").exists():  # the folder may be a project of the user's
         package = {"private": True, "dependencies": {"onnxruntime-web": ONNXRUNTIME_WEB}}
         _write(web / "package.json", json.dumps(package, indent=2) + "\n")
 

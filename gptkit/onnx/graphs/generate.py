@@ -1,194 +1,226 @@
-"""generate.onnx: the model, its cache and the sampler in one graph; one run draws a whole text.
+"""generate.onnx: the model, its cache and the sampling rule in one graph; one run draws a text.
 
-Two Loops. A turn of the inner one feeds what is new, a prompt or the token just drawn, and draws
-the next token. What a Loop carries from turn to turn is copied whenever it grows, so the inner one
-carries only a short tail of keys and values. A turn of the outer one, a block of tokens, moves the
-tail into the main cache, which the inner Loop reads without copying; there, too, the model starts
-anew from half of its context when that is full, as `gptkit.sampling.generate` does.
+Two Loops. One turn of the inner Loop feeds the new tokens, a prompt or the token just drawn, and
+draws the next one. A Loop copies what it carries from turn to turn whenever that grows, so the
+inner Loop carries only a short tail of the cache. One turn of the outer Loop draws a block of
+tokens and then appends the tail to the main part of the cache, which the inner Loop reads without
+copying it. When the context is full, the outer Loop restarts with an empty cache, by the rule of
+`gptkit.sampling.generate`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from gptkit.onnx.graphs.gpt import Decoder, grouped, mask, ungrouped
-from gptkit.onnx.graphs.sampling import LAST, Rule, SamplingInputs, all_true, uniforms
+from gptkit.onnx.graphs.cache import BlockedCache, LayerCache
+from gptkit.onnx.graphs.gpt import GPTGraph
+from gptkit.onnx.graphs.sampling import LAST, SamplingInputs, SamplingRule, all_true, uniforms
 from gptkit.onnx.graphs.scope import BOOL, INT64, Scope, declare, typed
-from gptkit.onnx.graphs.source import Source
+from gptkit.onnx.graphs.source import ExportSource
+from gptkit.sampling.generate import restart_length
 
 BLOCK_TOKENS = 64
-"""Tokens between two copies of the main cache."""
+"""Tokens between two copies of the main part of the cache."""
+LOGITS = "logits"
+"""Name of the value that the sampling rule is given; the proof makes it an output of a copy."""
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of one layer; keys transposed, so that no step has to do it."""
-
-    keys: ir.Value  # (B, nkv, hs, S)
-    values: ir.Value  # (B, nkv, S, hs)
-
-
-def generate_model(source: Source) -> ir.Model:
-    """A graph from a prompt to the tokens that continue it, of standard operators in float.
+def generate_model(source: ExportSource) -> ir.Model:
+    """The graph `generate`: from a prompt to the tokens that continue it, in standard operators.
 
     Inputs: prompt_ids int64 (batch, prompt); the scalars max_new_tokens, top_k, seed and
     stop_token (-1: none) int64, temperature and top_p float32. Output: tokens int64 (batch,
-    generated). A row that drew the stop token goes on drawing it.
+    generated). A row that drew the stop token repeats it.
     """
-    return _Generate(source).model()
+    return _GenerateGraph(source).model()
 
 
-class _Generate:
-    def __init__(self, source: Source) -> None:
+class _GenerateGraph:
+    def __init__(self, source: ExportSource) -> None:
         self.source, self.config = source, source.config
         self.prompt = declare("prompt_ids", INT64, ["batch", "prompt"])
         self.count = declare("max_new_tokens", INT64)
-        self.settings = SamplingInputs.declare()
+        self.options = SamplingInputs.declare()
         self.seed, self.stop = declare("seed", INT64), declare("stop_token", INT64)
 
     def model(self) -> ir.Model:
-        """The outermost graph: what is computed once, and the loop over blocks."""
-        g, settings = Scope(), self.settings
-        self.batch = g.Slice(g.Shape(self.prompt), [0], [1])
-        self.total = g.Max(self.count, 0)
-        self.rule = Rule(g, settings, self.config.vocab_size)
-        size = g.Concat(g.Reshape(self.total, [1]), self.batch, axis=0)
-        self.uniforms = g.Reshape(uniforms(g, self.seed, g.ReduceProd(size, keepdims=0)), size)
+        """The outermost graph: what is computed once, and the Loop over blocks."""
+        g = Scope()
+        with g.named("prompt"):
+            self.batch = g.Slice(g.Shape(self.prompt), [0], [1])
+            self.total = g.Max(self.count, 0)
+            context = g.Slice(self.prompt, [-self.config.block_size], [LAST], [1])
+        with g.named("sampling"):
+            self.rule = SamplingRule(g, self.options, self.config.vocab_size)
+        with g.named("sampling.uniforms"):
+            shape = g.Concat(g.Reshape(self.total, [1]), self.batch, axis=0)
+            numbers = uniforms(g, self.seed, g.ReduceProd(shape, keepdims=0))
+            self.uniforms = g.Reshape(numbers, shape)  # (total, B)
         self.empty = self._empty_cache(g)
-        window = g.Slice(self.prompt, [-self.config.block_size], [LAST], [1])
-        nobody = g.Expand(np.array(False), self.batch)
-        caches = [self.empty] * self.config.n_layer
-        *_, history, _ = g.Loop(
-            None, g.Less(0, self.total), *_flat(caches), window, 0, nobody, window, 0,
-            body=self._block(g), outputs=2 * self.config.n_layer + 5,
-        )  # fmt: skip
-        start = g.Slice(g.Shape(window), [1], [2])
-        tokens = typed(
-            g.Slice(history, start, [LAST], [1]), INT64, ["batch", "generated"], name="tokens"
-        )
-        inputs = [self.prompt, self.count, settings.temperature, settings.top_k, settings.top_p]
+        with g.named("blocks"):
+            history = self._loop_over_blocks(g, context)
+            start = g.Slice(g.Shape(context), [1], [2])
+            tokens = g.Slice(history, start, [LAST], [1])
         return g.model(
             "generate",
-            [*inputs, self.seed, self.stop],
-            [tokens],
-            opset=self.source.opset,
+            [self.prompt, self.count, *self.options.values, self.seed, self.stop],
+            [typed(tokens, INT64, ["batch", "generated"], name="tokens")],
+            doc="A GPT with its cache and the sampling rule: a prompt to the tokens that continue "
+            "it. A Loop over blocks of tokens holds a Loop over tokens.",
             metadata=self.source.metadata,
         )
 
+    def _loop_over_blocks(self, g: Scope, context: ir.Value) -> ir.Value:
+        """The context and the tokens that were drawn after it, int64 (B, context + generated)."""
+        nothing_finished = g.Expand(np.array(False), self.batch)
+        caches = _flat([self.empty] * self.config.n_layer)
+        state = [*caches, context, 0, nothing_finished, context, 0]
+        more = g.Less(0, self.total)
+        body = self._block(g)
+        *_, history, _ = g.Loop(None, more, *state, body=body, outputs=len(state))
+        return history
+
     def _block(self, outer: Scope) -> ir.Graph:
-        """Draw up to `BLOCK_TOKENS` tokens, then move the cache on."""
-        g, block_size = Scope(outer), self.config.block_size
+        """Draw up to `BLOCK_TOKENS` tokens, then append the tail to the main part of the cache."""
+        g = Scope(outer)
         turn, condition = declare("block", INT64), declare("block_condition", BOOL)
-        main = self._new_caches("main")
+        main = self._declare_caches("main")
         fed = declare("fed_ids", INT64, ["batch", None])
         length = declare("cached", INT64)
         finished = declare("block_finished", BOOL, ["batch"])
         history = declare("history", INT64, ["batch", None])
         drawn = declare("drawn", INT64)
-        new = g.Gather(g.Shape(fed), 1)
-        room = g.Sub(g.Sub(block_size + 1, length), new)
-        at_most = g.Where(g.Greater(new, 1), 1, BLOCK_TOKENS)  # a prompt is moved at once
-        turns = g.Min(at_most, room, g.Sub(self.total, drawn))
-        *tail, after_fed, after_length, after_finished, tokens = g.Loop(
-            turns, np.array(True), *_flat([self.empty] * len(main)), fed, length, finished,
-            body=self._token(g, main, length, drawn), outputs=2 * len(main) + 4,
-        )  # fmt: skip
-        after_history = g.Concat(history, g.Transpose(tokens, perm=[1, 0]), axis=1)
-        after_drawn = g.Add(drawn, g.Gather(g.Shape(tokens), 0))
-        go_on = g.And(g.Not(all_true(g, after_finished)), g.Less(after_drawn, self.total))
-        next_state = g.If(
-            g.Less(after_length, block_size),
-            then_branch=self._grow(g, main, _pairs(tail), after_fed, after_length),
-            else_branch=self._start_anew(g, after_history),
-            outputs=2 * len(main) + 2,
-        )
-        *next_main, next_fed, next_length = next_state
+        turns = self._turns(g, fed, length, drawn)
+        state = [*_flat([self.empty] * len(main)), fed, length, finished]
+        with g.named("tokens"):
+            body = self._token(g, main, length, drawn)
+            *tail, fed_next, length_next, finished_next, tokens = g.Loop(
+                turns, np.array(True), *state, body=body, outputs=len(state) + 1
+            )
+        history_next = g.Concat(history, g.Transpose(tokens, perm=[1, 0]), axis=1)
+        drawn_next = g.Add(drawn, g.Gather(g.Shape(tokens), 0))
+        go_on = g.And(g.Not(all_true(g, finished_next)), g.Less(drawn_next, self.total))
+        with g.named("cache"):
+            append = self._append(g, main, _pairs(tail), fed_next, length_next)
+            restart = self._restart(g, history_next)
+            fits = g.Less(length_next, self.config.block_size)
+            *main_next, fed_next, length_next = g.If(
+                fits, then_branch=append, else_branch=restart, outputs=2 * len(main) + 2
+            )
         outputs = [
             typed(go_on, BOOL),
-            *self._declared(_pairs(next_main)),
-            typed(next_fed, INT64, ["batch", None]),
-            typed(next_length, INT64),
-            typed(g.Identity(after_finished), BOOL, ["batch"]),
-            typed(after_history, INT64, ["batch", None]),
-            typed(after_drawn, INT64),
+            *self._typed(_pairs(main_next)),
+            typed(fed_next, INT64, ["batch", None]),
+            typed(length_next, INT64),
+            typed(g.Identity(finished_next), BOOL, ["batch"]),
+            typed(history_next, INT64, ["batch", None]),
+            typed(drawn_next, INT64),
         ]
-        state = [*_flat(main), fed, length, finished, history, drawn]
-        return g.graph("block", [turn, condition, *state], outputs)
+        inputs = [turn, condition, *_flat(main), fed, length, finished, history, drawn]
+        return g.graph(
+            "block",
+            inputs,
+            outputs,
+            doc="Draws a block of tokens, then appends their keys and values to the cache, or "
+            "restarts with an empty cache if the context is full.",
+        )
+
+    def _turns(self, g: Scope, fed: ir.Value, length: ir.Value, drawn: ir.Value) -> ir.Value:
+        """How many tokens a block draws, int64 ()."""
+        new = g.Gather(g.Shape(fed), 1)
+        room = g.Sub(g.Sub(self.config.block_size + 1, length), new)
+        most = g.Where(g.Greater(new, 1), 1, BLOCK_TOKENS)  # a prompt is a block of its own
+        return g.Min(most, room, g.Sub(self.total, drawn))
 
     def _token(
-        self, outer: Scope, main: list[Cache], main_length: ir.Value, drawn: ir.Value
+        self, outer: Scope, main: list[LayerCache], main_length: ir.Value, drawn: ir.Value
     ) -> ir.Graph:
-        """Feed what is new, draw one token. The weights are here, where they are used."""
+        """Feed the new tokens, draw one. The weights are in this graph, which uses them."""
         g = Scope(outer)
         turn, condition = declare("token", INT64), declare("token_condition", BOOL)
-        tail = self._new_caches("tail")
+        tail = self._declare_caches("tail")
         fed = declare("new_ids", INT64, ["batch", None])
         length = declare("fed", INT64)
         finished = declare("finished", BOOL, ["batch"])
-        decoder = Decoder(self.source, g)
-        after_length = g.Add(length, g.Gather(g.Shape(fed), 1))
-        positions = typed(g.Range(length, after_length, 1), INT64, [None])
-        memory = BlockedCache(decoder, main, tail, main_length=main_length, positions=positions)
-        x = g.Gather(decoder.features(fed, positions, memory), -1, axis=1)  # (B, C)
-        logits = decoder.logits(x)
-        logits.name = "logits"
-        u = g.Gather(self.uniforms, g.Add(drawn, turn), axis=0)
-        token = g.Where(finished, self.stop, self.rule.choose(g, logits, u))
-        after_finished = g.Or(finished, g.Equal(token, self.stop))
+        gpt = GPTGraph(self.source, g)
+        with g.named("position"):
+            length_next = g.Add(length, g.Gather(g.Shape(fed), 1))
+            positions = typed(g.Range(length, length_next, 1), INT64, [None])
+        cache = BlockedCache(gpt, main, tail, main_length=main_length, positions=positions)
+        x = g.Gather(gpt.features(fed, positions, cache), -1, axis=1)  # (B, C)
+        logits = gpt.logits(x)
+        logits.name = LOGITS
+        with g.named("sampling"):
+            u = g.Gather(self.uniforms, g.Add(drawn, turn), axis=0)
+            token = g.Where(finished, self.stop, self.rule.choose(g, logits, u))
+        finished_next = g.Or(finished, g.Equal(token, self.stop))
         outputs = [
-            typed(g.Not(all_true(g, after_finished)), BOOL),
-            *self._declared(memory.after),
+            typed(g.Not(all_true(g, finished_next)), BOOL),
+            *self._typed(cache.grown),
             typed(g.Unsqueeze(token, [1]), INT64, ["batch", 1]),
-            typed(after_length, INT64),
-            typed(after_finished, BOOL, ["batch"]),
+            typed(length_next, INT64),
+            typed(finished_next, BOOL, ["batch"]),
             typed(token, INT64, ["batch"]),
         ]
-        state = [*_flat(tail), fed, length, finished]
-        return g.graph("token", [turn, condition, *state], outputs)
+        inputs = [turn, condition, *_flat(tail), fed, length, finished]
+        doc = "Feeds the new tokens to the model and draws the next one."
+        return g.graph("token", inputs, outputs, doc=doc)
 
-    def _grow(
-        self, outer: Scope, main: list[Cache], tail: list[Cache], fed: ir.Value, length: ir.Value
+    def _append(
+        self,
+        outer: Scope,
+        main: list[LayerCache],
+        tail: list[LayerCache],
+        fed: ir.Value,
+        length: ir.Value,
     ) -> ir.Graph:
-        """The next block goes on from this one: the tail joins the main cache."""
-        g = Scope(outer)
-        joined = [
-            Cache(g.Concat(old.keys, new.keys, axis=3), g.Concat(old.values, new.values, axis=2))
-            for old, new in zip(main, tail, strict=True)
-        ]
-        outputs = [typed(g.Identity(fed), INT64, ["batch", None]), typed(g.Identity(length), INT64)]
-        return g.graph("grow", [], [*self._declared(joined), *outputs])
+        """The next block continues: the tail becomes part of the main cache."""
+        g, joined = Scope(outer), []
+        with g.named("cache.append"):
+            for old, new in zip(main, tail, strict=True):
+                keys = g.Concat(old.keys, new.keys, axis=3)
+                joined.append(LayerCache(keys, g.Concat(old.values, new.values, axis=2)))
+            fed, length = g.Identity(fed), g.Identity(length)
+        outputs = [*self._typed(joined), typed(fed, INT64, ["batch", None]), typed(length, INT64)]
+        doc = "Appends the keys and values of a block to the main part of the cache."
+        return g.graph("append", [], outputs, doc=doc)
 
-    def _start_anew(self, outer: Scope, history: ir.Value) -> ir.Graph:
-        """The context is full: its second half is the next prompt, the cache is empty."""
+    def _restart(self, outer: Scope, history: ir.Value) -> ir.Graph:
+        """The context is full: its last part is the new prompt, the cache is empty."""
         g = Scope(outer)
-        half = max(1, self.config.block_size // 2)
-        fed = g.Slice(history, [-half], [LAST], [1])
-        empty = [
-            Cache(g.Identity(self.empty.keys), g.Identity(self.empty.values))
-            for _ in range(self.config.n_layer)
-        ]
-        outputs = [typed(fed, INT64, ["batch", None]), typed(g.Identity(0), INT64)]
-        return g.graph("start_anew", [], [*self._declared(empty), *outputs])
+        with g.named("cache.restart"):
+            fed = g.Slice(history, [-restart_length(self.config.block_size)], [LAST], [1])
+            empty = [
+                LayerCache(g.Identity(self.empty.keys), g.Identity(self.empty.values))
+                for _ in range(self.config.n_layer)
+            ]
+            length = g.Identity(0)
+        outputs = [*self._typed(empty), typed(fed, INT64, ["batch", None]), typed(length, INT64)]
+        doc = "Empties the cache and makes the last part of the context the new prompt."
+        return g.graph("restart", [], outputs, doc=doc)
 
-    def _empty_cache(self, g: Scope) -> Cache:
+    def _empty_cache(self, g: Scope) -> LayerCache:
+        nkv, hs = self.config.kv_heads, self.config.head_size
         zero = ir.tensor(self.source.precision.array(0.0).reshape(1))
-        keys = g.Concat(self.batch, [self.config.kv_heads, self.config.head_size, 0], axis=0)
-        values = g.Concat(self.batch, [self.config.kv_heads, 0, self.config.head_size], axis=0)
-        return Cache(g.ConstantOfShape(keys, value=zero), g.ConstantOfShape(values, value=zero))
+        with g.named("cache"):
+            keys = g.Concat(self.batch, [nkv, hs, 0], axis=0)
+            values = g.Concat(self.batch, [nkv, 0, hs], axis=0)
+            return LayerCache(
+                g.ConstantOfShape(keys, value=zero), g.ConstantOfShape(values, value=zero)
+            )
 
-    def _new_caches(self, name: str) -> list[Cache]:
-        """One per layer, as inputs of a graph."""
+    def _declare_caches(self, name: str) -> list[LayerCache]:
+        """Keys and values of every layer as inputs of a graph."""
         caches = [
-            Cache(ir.Value(name=f"{name}.{i}.keys"), ir.Value(name=f"{name}.{i}.values"))
+            LayerCache(ir.Value(name=f"{name}.{i}.keys"), ir.Value(name=f"{name}.{i}.values"))
             for i in range(self.config.n_layer)
         ]
-        self._declared(caches)
+        self._typed(caches)
         return caches
 
-    def _declared(self, caches: Iterable[Cache]) -> list[ir.Value]:
-        """The tensors in a row, as inputs or outputs of a graph."""
+    def _typed(self, caches: Iterable[LayerCache]) -> list[ir.Value]:
+        """Keys and values in turn, with type and shape, as inputs or outputs of a graph."""
         real, nkv, hs = self.source.precision.real, self.config.kv_heads, self.config.head_size
         tensors = []
         for cache in caches:
@@ -197,53 +229,9 @@ class _Generate:
         return tensors
 
 
-class BlockedCache:
-    """Attention over the main cache, which stays, and the tail, which grows.
-
-    Args:
-        decoder: that asks.
-        main, tail: keys and values of every layer.
-        main_length: tokens in the main cache.
-        positions: int64 (T,) of the new tokens.
-    """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        main: list[Cache],
-        tail: list[Cache],
-        *,
-        main_length: ir.Value,
-        positions: ir.Value,
-    ) -> None:
-        self.decoder, self.main, self.tail = decoder, main, tail
-        self.after: list[Cache] = []
-        g, config = decoder.g, decoder.config
-        end = g.Add(g.Gather(positions, -1), 1)
-        visible = g.LessOrEqual(
-            g.Unsqueeze(g.Range(main_length, end, 1), [0]), g.Unsqueeze(positions, [1])
-        )
-        self.mask = mask(g, visible, decoder.weights, config)
-        tail_length = g.Sub(end, main_length)
-        self.lengths = g.Concat(*(g.Reshape(n, [1]) for n in (main_length, tail_length)), axis=0)
-
-    def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """Softmax over both parts at once."""
-        g, main, tail = self.decoder.g, self.main[layer], self.tail[layer]
-        keys = g.Concat(tail.keys, g.Transpose(k, perm=[0, 1, 3, 2]), axis=3)
-        values = g.Concat(tail.values, v, axis=2)
-        self.after.append(Cache(keys, values))
-        q = grouped(g, q, self.decoder.weights, self.decoder.config)
-        near = g.Add(g.MatMul(q, keys), self.mask)
-        p = g.Softmax(g.Concat(g.MatMul(q, main.keys), near, axis=-1), axis=-1)
-        far_p, near_p = g.Split(p, self.lengths, axis=-1, outputs=2)
-        y = g.Add(g.MatMul(far_p, main.values), g.MatMul(near_p, values))
-        return ungrouped(g, y, self.decoder.config)
-
-
-def _flat(caches: Iterable[Cache]) -> list[ir.Value]:
+def _flat(caches: Iterable[LayerCache]) -> list[ir.Value]:
     return [tensor for cache in caches for tensor in (cache.keys, cache.values)]
 
 
-def _pairs(tensors: list[ir.Value]) -> list[Cache]:
-    return [Cache(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
+def _pairs(tensors: list[ir.Value]) -> list[LayerCache]:
+    return [LayerCache(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]

@@ -1,28 +1,44 @@
-"""What a graph is written from: a model's sizes and weights, a precision, an opset."""
+"""ExportSource: what the graphs of one export are written from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gptkit.model.gpt import GPT
+from gptkit.onnx.graphs.scope import FLOAT
 from gptkit.onnx.graphs.weights import PRECISIONS, Array, Precision
 from gptkit.recipe.options import GPTConfig
 
+FUSED_HEAD_SIZES = 8
+"""GroupQueryAttention needs a head size that is a multiple of this."""
+
 
 @dataclass(frozen=True)
-class Source:
-    """All that the graphs of one export have in common."""
+class ExportSource:
+    """A model, the precision of the export and the device that it is made for."""
 
     config: GPTConfig
     tensors: Mapping[str, Array]
     """The weights by their names in the checkpoint, float32."""
     precision: Precision
-    opset: int = 21
-    """The version of ONNX' operators."""
+    device: str = "cpu"
+    """What the graph `decode` is made for: "cpu" or "cuda"."""
+    fused: bool = True
+    """Whether the graph `decode` uses onnxruntime's GroupQueryAttention."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What the file says of itself."""
+    """Entries of the file's ONNX metadata."""
 
     @classmethod
-    def of(cls, model: GPT, dtype: str = "float32", *, opset: int = 21) -> "Source":
-        """A model as it is, in an export's dtype; the weights stay where they are on the CPU."""
+    def of(cls, model: GPT, dtype: str = "float32", *, device: str = "cpu") -> "ExportSource":
+        """The source for a model on the CPU; its weights are used in place, not copied."""
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.weights().items()}
-        return cls(model.config, weights, PRECISIONS[dtype], opset)
+        precision = PRECISIONS[dtype]
+        # on CUDA GroupQueryAttention has no float32 kernel
+        supported = device == "cpu" or precision.real != FLOAT
+        fused = supported and model.config.head_size % FUSED_HEAD_SIZES == 0
+        return cls(model.config, weights, precision, device, fused)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights in the file, without the scales of quantised ones."""
+        bits = self.precision.bits or 8 * self.precision.array(0.0).itemsize
+        return sum(tensor.size for tensor in self.tensors.values()) * bits // 8

@@ -1,8 +1,8 @@
 """Weights: a model's tensors as a graph's initializers, in the precision of the export.
 
-Linear layers keep the checkpoint's names and layout (out, in), so a float32 graph can point into
-the checkpoint's own file. int8 and int4 quantise weights only: blocks of 32 numbers along the
-input share a scale, as onnxruntime's MatMulNBits and GatherBlockQuantized read them.
+Linear layers keep the names and the layout (out, in) that they have in the checkpoint. int8 and
+int4 quantise the weights only: blocks of 32 numbers along the input share a scale, the format of
+onnxruntime's MatMulNBits and GatherBlockQuantized.
 """
 
 from collections.abc import Mapping
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 from gptkit.onnx.graphs.scope import FLOAT, FLOAT16, MICROSOFT, Scope
 
 BLOCK = 32
-"""Numbers that share a scale."""
+"""Weights that share a scale."""
 INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy_level that multiplies in int8; float32 products are 20 times slower."""
+"""accuracy_level of MatMulNBits for products in int8; products in float32 are 20 times slower."""
 
 Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What numbers an exported file is made of."""
+    """The number format of an exported file."""
 
     name: str
     real: ir.DataType = FLOAT
-    """Type of activations, and of weights that are not quantised."""
+    """Type of the activations and of weights that are not quantised."""
     bits: int | None = None
     """Width of quantised weights; None: not quantised."""
 
     def array(self, values: Array | float) -> Array:
-        """Numbers in the type of the activations."""
+        """Numbers as an array in the type of the activations."""
         return np.asarray(values, dtype=self.real.numpy())
 
 
@@ -49,13 +49,13 @@ PRECISIONS = {
 
 
 class Weights:
-    """Makes initializers of a scope out of a model's tensors, as they are asked for.
+    """Adds a model's tensors to a scope as initializers, each at its first use.
 
     Args:
         tensors: float32 arrays by their names in the checkpoint.
         precision: of the export.
-        scope: the graph that uses them. onnxruntime packs a weight for speed only if the graph
-            that uses it, or the one around that, holds it.
+        scope: the graph that uses the weights. onnxruntime prepacks a weight for speed only if it
+            belongs to the graph that uses it, or to the graph directly around that one.
     """
 
     def __init__(self, tensors: Mapping[str, Array], precision: Precision, scope: Scope) -> None:
@@ -65,43 +65,58 @@ class Weights:
         return self.scope.initializer(name, self.precision.array(self.tensors[name]))
 
     def get(self, name: str) -> ir.Value | None:
-        """A tensor that the model may lack, such as a bias."""
+        """A tensor, or None if the model does not have it, as with a bias."""
         return self[name] if name in self.tensors else None
 
     def constant(self, name: str, values: Array | float) -> ir.Value:
-        """A tensor that is no parameter, in the type of the activations."""
+        """A named constant that is not a weight, in the type of the activations."""
         return self.scope.initializer(name, self.precision.array(values))
 
     def linear(self, x: ir.Value, layer: str) -> ir.Value:
-        """A linear layer, (N, in) to (N, out)."""
+        """The linear layer of that name, (N, in) to (N, out)."""
         weight, bias = f"{layer}.weight", self.get(f"{layer}.bias")
         if self.precision.bits is None:
             return self.scope.Gemm(x, self[weight], bias, transB=1)
         size_out, size_in = self.tensors[weight].shape
         packed, scales = self._quantised(weight)
         return self.scope.MatMulNBits(
-            x, packed, scales, None, None, bias,
-            domain=MICROSOFT, K=size_in, N=size_out, bits=self.precision.bits, block_size=BLOCK,
+            x,
+            packed,
+            scales,
+            None,
+            None,
+            bias,
+            domain=MICROSOFT,
+            K=size_in,
+            N=size_out,
+            bits=self.precision.bits,
+            block_size=BLOCK,
             accuracy_level=INT8_ACTIVATIONS,
-        )  # fmt: skip
+        )
 
-    def rows(self, name: str, ids: ir.Value, *, quantised: bool) -> ir.Value:
-        """Rows of a table (V, C) by number, (B, T) to (B, T, C).
+    def embedding(self, name: str, ids: ir.Value, *, quantised: bool) -> ir.Value:
+        """Look up rows of a table (V, C), ids int64 (B, T) to (B, T, C).
 
         Args:
             name: of the table.
-            ids: int64.
-            quantised: look them up in the table that a quantised layer of that name multiplies.
+            ids: the numbers of the rows.
+            quantised: use the quantised table of the linear layer that shares these weights, if
+                the export is quantised.
         """
         g, width = self.scope, self.tensors[name].shape[1]
         if self.precision.bits is None or not quantised or width % BLOCK:
             return g.Gather(self[name], ids)
         packed, scales = self._quantised(name)
         blocks = g.GatherBlockQuantized(
-            packed, ids, g.Unsqueeze(scales, [2]),
-            domain=MICROSOFT, bits=self.precision.bits, block_size=BLOCK,
-            gather_axis=0, quantize_axis=2,
-        )  # fmt: skip
+            packed,
+            ids,
+            g.Unsqueeze(scales, [2]),
+            domain=MICROSOFT,
+            bits=self.precision.bits,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=2,
+        )
         return g.Reshape(blocks, [0, 0, width])
 
     def _quantised(self, name: str) -> tuple[ir.Value, ir.Value]:
@@ -111,15 +126,16 @@ class Weights:
             packed, scales = quantise(self.tensors[name], bits)
             self.scope.initializer(f"{name}.quantised", packed)
             self.scope.initializer(f"{name}.scales", self.precision.array(scales))
-        held = self.scope.initializers
-        return held[f"{name}.quantised"], held[f"{name}.scales"]
+        stored = self.scope.initializers
+        return stored[f"{name}.quantised"], stored[f"{name}.scales"]
 
 
 def quantise(weight: Array, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Symmetric quantisation by blocks along the input.
+    """Symmetric quantisation in blocks along the input.
 
-    The number of largest magnitude in a block becomes -2**(bits - 1), so its sign decides the
-    scale's. Stored values are shifted by 2**(bits - 1); two of 4 bits share a byte, low first.
+    The value of largest magnitude in a block becomes -2**(bits - 1), so the scale is negative where
+    that value is positive. Stored values are shifted by 2**(bits - 1) to be unsigned; two 4-bit
+    values share a byte, the first one in its low half.
 
     Args:
         weight: float (out, in).

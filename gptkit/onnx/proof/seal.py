@@ -1,28 +1,27 @@
-"""Append a proof to an exported file, without touching the bytes that were proven."""
+"""Append a proof to an exported file; the bytes that were proven do not change."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gptkit.onnx.runtime.metadata import Check, Proof, appendix, digest
+from gptkit.files import digest
+from gptkit.onnx.runtime.metadata import Comparison, Proof, appendix
 
 
 def append_proof(
-    path: Path, checks: Sequence[Check], weights: Mapping[str, str] | None = None
+    path: Path, comparisons: Sequence[Comparison], weights: Mapping[str, str] | None = None
 ) -> None:
-    """Append the checks, and the digest of all that comes before, to an ONNX file.
-
-    Protobuf messages that follow one another are read as one, so this adds a metadata entry.
+    """Append comparisons, and the digest of the file so far, to an ONNX file as metadata.
 
     Args:
         path: the file that was proven.
-        checks: what was measured.
-        weights: sha256 of the files beside it that hold its weights, by name.
+        comparisons: all of them passed.
+        weights: sha256 of the weight files beside it, by name.
     """
     proof = Proof(
         size=path.stat().st_size,
         sha256=digest(path),
-        checks=list(checks),
+        checks=list(comparisons),
         weights=dict(weights or {}),
     )
     with path.open("ab") as file:

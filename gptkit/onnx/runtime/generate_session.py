@@ -1,4 +1,7 @@
-"""A `generate` graph at work: one run draws everything, or several runs do that grow. No torch."""
+"""A graph `generate` in onnxruntime: one run draws everything, or several longer and longer ones.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,55 +14,54 @@ from numpy.typing import NDArray
 
 from gptkit.onnx.runtime import metadata
 from gptkit.onnx.runtime.providers import open_session
-from gptkit.sampling.rule import Ints, SamplingOptions
+from gptkit.sampling.generate import restart_length
+from gptkit.sampling.rule import GOLDEN, Ints, SamplingOptions
 
 GROWTH = 2
-"""How much longer each run is than the one before it, where somebody watches."""
-GOLDEN = 0x9E3779B97F4A7C15
-"""By what the sampling rule's counter moves the seed, per number."""
+"""How many times the tokens of one run the next run draws."""
 
 
 class GenerateSession:
-    """Draws from a `generate` graph.
+    """Draws tokens with a graph `generate`.
 
     Args:
-        path: of the file, which says of itself what it is.
+        path: of the file.
         device: "cpu", "cuda", "cuda:N" or "auto".
 
     Raises:
-        ModelFileError: it does not say what it is.
-        UsageError: the device is not there.
+        ModelFileError: the file has no metadata of gptkit's.
+        UsageError: the device is not available.
     """
 
     def __init__(self, path: Path, device: str) -> None:
         self.session = open_session(path, device)
-        self.metadata = metadata.of(self.session, path)
+        self.metadata = metadata.of_session(self.session, path)
 
     @property
-    def burst(self) -> int | None:
-        """Tokens of the first run where somebody watches; None for all.
+    def first_chunk(self) -> int | None:
+        """Tokens of the first run when the samples are shown as they are drawn; None for all.
 
-        Each run reads its context anew, which rounds otherwise than feeding it token by token did:
-        only float32 stands that.
+        Each run reads its context again, which rounds differently from feeding it token by token:
+        only in float32 are the tokens still the same.
         """
         return 16 if self.metadata.dtype == "float32" else None
 
     def stream(
-        self, prompts: Ints, count: int, sampling: SamplingOptions, *, burst: int
+        self, prompts: Ints, count: int, sampling: SamplingOptions, *, chunk: int
     ) -> Iterator[Ints]:
-        """Draw tokens; the rule is that of `gptkit.sampling.generate`.
+        """Draw tokens by the rule of `gptkit.sampling.generate`.
 
         Args:
-            prompts: token ids, int64 (B, T), all of one length.
+            prompts: token ids, int64 (B, T).
             count: tokens to draw.
-            sampling: the rule's settings.
-            burst: tokens of the first run; each after it is longer.
+            sampling: temperature, top-k, top-p and seed.
+            chunk: tokens of the first run; later runs are longer.
 
         Yields:
             The next tokens, int64 (B, n).
         """
         context = prompts[:, -self.metadata.block_size :]
-        drawn, size = 0, burst
+        drawn, size = 0, chunk
         while drawn < count:
             new = self.generate(context, min(size, count - drawn), sampling, draw=drawn)
             yield new
@@ -80,8 +82,8 @@ class GenerateSession:
         Args:
             prompt: token ids, int64 (B, T).
             count: tokens to draw.
-            sampling: the rule's settings.
-            draw: the number of the first draw; random numbers go on from there.
+            sampling: temperature, top-k, top-p and seed.
+            draw: number of the first draw; random numbers continue from there.
             stop_token: ends a row; -1 for none.
 
         Returns:
@@ -97,12 +99,12 @@ class GenerateSession:
         return tokens
 
     def _run(self, binding: ort.IOBinding) -> None:
-        """Run on a thread of its own, so that Ctrl-C reaches this one and ends the run."""
+        """Run in another thread, so that Ctrl-C reaches this one, which then ends the run."""
         options = ort.RunOptions()
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(self.session.run_with_iobinding, binding, options)
+            future = pool.submit(self.session.run_with_iobinding, binding, options)
             try:
-                running.result()
+                future.result()
             except BaseException:
                 options.terminate = True
                 raise
@@ -111,7 +113,7 @@ class GenerateSession:
 def feeds(
     prompt: Ints, count: int, sampling: SamplingOptions, *, draw: int = 0, stop_token: int = -1
 ) -> dict[str, NDArray[Any]]:
-    """The inputs of a `generate` graph; see `GenerateSession.generate`."""
+    """The inputs of a graph `generate`; see `GenerateSession.generate`."""
     seed = (sampling.seed + draw * len(prompt) * GOLDEN) % 2**64
     return {
         "prompt_ids": prompt,
@@ -125,14 +127,14 @@ def feeds(
 
 
 def next_context(context: Ints, new: Ints, block_size: int) -> Ints:
-    """What the model has before it after drawing: the rule of `gptkit.sampling.generate`.
+    """The tokens that the model sees next, by the rule of `gptkit.sampling.generate`.
 
     Args:
         context: int64 (B, T), at most block_size tokens.
         new: int64 (B, n), drawn after them.
-        block_size: at this length sampling starts anew from the last half.
+        block_size: a context of this length is full, and restarts from its last part.
     """
     length = context.shape[1]
     for _ in range(new.shape[1]):
-        length = max(1, block_size // 2) if length == block_size else length + 1
+        length = restart_length(block_size) if length == block_size else length + 1
     return np.concatenate([context, new], axis=1)[:, -length:]

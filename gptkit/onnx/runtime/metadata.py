@@ -1,10 +1,9 @@
-"""What an exported file says of itself: JSON under two keys of the ONNX metadata. No torch.
+"""The metadata of exported files: JSON under two keys of the ONNX metadata. Imports no torch.
 
-`gptkit` describes the model. `gptkit.proof` is appended to the finished file, once it has been
-proven equal to the checkpoint: bytes added to an ONNX file (protobuf) merge with what is there.
+`gptkit` describes the model. `gptkit.proof` is appended to the file once it was proven equal to the
+checkpoint: an ONNX file is a protobuf message, and fields that follow its end belong to it, too.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -21,42 +20,43 @@ from pydantic import (
 )
 
 from gptkit.errors import ModelFileError
+from gptkit.files import digest
 from gptkit.recipe.registry import CodecRecord
 
 FORMAT: Literal[1] = 1
-"""Raised whenever an older gptkit could not use what a newer one exports."""
+"""Increased when an older gptkit could not use what a newer one exports."""
 KEY, PROOF_KEY = "gptkit", "gptkit.proof"
 
-LONGEST_PROOF = 1 << 16
-"""Bytes at a file's end among which the proof is looked for."""
+MAX_PROOF_BYTES = 1 << 16
+"""How far from the end of a file a proof may begin."""
 
 AGAIN = "copy the file again, or export the model again"
-FOREIGN = "only whole files that gptkit export --onnx wrote can be sampled; if it was one, " + AGAIN
+FOREIGN = "gptkit samples only complete files that gptkit export wrote; if this was one, " + AGAIN
 
 
-class Record(BaseModel):
-    """Base of what is stored; fields that a newer gptkit adds are passed over."""
+class StoredJson(BaseModel):
+    """Base of what a file stores; fields that a newer gptkit adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
 
-class Tokens(Record):
-    """What other programs need to know about the token ids."""
+class Tokens(StoredJson):
+    """What a program without the codec needs to know about the token ids."""
 
     starts: list[list[int]] = Field(min_length=1)
-    """Ids with which a sample from nothing starts: one list per class, or a single one."""
+    """Ids that a sample without a prompt starts with: one list per class, or a single one."""
     length: PositiveInt | None
-    """Ids of a whole sample, its start included; null where it can go on for ever."""
+    """Ids of a whole sample, its start included; null if samples have no fixed length."""
     temperature: float
-    """For sampling, where nobody asks for another."""
+    """The default temperature."""
     suffix: str
-    """Of the files that samples are."""
+    """File name ending of samples, e.g. ".txt"."""
     legend: dict[str, Any] | None
-    """What an id stands for; see `gptkit.codec.Codec.legend`."""
+    """What the ids stand for; see `gptkit.codec.Codec.legend`."""
 
 
-class Metadata(Record):
-    """A model, as its exported file describes it."""
+class Metadata(StoredJson):
+    """What an exported file says about its model."""
 
     @model_validator(mode="after")
     def _check_starts(self) -> Self:
@@ -69,99 +69,101 @@ class Metadata(Record):
 
     format: Literal[1] = FORMAT
     graph: Literal["generate", "step", "decode"]
-    """What one run of the file does."""
+    """Which of the graphs the file holds."""
     dtype: str
     """float32, float16, int8 or int4."""
     opset: PositiveInt
     gptkit: str
-    """The version that exported it."""
+    """The gptkit version that exported it."""
     config: dict[str, Any]
-    """The GPTConfig."""
+    """The GPTConfig as JSON."""
     block_size: PositiveInt
     vocab_size: PositiveInt
     codec: CodecRecord
     tokens: Tokens
     dataset: str
     step: int
-    """Of training, at which the checkpoint was saved."""
+    """The training step of the checkpoint."""
     val_loss: float | None
     checkpoint_sha256: str
-    """Of the checkpoint's model.safetensors."""
+    """sha256 of the checkpoint's model.safetensors."""
 
     def entries(self) -> dict[str, str]:
         """As entries of the ONNX metadata."""
         return {KEY: self.model_dump_json()}
 
 
-class Check(Record):
+class Comparison(StoredJson):
     """One comparison of an exported file with its checkpoint."""
 
     name: str
     measured: float | None
-    """null where it was not a number."""
+    """null if it was not a number."""
     limit: float
     unit: str
-    """Of both, in words."""
+    """Of `measured` and `limit`, in words."""
     where: str
-    """The place of what was measured."""
+    """Which case, row and token the measured value belongs to."""
 
     @classmethod
-    def of(cls, name: str, measured: float, limit: float, unit: str, where: str = "") -> "Check":
-        """A comparison that was made."""
+    def of(
+        cls, name: str, measured: float, limit: float, unit: str, where: str = ""
+    ) -> "Comparison":
+        """A comparison; a measured NaN or infinity is stored as null."""
         number = measured if math.isfinite(measured) else None
         return cls(name=name, measured=number, limit=limit, unit=unit, where=where)
 
     @property
     def passed(self) -> bool:
-        """Whether the file is as equal as it has to be."""
+        """Whether what was measured is within the limit."""
         return self.measured is not None and self.measured <= self.limit
 
     def __str__(self) -> str:
         found = "not a number" if self.measured is None else f"{self.measured:.3g}"
         place = f" ({self.where})" if self.where else ""
-        return f"{self.name}: {found} {self.unit}, at most {self.limit:g}{place}"
+        return f"{self.name}: {found} {self.unit}, limit {self.limit:g}{place}"
 
 
-class Proof(Record):
-    """That a file is equal to its checkpoint, and complete."""
+class Proof(StoredJson):
+    """The evidence that a file equals its checkpoint, and its size and digest."""
 
     format: Literal[1] = FORMAT
     size: PositiveInt
-    """Bytes of the file before this was appended."""
+    """Bytes of the file before the proof was appended."""
     sha256: str
-    """Of these bytes."""
-    checks: list[Check]
+    """Digest of these bytes."""
+    checks: list[Comparison]
     weights: dict[str, str] = {}
-    """sha256 of the files beside it that hold the weights, by name."""
+    """Digests of the weight files beside it, by file name."""
 
 
 def read(entries: Mapping[str, str], path: Path) -> Metadata:
-    """What a file's ONNX metadata says of the model.
+    """Parse the entries of a file's ONNX metadata.
 
     Raises:
-        ModelFileError: it is missing, of a newer format, or not of the right shape.
+        ModelFileError: gptkit's entry is missing, of a newer format or malformed.
     """
     if KEY not in entries:
-        raise ModelFileError(f'{path}: it lacks the metadata "{KEY}"', hint=FOREIGN)
+        raise ModelFileError(f'{path}: has no metadata "{KEY}"', hint=FOREIGN)
     try:
         return Metadata.model_validate_json(entries[KEY])
     except ValidationError as error:
-        raise _misshapen(path, KEY, error) from None
+        raise _malformed(path, KEY, error) from None
 
 
-def of(session: Any, path: Path) -> Metadata:
-    """What the file that an onnxruntime session was opened from says of the model; see `read`."""
+def of_session(session: Any, path: Path) -> Metadata:
+    """The metadata of the file that an onnxruntime session has loaded; see `read`."""
     return read(session.get_modelmeta().custom_metadata_map, path)
 
 
 def check_files(*paths: Path) -> list[Proof]:
-    """The proofs at the ends of files, once these are known to be the ones that were proven.
+    """Verify the proofs at the ends of files, and return them.
 
-    This comes before onnxruntime sees a file, so nothing damaged or foreign is ever loaded. Weights
-    that several have in common are read once.
+    Done before onnxruntime opens a file, so that nothing damaged or foreign is ever loaded. Weight
+    files that several graphs share are read once.
 
     Raises:
-        ModelFileError: there is none, it is of a newer format, or the bytes are not those.
+        ModelFileError: a proof is missing or of a newer format, or the file has changed.
     """
     sha256 = cache(digest)
     return [_check_file(path, sha256) for path in paths]
@@ -170,67 +172,58 @@ def check_files(*paths: Path) -> list[Proof]:
 def _check_file(path: Path, sha256: Callable[[Path], str]) -> Proof:
     proof, text, tail = _proof(path)
     if not tail.endswith(appendix(text)) or path.stat().st_size != proof.size + len(appendix(text)):
-        raise ModelFileError(f"{path}: damaged: its proof is not its end", hint=AGAIN)
+        raise ModelFileError(f"{path}: damaged: the file does not end with its proof", hint=AGAIN)
     if digest(path, proof.size) != proof.sha256:
-        raise ModelFileError(f"{path}: damaged: its sha256 is not the one it names", hint=AGAIN)
+        raise ModelFileError(
+            f"{path}: damaged: its sha256 differs from the one in its proof", hint=AGAIN
+        )
     for name, expected in proof.weights.items():
         weights = path.parent / Path(name).name
         if not weights.is_file():
             raise ModelFileError(f"{path}: its weights, {weights.name}, are missing", hint=AGAIN)
         if sha256(weights) != expected:
             raise ModelFileError(
-                f"{weights}: damaged: its sha256 is not the one that {path.name} names", hint=AGAIN
+                f"{weights}: damaged: its sha256 differs from the one in {path.name}", hint=AGAIN
             )
     return proof
 
 
 def appendix(proof: str) -> bytes:
-    """A proof as the bytes that follow the proven ones: an ONNX model with a metadata entry."""
+    """The bytes to append for a proof: the protobuf field of an entry of the ONNX metadata."""
     key, value = PROOF_KEY.encode(), proof.encode()
     entry = b"\x0a" + _length(key) + key + b"\x12" + _length(value) + value
-    return b"\x72" + _length(entry) + entry  # 0x72 is metadata_props
+    return b"\x72" + _length(entry) + entry  # 0x72: field 14, metadata_props
 
 
 def _length(message: bytes) -> bytes:
-    """As protobuf writes it: seven bits a byte, the lowest first."""
-    left, written = len(message), []
+    """The message's length as a protobuf varint: 7 bits per byte, the lowest first."""
+    left, groups = len(message), []
     while left > 127:
-        written.append(left & 127 | 128)
+        groups.append(left & 127 | 128)
         left >>= 7
-    return bytes([*written, left])
+    return bytes([*groups, left])
 
 
 def _proof(path: Path) -> tuple[Proof, str, bytes]:
-    """The proof, its text, and the end of the file, where alone it is looked for."""
+    """The proof, its JSON, and the last `MAX_PROOF_BYTES` of the file, where it was found."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LONGEST_PROOF))
+            file.seek(max(0, path.stat().st_size - MAX_PROOF_BYTES))
             tail = file.read()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}", hint=AGAIN) from error
     at = tail.rfind(PROOF_KEY.encode())
-    start = tail.find(b'{"', at)  # a single brace may be the length before it
+    start = tail.find(b'{"', at)  # "{" alone may be a byte of the length before it
     if at < 0 or start < 0:
-        raise ModelFileError(f'{path}: it lacks the metadata "{PROOF_KEY}"', hint=FOREIGN)
+        raise ModelFileError(f'{path}: has no metadata "{PROOF_KEY}"', hint=FOREIGN)
     text = tail[start : tail.rfind(b"}") + 1]
     try:
         return Proof.model_validate_json(text), text.decode(), tail
     except ValidationError as error:
-        raise _misshapen(path, PROOF_KEY, error) from None
+        raise _malformed(path, PROOF_KEY, error) from None
 
 
-def digest(path: Path, size: int | None = None) -> str:
-    """The sha256 of a file's first `size` bytes, or of all, in hex."""
-    sha256 = hashlib.sha256()
-    left = path.stat().st_size if size is None else size
-    with path.open("rb") as file:
-        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-            sha256.update(chunk)
-            left -= len(chunk)
-    return sha256.hexdigest()
-
-
-def _misshapen(path: Path, key: str, error: ValidationError) -> ModelFileError:
+def _malformed(path: Path, key: str, error: ValidationError) -> ModelFileError:
     first = error.errors(include_url=False)[0]
     if first["loc"] == ("format",) and isinstance(first["input"], int):
         return ModelFileError(

@@ -1,7 +1,7 @@
-"""Exported models at work: a file or a kit is opened, checked and sampled. No torch.
+"""OnnxModel: an exported file or bundle, loaded, checked and sampled. Imports no torch.
 
-A single file holds the graph `generate`: one run draws everything. A kit also has `model.onnx` and
-`decode.onnx`, which draw token by token without copying the cache.
+A single file holds the graph `generate`, which draws everything in one run. A bundle also has
+`model.onnx` and `decode.onnx`, which draw token by token without copying the cache.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from gptkit.sampling.rule import Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 
 GENERATE_FILE, SELFTEST_FILE = "generate.onnx", "selftest.json"
-"""The files of a kit that can be sampled on its own, and that says what it should draw."""
+"""Files of a bundle: the graph `generate`, and inputs of it with the tokens that it should draw."""
 
 
 class SampleSession(Protocol):
@@ -36,67 +36,67 @@ class SampleSession(Protocol):
         """The graph that draws."""
 
     @property
-    def burst(self) -> int | None:
-        """Tokens between two looks, where somebody watches; None for all."""
+    def first_chunk(self) -> int | None:
+        """The `chunk` for samples that are shown as they are drawn; None draws all at once."""
 
     def stream(
-        self, prompts: Ints, count: int, sampling: SamplingOptions, *, burst: int
+        self, prompts: Ints, count: int, sampling: SamplingOptions, *, chunk: int
     ) -> Iterator[Ints]:
-        """Draw tokens after prompts (B, T) in parts, int64 (B, n)."""
+        """Draw tokens after prompts (B, T) in parts, int64 (B, n), the first of size `chunk`."""
 
 
 def load_exported(path: Path, *, device: str = "auto") -> "OnnxModel":
-    """Load an exported model: a single file, or a kit.
+    """Load an exported model: a single file or a bundle.
 
     Raises:
-        ModelFileError: it is missing, damaged, from another program or of a newer gptkit.
-        UsageError: the device is not there.
+        ModelFileError: it is damaged, from another program or from a newer gptkit.
+        UsageError: it does not exist, or the device is not available.
     """
     if path.is_dir():
-        return _open_kit(path, device)
+        return _load_bundle(path, device)
     if not path.is_file():
         raise _missing(path)
     metadata.check_files(path)
-    drawer = GenerateSession(path, device)
-    if drawer.metadata.graph != "generate":
+    session = GenerateSession(path, device)
+    if session.metadata.graph != "generate":
         raise UsageError(
-            f"{path}: holds the graph {drawer.metadata.graph}, which does not draw by itself",
+            f"{path}: the graph {session.metadata.graph} cannot be sampled by itself",
             hint=f"name {GENERATE_FILE} beside it, or the folder",
         )
-    return OnnxModel(path, drawer.metadata, drawer)
+    return OnnxModel(path, session.metadata, session)
 
 
-def _open_kit(folder: Path, device: str) -> "OnnxModel":
+def _load_bundle(folder: Path, device: str) -> "OnnxModel":
     if not (folder / GENERATE_FILE).is_file():
         raise _missing(folder / GENERATE_FILE)
     metadata.check_files(folder / GENERATE_FILE, folder / STEP_FILE, folder / DECODE_FILE)
-    drawer = DecodeSession(folder, device)
-    reads = metadata.of(drawer.reader, folder / STEP_FILE)
-    draws = metadata.of(drawer.session, folder / DECODE_FILE)
-    if (reads.graph, draws.graph) != ("step", "decode"):
+    session = DecodeSession(folder, device)
+    step = metadata.of_session(session.step_session, folder / STEP_FILE)
+    decode = metadata.of_session(session.session, folder / DECODE_FILE)
+    if (step.graph, decode.graph) != ("step", "decode"):
         raise ModelFileError(
-            f"{folder}: {STEP_FILE} holds the graph {reads.graph} and {DECODE_FILE} {draws.graph}, "
+            f"{folder}: {STEP_FILE} holds the graph {step.graph} and {DECODE_FILE} {decode.graph}, "
             "instead of step and decode",
             hint=metadata.AGAIN,
         )
-    return OnnxModel(folder, draws, drawer)
+    return OnnxModel(folder, decode, session)
 
 
 def _missing(path: Path) -> UsageError:
-    return UsageError(f"{path}: no such file", hint="gptkit export --onnx writes one")
+    return UsageError(f"{path}: no such file", hint="gptkit export writes one")
 
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported model that was opened."""
+    """An exported model, loaded."""
 
     path: Path
     metadata: Metadata
-    drawer: SampleSession
+    session: SampleSession
 
     @cached_property
     def codec(self) -> Codec:
-        """What reads prompts and writes samples.
+        """Turns prompts into tokens and tokens into samples.
 
         Raises:
             PluginError: its distribution is not installed.
@@ -105,13 +105,13 @@ class OnnxModel:
 
     @property
     def temperature(self) -> float:
-        """Of samples, where nobody asks for one."""
+        """The default temperature."""
         return self.metadata.tokens.temperature
 
     @property
     def provider(self) -> str:
-        """What onnxruntime runs it on."""
-        return provider(self.drawer.session)
+        """The onnxruntime execution provider that runs it."""
+        return provider(self.session.session)
 
     def sample(
         self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
@@ -120,21 +120,18 @@ class OnnxModel:
 
         Args:
             request: which samples.
-            sampling: the rule's settings.
-            streaming: show the first tokens as soon as they are there.
+            sampling: temperature, top-k, top-p and seed.
+            streaming: yield the first tokens as soon as possible, instead of drawing all at once.
 
         Raises:
-            PromptError: the codec cannot read the prompt, or nothing is left to draw.
+            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
         """
-        asked = request.prompt or request.label is not None or request.keep != 1
         known = self.metadata.tokens
-        if asked:
-            starts = request.starts(self.codec)
-        else:
-            starts = [known.starts[i % len(known.starts)] for i in range(request.samples)]
+        needs_codec = request.needs_codec
+        starts = request.starts(self.codec) if needs_codec else request.in_turn(known.starts)
         count = request.count(starts[0], known.length)
-        burst = (self.drawer.burst if streaming else None) or count
+        chunk = (self.session.first_chunk if streaming else None) or count
         prompts = np.array(starts, dtype=np.int64)
-        parts = self.drawer.stream(prompts, count, sampling, burst=burst)
+        parts = self.session.stream(prompts, count, sampling, chunk=chunk)
         tokens = (row for part in parts for row in part.T.tolist())
         return Samples(request.prompt, starts, tokens)

@@ -72,13 +72,14 @@ def test_images_are_reduced(archive: Callable[..., Path]) -> None:
 
 
 def test_an_archive_is_encoded(archive: Callable[..., Path]) -> None:
-    source = Archive(archive())
+    path = archive()
+    source = Archive(path)
     found = encoded(source, size=32, colors="rgb", seed=0)
     assert (found.train, found.val, found.palette) == (15, 3, ())
     pixels = np.concatenate([chunk.pixels.ravel() for chunk in source.chunks(32)])
     assert np.array_equal(np.fromfile(found.tokens, np.uint16), pixels)
     assert found.labels().tolist() == [label for c in source.chunks(32) for label in c.labels]
-    assert source.sha256 == hashlib.sha256(archive().read_bytes()).hexdigest()
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert source.classes == CLASSES
 
 

@@ -1,4 +1,4 @@
-"""A kit: small graphs that share one weight file, and everything that other programs need."""
+"""A bundle: small graphs that share one weight file, and what other programs need."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from gptkit.onnx.export.export import export
 from gptkit.onnx.export.foreign_configs import tokenizer
-from gptkit.onnx.runtime import decode_session as decoding
+from gptkit.onnx.runtime import decode_session
 from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.runs.loaded import LoadedModel, load_checkpoint
 from gptkit.sampling.generate import generate
@@ -45,7 +45,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """By data set, a folder with the run "r" and its "kit"; no test changes them."""
+    """By data set, a folder with the run "r" and its "bundle"; no test changes them."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, dataset in DATASETS.items():
@@ -53,13 +53,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
             patch.chdir(found[name])
             Path("foreign.txt").write_text(FOREIGN * 40, encoding="utf-8")
             path = stir(train(found[name], dataset, SHAPE), scale=0.2)
-            export(path, out=found[name] / "kit")
+            export(path, out=found[name] / "bundle")
     yield found
 
 
 @pytest.fixture
-def kit(folders: dict[str, Path]) -> Path:
-    return folders["ascii"] / "kit"
+def bundle(folders: dict[str, Path]) -> Path:
+    return folders["ascii"] / "bundle"
 
 
 @pytest.fixture
@@ -86,16 +86,16 @@ def torch_tokens(
 # The files.
 
 
-def test_graphs_are_small_and_weights_are_there_once(kit: Path, trained: LoadedModel) -> None:
-    held = load_file(kit / "model.safetensors")
+def test_graphs_are_small_and_weights_are_there_once(bundle: Path, trained: LoadedModel) -> None:
+    held = load_file(bundle / "model.safetensors")
     weights = trained.model.weights()
     assert set(held) == set(weights)
     for name, tensor in weights.items():
         np.testing.assert_array_equal(held[name], tensor.detach().numpy())
     for name in GRAPHS:
-        assert (kit / name).stat().st_size < 200_000
-        onnx.checker.check_model(kit / name)  # with the weights, which lie beside it
-        proto = onnx.load(kit / name, load_external_data=False)
+        assert (bundle / name).stat().st_size < 200_000
+        onnx.checker.check_model(bundle / name)  # with the weights, which lie beside it
+        proto = onnx.load(bundle / name, load_external_data=False)
         used = {x.name: x for x in external(proto.graph)}
         assert set(used) == set(weights)
         for tensor in used.values():
@@ -115,7 +115,7 @@ def external(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def test_quantised_weights_are_there_once(folders: dict[str, Path], tmp_path: Path) -> None:
-    sizes = {"float32": (folders["ascii"] / "kit" / "model.safetensors").stat().st_size}
+    sizes = {"float32": (folders["ascii"] / "bundle" / "model.safetensors").stat().st_size}
     for dtype in ("float16", "int8", "int4"):
         path = export(folders["ascii"] / "r", out=tmp_path / dtype, dtype=dtype).path
         assert all((path / name).stat().st_size < 200_000 for name in GRAPHS)
@@ -126,15 +126,15 @@ def test_quantised_weights_are_there_once(folders: dict[str, Path], tmp_path: Pa
     assert ratios["int4"] > 4
 
 
-def test_every_file_of_a_kit_of_pictures(folders: dict[str, Path]) -> None:
-    assert {path.name for path in (folders["pixels"] / "kit").iterdir()} == {
+def test_every_file_of_a_bundle_of_images(folders: dict[str, Path]) -> None:
+    assert {path.name for path in (folders["pixels"] / "bundle").iterdir()} == {
         *GRAPHS, "model.safetensors", "config.json", "genai_config.json", "selftest.json",
         "README.md",
     }  # fmt: skip
 
 
-def test_the_step_graph_has_transformers_names(kit: Path) -> None:
-    graph = session(kit / "model.onnx")
+def test_the_step_graph_has_transformers_names(bundle: Path) -> None:
+    graph = session(bundle / "model.onnx")
     past = ["batch_size", 2, "past_sequence_length", 8]
     caches = [f"{i}.{kind}" for i in range(2) for kind in ("key", "value")]
     assert {x.name: (x.type, x.shape) for x in graph.get_inputs()} == {
@@ -143,7 +143,7 @@ def test_the_step_graph_has_transformers_names(kit: Path) -> None:
         "position_ids": ("tensor(int64)", ["batch_size", "sequence_length"]),
         **{f"past_key_values.{x}": ("tensor(float)", past) for x in caches},
     }
-    vocab_size = json.loads((kit / "config.json").read_text())["vocab_size"]
+    vocab_size = json.loads((bundle / "config.json").read_text())["vocab_size"]
     outputs = {x.name: (x.type, x.shape) for x in graph.get_outputs()}
     assert outputs.pop("logits") == (
         "tensor(float)", ["batch_size", "sequence_length", vocab_size]
@@ -153,8 +153,8 @@ def test_the_step_graph_has_transformers_names(kit: Path) -> None:
         assert (kind, shape[0], shape[1], shape[3]) == ("tensor(float)", "batch_size", 2, 8)
 
 
-def test_the_loop_graph_says_what_it_takes(kit: Path) -> None:
-    graph = session(kit / "generate.onnx")
+def test_the_generate_graph_says_what_it_takes(bundle: Path) -> None:
+    graph = session(bundle / "generate.onnx")
     assert [(x.name, x.type, x.shape) for x in graph.get_inputs()] == [
         ("prompt_ids", "tensor(int64)", ["batch", "prompt"]),
         ("max_new_tokens", "tensor(int64)", []), ("temperature", "tensor(float)", []),
@@ -167,8 +167,16 @@ def test_the_loop_graph_says_what_it_takes(kit: Path) -> None:
     )  # fmt: skip
 
 
-def test_configs_tell_the_sizes(kit: Path, trained: LoadedModel) -> None:
-    config, shape = json.loads((kit / "config.json").read_text()), trained.model.config
+@pytest.mark.parametrize(("name", "temperature"), [("ascii", 0.8), ("pixels", 1.0)])
+def test_genai_draws_at_the_models_own_temperature(
+    name: str, temperature: float, folders: dict[str, Path]
+) -> None:
+    config = json.loads((folders[name] / "bundle" / "genai_config.json").read_text())
+    assert config["search"]["temperature"] == temperature
+
+
+def test_configs_tell_the_sizes(bundle: Path, trained: LoadedModel) -> None:
+    config, shape = json.loads((bundle / "config.json").read_text()), trained.model.config
     expected = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 24,
@@ -178,8 +186,8 @@ def test_configs_tell_the_sizes(kit: Path, trained: LoadedModel) -> None:
     assert config["gptkit"] == shape.model_dump(mode="json")
     assert 0 <= config["eos_token_id"] < shape.vocab_size
     for name in ("tokenizer.json", "tokenizer_config.json", "genai_config.json", "selftest.json"):
-        assert isinstance(json.loads((kit / name).read_text(encoding="utf-8")), dict)
-    page = (kit / "README.md").read_text(encoding="utf-8")
+        assert isinstance(json.loads((bundle / name).read_text(encoding="utf-8")), dict)
+    page = (bundle / "README.md").read_text(encoding="utf-8")
     assert "$" not in page.replace("$ ", ""), "a value was not filled in"
     assert "char-text" in page
 
@@ -202,11 +210,15 @@ for case in test["cases"]:
 print(len(test["cases"]), "gptkit" in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder / "kit", capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=folder / "bundle",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "3 False\n"
     trained = load_checkpoint(folder / "r", device="cpu")
-    for case in json.loads((folder / "kit" / "selftest.json").read_text())["cases"]:
+    for case in json.loads((folder / "bundle" / "selftest.json").read_text())["cases"]:
         sampling = SamplingOptions(
             temperature=case["temperature"], top_k=case["top_k"], top_p=case["top_p"],
             seed=case["seed"],
@@ -216,38 +228,39 @@ print(len(test["cases"]), "gptkit" in sys.modules)
         assert drawn.tolist() == case["tokens"]
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 5), (2, 24), (1, 40)])
-@pytest.mark.parametrize("burst", [1, 7, 100])
+@pytest.mark.parametrize(
+    ("rows", "length", "chunk"), [(1, 1, 1), (3, 5, 7), (2, 24, 100), (1, 40, 7), (1, 24, 1)]
+)
 def test_decode_draws_what_generate_draws(
-    rows: int, length: int, burst: int, kit: Path, trained: LoadedModel
+    rows: int, length: int, chunk: int, bundle: Path, trained: LoadedModel
 ) -> None:
     vocab_size = trained.model.config.vocab_size
     prompts = np.random.default_rng(length).integers(0, vocab_size, (rows, length))
-    steps = DecodeSession(kit, "cpu")
+    steps = DecodeSession(bundle, "cpu")
     for sampling in (SamplingOptions(seed=4), SamplingOptions(top_k=9, top_p=0.9, seed=5)):
-        drawn = list(steps.stream(prompts, 70, sampling, burst=burst))
-        assert max(part.shape[1] for part in drawn) <= burst
+        drawn = list(steps.stream(prompts, 70, sampling, chunk=chunk))
+        assert max(part.shape[1] for part in drawn) <= chunk
         tokens = np.concatenate(drawn, axis=1)
         assert tokens.tolist() == torch_tokens(trained, prompts, 70, sampling).tolist()
 
 
 @pytest.mark.parametrize("room", [1, 5, 24, 30])
 def test_a_long_drawing_needs_little_room(
-    room: int, kit: Path, trained: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    room: int, bundle: Path, trained: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "MOST_DRAWS", room)
+    monkeypatch.setattr(decode_session, "MAX_TABLE", room)
     prompts = np.array([[1, 2, 3], [4, 5, 6]])
     expected = torch_tokens(trained, prompts, 70, SamplingOptions(seed=6)).tolist()
-    for burst in (1, 7, 100):
+    for chunk in (1, 7, 100):
         drawn = list(
-            DecodeSession(kit, "cpu").stream(prompts, 70, SamplingOptions(seed=6), burst=burst)
+            DecodeSession(bundle, "cpu").stream(prompts, 70, SamplingOptions(seed=6), chunk=chunk)
         )
         assert np.concatenate(drawn, axis=1).tolist() == expected
-        assert max(part.shape[1] for part in drawn) <= min(room, burst)
+        assert max(part.shape[1] for part in drawn) <= min(room, chunk)
 
 
-def test_two_drawings_at_once_do_not_meet(kit: Path, trained: LoadedModel) -> None:
-    steps, prompts = DecodeSession(kit, "cpu"), np.array([[1, 2, 3]])
+def test_two_drawings_at_once_do_not_meet(bundle: Path, trained: LoadedModel) -> None:
+    steps, prompts = DecodeSession(bundle, "cpu"), np.array([[1, 2, 3]])
     streams = [steps.stream(prompts, 40, SamplingOptions(seed=seed)) for seed in (1, 2)]
     turns = list(zip(*streams, strict=True))
     for i, seed in enumerate((1, 2)):
@@ -299,7 +312,7 @@ print(*ids)
     codec = load_checkpoint(folders[name] / "r", device="cpu").codec
     text = "When I do count the clock\n" if name == "ascii" else FOREIGN
     done = subprocess.run(
-        [sys.executable, "-c", code, text], cwd=folders[name] / "kit", capture_output=True,
+        [sys.executable, "-c", code, text], cwd=folders[name] / "bundle", capture_output=True,
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -333,10 +346,10 @@ print(json.dumps(found))
 """
 
 
-def genai(kit: Path, prompt: str, start: list[int]) -> dict[str, Any]:
-    """What onnxruntime-genai makes of a kit, in a process of its own: it brings another runtime."""
+def genai(bundle: Path, prompt: str, start: list[int]) -> dict[str, Any]:
+    """What onnxruntime-genai makes of a bundle, in another process: it has its own runtime."""
     done = subprocess.run(
-        [sys.executable, "-c", GENAI, json.dumps([prompt, start])], cwd=kit, capture_output=True,
+        [sys.executable, "-c", GENAI, json.dumps([prompt, start])], cwd=bundle, capture_output=True,
         text=True, check=False, env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -355,7 +368,7 @@ def test_onnxruntime_genai_draws_the_same_tokens(
         pytest.skip("onnxruntime-genai is not installed")
     trained = load_checkpoint(folders[name] / "r", device="cpu")
     start = trained.codec.encode(prompt)
-    found = genai(folders[name] / "kit", prompt, start)
+    found = genai(folders[name] / "bundle", prompt, start)
     if prompt:
         assert found["ids"] == start
         assert found["decoded"] == found["streamed"] == prompt
@@ -363,7 +376,7 @@ def test_onnxruntime_genai_draws_the_same_tokens(
     greedy = torch_tokens(
         trained, np.array([start]), block_size - len(start), SamplingOptions(temperature=0)
     )
-    config = json.loads((folders[name] / "kit" / "genai_config.json").read_text())
+    config = json.loads((folders[name] / "bundle" / "genai_config.json").read_text())
     expected = [*start, *greedy[0].tolist()]
     end = config["model"]["eos_token_id"]
     if end in expected[len(start) :]:
@@ -373,9 +386,9 @@ def test_onnxruntime_genai_draws_the_same_tokens(
     assert max(found["sampled"]) < trained.model.config.vocab_size
 
 
-def test_transformers_like_runners_find_the_names(kit: Path, trained: LoadedModel) -> None:
+def test_transformers_like_runners_find_the_names(bundle: Path, trained: LoadedModel) -> None:
     """A loop over model.onnx as optimum and transformers.js have it: names alone."""
-    graph = session(kit / "model.onnx")
+    graph = session(bundle / "model.onnx")
     names = [x.name for x in graph.get_inputs()]
     outputs = [x.name for x in graph.get_outputs()]
     past = {n: np.zeros((1, 2, 0, 8), np.float32) for n in names if n.startswith("past_key_")}
@@ -404,6 +417,6 @@ def test_symbols_of_several_characters_have_no_tokenizer(
     legend: Callable[[Any], dict[str, Any]] = codec.legend  # type: ignore[assignment]
     words = lambda self: {"text": [f"{x}{x}" for x in legend(self)["text"]]}  # noqa: E731
     monkeypatch.setattr(codec, "legend", words)
-    kit = export(path, out=tmp_path / "kit").path
-    assert not (kit / "tokenizer.json").exists()
-    assert (kit / "config.json").exists()
+    bundle = export(path, out=tmp_path / "bundle").path
+    assert not (bundle / "tokenizer.json").exists()
+    assert (bundle / "config.json").exists()

@@ -1,0 +1,57 @@
+"""The graphs of an export with their metadata."""
+
+from dataclasses import replace
+from typing import Literal, assert_never
+
+import onnx_ir as ir
+
+from gptkit import __version__
+from gptkit.onnx.graphs.decode import decode_model
+from gptkit.onnx.graphs.generate import generate_model
+from gptkit.onnx.graphs.scope import OPSET
+from gptkit.onnx.graphs.source import ExportSource
+from gptkit.onnx.graphs.step import step_model
+from gptkit.onnx.runtime.metadata import Metadata, Tokens
+from gptkit.runs.loaded import LoadedModel
+
+GraphName = Literal["generate", "step", "decode"]
+
+
+def build_model(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> ir.Model:
+    """One of the graphs, with its metadata."""
+    source = replace(source, metadata=describe(loaded, source, graph).entries())
+    match graph:
+        case "generate":
+            return generate_model(source)
+        case "step":
+            return step_model(source)
+        case "decode":
+            return decode_model(source)
+        case unknown:
+            assert_never(unknown)
+
+
+def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Metadata:
+    """The metadata of a file with that graph."""
+    state, codec, config = loaded.state, loaded.codec, loaded.model.config
+    return Metadata(
+        graph=graph,
+        dtype=source.precision.name,
+        opset=OPSET,
+        gptkit=__version__,
+        config=config.model_dump(mode="json"),
+        block_size=config.block_size,
+        vocab_size=config.vocab_size,
+        codec=state.codec,
+        tokens=Tokens(
+            starts=codec.starts,
+            length=codec.length,
+            temperature=codec.temperature,
+            suffix=codec.suffix,
+            legend=codec.legend(),
+        ),
+        dataset=state.dataset,
+        step=state.step,
+        val_loss=state.val_loss,
+        checkpoint_sha256=state.sha256["model.safetensors"],
+    )

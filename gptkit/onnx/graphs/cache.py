@@ -1,0 +1,245 @@
+"""The caches of keys and values as ONNX nodes: attention over cached and new tokens.
+
+Every graph has the cache that fits it: `generate` a `BlockedCache`, `step` a `ConcatCache`,
+`decode` a `GroupQueryCache` or, without that operator, a `StaticCache`. Shapes as in
+`gptkit.onnx.graphs.gpt`; S tokens are cached, the new ones included.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from gptkit.onnx.graphs.gpt import GPTGraph
+from gptkit.onnx.graphs.scope import BOOL, MICROSOFT, Operand, Scope, typed
+from gptkit.onnx.graphs.source import ExportSource
+
+SCORES = {"visible": 0.0, "hidden": -3e4}
+"""Added to attention scores; float16 can hold -3e4, and its exponential is 0."""
+
+
+def visible(g: Scope, queries: ir.Value, keys: Operand) -> ir.Value:
+    """Which tokens a token may see: those before it and itself.
+
+    Args:
+        g: the scope.
+        queries: positions of the queries (..., T, 1).
+        keys: positions of the keys (S,) or (1, S), of the same type.
+
+    Returns:
+        bool (..., T, S).
+    """
+    return g.LessOrEqual(keys, queries)
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of one layer; keys are transposed once, when they are cached."""
+
+    keys: ir.Value  # (B, nkv, hs, S)
+    values: ir.Value  # (B, nkv, S, hs)
+
+
+class BlockedCache:
+    """The cache of `generate`: a main part that stays, and a tail that grows by every token.
+
+    Args:
+        gpt: the model.
+        main: keys and values of every layer; all positions before the tail's.
+        tail: the same, for the positions from `main_length` on.
+        main_length: tokens in the main part, int64 ().
+        positions: of the new tokens, int64 (T,).
+    """
+
+    def __init__(
+        self,
+        gpt: GPTGraph,
+        main: list[LayerCache],
+        tail: list[LayerCache],
+        *,
+        main_length: ir.Value,
+        positions: ir.Value,
+    ) -> None:
+        self.gpt, self.main, self.tail = gpt, main, tail
+        self.grown: list[LayerCache] = []
+        """The tail with the new tokens, layer by layer."""
+        g = gpt.g
+        with g.named("cache"):
+            end = g.Add(g.Gather(positions, -1), 1)
+            keys = g.Unsqueeze(g.Range(main_length, end, 1), [0])
+            self.mask = mask(gpt, visible(g, g.Unsqueeze(positions, [1]), keys))
+            tail_length = g.Sub(end, main_length)
+            lengths = [g.Reshape(length, [1]) for length in (main_length, tail_length)]
+            self.lengths = g.Concat(*lengths, axis=0)
+
+    def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """One softmax over the scores of both parts; every query sees all of the main part."""
+        g, main, tail = self.gpt.g, self.main[layer], self.tail[layer]
+        with g.named(f"h.{layer}.attn.cache"):
+            keys = g.Concat(tail.keys, g.Transpose(k, perm=[0, 1, 3, 2]), axis=3)
+            values = g.Concat(tail.values, v, axis=2)
+        self.grown.append(LayerCache(keys, values))
+        q = group(self.gpt, q)
+        tail_scores = g.Add(g.MatMul(q, keys), self.mask)
+        p = g.Softmax(g.Concat(g.MatMul(q, main.keys), tail_scores, axis=-1), axis=-1)
+        main_p, tail_p = g.Split(p, self.lengths, axis=-1, outputs=2)
+        y = g.Add(g.MatMul(main_p, main.values), g.MatMul(tail_p, values))
+        return ungroup(self.gpt, y)
+
+
+class ConcatCache:
+    """The cache of `step`: the past comes in, past and present go out.
+
+    Args:
+        gpt: the model.
+        ids: of the new tokens, int64 (B, T).
+        attention_mask: int64 (B, S), 0 for padding.
+        past: keys and values of every layer, in turn.
+    """
+
+    def __init__(
+        self, gpt: GPTGraph, ids: ir.Value, attention_mask: ir.Value, past: list[ir.Value]
+    ) -> None:
+        self.gpt, self.past = gpt, past
+        self.present: list[ir.Value] = []
+        g = gpt.g
+        with g.named("cache"):
+            total = g.Gather(g.Shape(attention_mask), 1)
+            queries = g.Range(g.Sub(total, g.Gather(g.Shape(ids), 1)), total, 1)
+            keys = g.Unsqueeze(g.Range(0, total, 1), [0])
+            causal = visible(g, g.Unsqueeze(queries, [1]), keys)  # (T, S)
+            real = g.Unsqueeze(g.Greater(attention_mask, 0), [1, 2])  # (B, 1, 1, S)
+            seen = typed(g.And(real, causal), BOOL, [None, 1, None, None])
+            self.mask = mask(gpt, seen)
+
+    def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """Attention over the past and the new tokens."""
+        g = self.gpt.g
+        past_keys, past_values = self.past[2 * layer : 2 * layer + 2]
+        with g.named(f"h.{layer}.attn.cache"):
+            keys = g.Concat(past_keys, k, axis=2)
+            values = g.Concat(past_values, v, axis=2)
+        self.present += [keys, values]
+        return attention(self.gpt, q, keys, values, self.mask)
+
+
+class GroupQueryCache:
+    """The cache of `decode` in onnxruntime's own operator, which writes into it in place.
+
+    The operator masks by itself: a row sees the tokens up to its length and the new one.
+
+    Args:
+        gpt: the model.
+        length: tokens in the cache before this one, int32 (B,).
+        past: buffers of block_size tokens: keys and values of every layer, in turn.
+    """
+
+    def __init__(self, gpt: GPTGraph, length: ir.Value, past: list[ir.Value]) -> None:
+        self.gpt, self.length, self.past = gpt, length, past
+        self.present: list[ir.Value] = []
+
+    def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """Attention of one token; with T = 1 heads can be joined without transposing."""
+        g, config = self.gpt.g, self.gpt.config
+        rows = [g.Reshape(part, [0, 1, -1]) for part in (q, k, v)]
+        y, keys, values = g.GroupQueryAttention(
+            *rows,
+            *self.past[2 * layer : 2 * layer + 2],
+            self.length,
+            np.array(config.block_size, np.int32),  # size of the buffer
+            domain=MICROSOFT,
+            num_heads=config.n_head,
+            kv_num_heads=config.kv_heads,
+            outputs=3,
+        )
+        self.present += [keys, values]
+        return g.Reshape(y, [0, config.n_head, 1, config.head_size])
+
+
+class StaticCache:
+    """The cache of `decode` in standard operators, over the whole buffer; arguments as above."""
+
+    def __init__(self, gpt: GPTGraph, length: ir.Value, past: list[ir.Value]) -> None:
+        self.gpt, self.past = gpt, past
+        self.present: list[ir.Value] = []
+        g, size = gpt.g, gpt.config.block_size
+        with g.named("cache"):
+            positions = np.arange(size, dtype=np.int32)
+            position = g.Reshape(length, [-1, 1, 1, 1])
+            seen = typed(visible(g, position, positions), BOOL, [None, 1, 1, size])
+            self.mask = mask(gpt, seen)
+            self.written = g.Equal(positions[:, None], position)  # (B, 1, block_size, 1)
+
+    def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """Attention of one token over the buffer, in which it takes its place."""
+        g = self.gpt.g
+        past_keys, past_values = self.past[2 * layer : 2 * layer + 2]
+        with g.named(f"h.{layer}.attn.cache"):
+            keys = g.Where(self.written, k, past_keys)
+            values = g.Where(self.written, v, past_values)
+        self.present += [keys, values]
+        return attention(self.gpt, q, keys, values, self.mask)
+
+
+def group(gpt: GPTGraph, q: ir.Value) -> ir.Value:
+    """Scale queries; those that share keys become rows of one matrix, (B, nkv, rows, hs)."""
+    g, config = gpt.g, gpt.config
+    q = g.Mul(q, gpt.weights.constant("attention.scale", 1 / math.sqrt(config.head_size)))
+    if config.kv_heads == config.n_head:
+        return q
+    return g.Reshape(q, [0, config.kv_heads, -1, config.head_size])
+
+
+def ungroup(gpt: GPTGraph, y: ir.Value) -> ir.Value:
+    """The inverse of `group`'s reshape, to (B, nh, T, hs)."""
+    if gpt.config.kv_heads == gpt.config.n_head:
+        return y
+    return gpt.g.Reshape(y, [0, gpt.config.n_head, -1, gpt.config.head_size])
+
+
+def mask(gpt: GPTGraph, seen: ir.Value) -> ir.Value:
+    """What is added to the scores of grouped queries, from what is visible, bool (..., T, S)."""
+    g, groups = gpt.g, gpt.config.n_head // gpt.config.kv_heads
+    if groups > 1:
+        rank = len(seen.shape) if seen.shape else 2
+        seen = g.Tile(seen, [1] * (rank - 2) + [groups, 1])
+    added = (gpt.weights.constant(f"attention.{name}", SCORES[name]) for name in SCORES)
+    return g.Where(seen, *added)
+
+
+def attention(
+    gpt: GPTGraph, q: ir.Value, keys: ir.Value, values: ir.Value, added: ir.Value
+) -> ir.Value:
+    """Attention of q (B, nh, T, hs) over keys and values (B, nkv, S, hs), masked by `mask`."""
+    g = gpt.g
+    scores = g.Add(g.MatMul(group(gpt, q), g.Transpose(keys, perm=[0, 1, 3, 2])), added)
+    return ungroup(gpt, g.MatMul(g.Softmax(scores, axis=-1), values))
+
+
+def cache_tensors(
+    prefix: str,
+    source: ExportSource,
+    length: str | int,
+    *,
+    batch: str,
+    values: Iterable[ir.Value] | None = None,
+) -> list[ir.Value]:
+    """Keys and values of all layers as inputs or outputs of a graph, with transformers' names.
+
+    Args:
+        prefix: `past_key_values` or `present`.
+        source: the model.
+        length: tokens in the cache, a number or a dimension's name.
+        batch: the name of the first dimension.
+        values: the outputs; None declares inputs.
+    """
+    config = source.config
+    names = [f"{prefix}.{i}.{kind}" for i in range(config.n_layer) for kind in ("key", "value")]
+    shape: list[int | str | None] = [batch, config.kv_heads, length, config.head_size]
+    values = values or [ir.Value(name=name) for name in names]
+    return [
+        typed(value, source.precision.real, shape, name=name)
+        for name, value in zip(names, values, strict=True)
+    ]
