@@ -206,12 +206,12 @@ def sampling(scale: Scale, bandwidth: float) -> Iterator[list[str]]:
     settings = SamplingOptions(temperature=0.8, seed=1)
     limits = {name: bandwidth / (model.n_parameters() * size) for name, size in SIZES.items()}
     with tempfile.TemporaryDirectory() as folder:
-        kits = {name: _write(model, Path(folder) / name, name) for name in SIZES}
+        bundles = {name: _write(model, Path(folder) / name, name) for name in SIZES}
         runs: dict[str, tuple[str, Callable[[], Any]]] = {}
-        for name, kit in kits.items():
-            session = open_session(kit / GENERATE_FILE, device)
+        for name, bundle in bundles.items():
+            session = open_session(bundle / GENERATE_FILE, device)
             runs[f"{provider(session)}, generate.onnx, {name}"] = name, _looping(session, scale)
-            steps = DecodeSession(kit, device)
+            steps = DecodeSession(bundle, device)
             runs[f"{provider(steps.session)}, decode.onnx, {name}"] = name, _decoding(steps, scale)
         decoder = make_decoder(model.to(device), 1)
         runs["torch, float32"] = (
@@ -268,15 +268,15 @@ def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
     )
 
 
-def _write(model: GPT, kit: Path, dtype: str) -> Path:
+def _write(model: GPT, bundle: Path, dtype: str) -> Path:
     """The graphs, made for CUDA if there is a GPU."""
-    kit.mkdir()
+    bundle.mkdir()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = ExportSource.of(model, dtype, device=device)
-    ir.save(generate_model(source), kit / GENERATE_FILE)
-    ir.save(step_model(source), kit / STEP_FILE)
-    ir.save(decode_model(source), kit / DECODE_FILE)
-    return kit
+    ir.save(generate_model(source), bundle / GENERATE_FILE)
+    ir.save(step_model(source), bundle / STEP_FILE)
+    ir.save(decode_model(source), bundle / DECODE_FILE)
+    return bundle
 
 
 def _looping(session: Any, scale: Scale) -> Callable[[], Any]:
