@@ -180,7 +180,7 @@ def test_recovering_where_nothing_happened_changes_nothing(tmp_path: Path) -> No
 
 
 def test_abandoned_folders_are_removed_after_a_day(tmp_path: Path) -> None:
-    target = tmp_path / "target"
+    target = tmp_path / "target [1]"
     killed_at(1, PROGRAM, target)
     (left,) = tmp_path.iterdir()
     remove_abandoned(target)

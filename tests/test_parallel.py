@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from gptkit.errors import UsageError
 from gptkit.runs import checkpoint
-from gptkit.training import distributed
+from gptkit.training import distributed, torchrun
 from gptkit.training.distributed import Ranks
 
 if sys.platform == "win32":
@@ -501,6 +501,14 @@ def test_what_torchrun_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> No
     assert (ranks.rank, ranks.size, ranks.local_rank, ranks.first) == (5, 8, 1, False)
     assert ranks.restarted
     assert ranks.job not in (None, "none")
+
+
+def test_a_rank_without_torchrun_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other launchers set RANK, too; such a process trains alone and is the first."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert torchrun.rank() == 0
+    assert distributed.from_environment() == Ranks()
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -181,7 +181,9 @@ def export(
     to_onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="FILE.onnx, or a folder for a bundle; model.onnx."),
+        typer.Option(
+            metavar="PATH", help="FILE.onnx, or a folder for a bundle; by default model.onnx."
+        ),
     ] = None,
     web: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")

@@ -10,4 +10,4 @@ def job() -> str | None:
 
 def rank() -> int:
     """This process's number among those that train together; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if job() is not None else 0

@@ -167,7 +167,7 @@ class Trainer:
         """Average the loss over the ranks; stop training if it or a gradient is not finite.
 
         Raises:
-            DivergedError: names the step and the first bad tensor.
+            DivergedError: names the step and what is not finite.
         """
         state = self.state
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
