@@ -32,4 +32,4 @@ def load(
         )
     from gptkit.runs.loaded import load_checkpoint
 
-    return load_checkpoint(path, which=checkpoint, device=device)
+    return load_checkpoint(path, checkpoint=checkpoint, device=device)

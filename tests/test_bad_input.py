@@ -153,7 +153,7 @@ def test_a_foreign_dataset_with_an_empty_split(
 
 
 def reload(trained: Path, step: int = 4) -> None:
-    load_checkpoint(trained, which=str(step))
+    load_checkpoint(trained, checkpoint=str(step))
 
 
 def test_a_single_wrong_byte_in_the_weights(trained: Path) -> None:

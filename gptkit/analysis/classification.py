@@ -1,44 +1,11 @@
 """Evaluation of a run's model: its loss, and its accuracy in classifying by p(x | class)."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from gptkit.data.split import Split
 from gptkit.errors import UsageError
-from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
-from gptkit.training.evaluate import Evaluation, evaluate
-
-
-@dataclass(frozen=True)
-class RunEvaluation:
-    """What `gptkit eval` measures on a run's validation split."""
-
-    model: LoadedModel
-    result: Evaluation
-    accuracy: float | None
-    """From `classify`; None if it was not requested."""
-
-
-def evaluate_run(
-    path: Path | None, *, which: str = "last", device: str = "auto", by_class: bool = False
-) -> RunEvaluation:
-    """Measure a run's model on the whole validation split.
-
-    Args:
-        path: the run folder; None takes the newest one.
-        which: "last", "best" or a step's number.
-        device: where to compute.
-        by_class: whether to measure the accuracy, too.
-    """
-    run = load_run(path, which=which, device=device)
-    accuracy = classify(run) if by_class else None
-    result = evaluate(
-        run.model.model, run.data.val, run_device=run.run_device, batch_size=run.batch_size
-    )
-    return RunEvaluation(run.model, result, accuracy)
+from gptkit.runs.loaded import LoadedModel, LoadedRun
 
 
 def classify(run: LoadedRun) -> float:

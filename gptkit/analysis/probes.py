@@ -43,20 +43,20 @@ class Probe:
 
 
 def probe_run(
-    path: Path | None, *, which: str = "last", device: str = "auto", items: int = 10_000
+    path: Path | None, *, checkpoint: str = "last", device: str = "auto", items: int = 10_000
 ) -> Probe:
     """Probe a run's model on the labels of its own data set.
 
     Args:
         path: the run folder; None takes the newest one.
-        which: "last", "best" or a step's number.
+        checkpoint: "last", "best" or a step's number.
         device: where the features are computed.
         items: at most how many items of each split to use.
 
     Raises:
         UsageError: the data has no labels.
     """
-    run = load_run(path, which=which, device=device)
+    run = load_run(path, checkpoint=checkpoint, device=device)
     splits = (run.data.train, run.data.val)
     for split in splits:
         labels_of(split)

@@ -148,10 +148,10 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the loss over the whole validation split."""
-    from gptkit.analysis.classification import evaluate_run
+    from gptkit.analysis.evaluation import evaluate_run
     from gptkit.show.results import print_evaluation
 
-    found = evaluate_run(run_folder, which=checkpoint, device=device, by_class=classify)
+    found = evaluate_run(run_folder, checkpoint=checkpoint, device=device, by_class=classify)
     print_evaluation(found, as_json=json)
 
 
@@ -171,14 +171,14 @@ def probe_command(
     from gptkit.show.results import print_probe
 
     path = open_run(run_folder).path
-    found = probes.probe_run(path, which=checkpoint, device=device, items=items)
+    found = probes.probe_run(path, checkpoint=checkpoint, device=device, items=items)
     print_probe(found, probes.save_probe(found, path), as_json=json)
 
 
 @app.command()
 def export(
     run_folder: RunArgument = None,
-    to_onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,
+    to_onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,  # as in 0.1's scripts
     out: Annotated[
         Path | None,
         typer.Option(
@@ -200,7 +200,7 @@ def export(
 
     with exports.working():
         exported = exporting.export(
-            run_folder, out=out, web=web, which=checkpoint, dtype=dtype, device=device
+            run_folder, out=out, web=web, checkpoint=checkpoint, dtype=dtype, device=device
         )
     exports.proof(exported.comparisons)
     if web:

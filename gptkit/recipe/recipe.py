@@ -65,7 +65,7 @@ class Recipe(Options):
         return fields
 
 
-_SET_HINT = "for example --set train.steps=100 --set callbacks.grad-clip.max_norm=0.5"
+_SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
 _UNION_TAGS = {"bool", "int", "float", "str"}
 """Parts that pydantic adds to a location inside a union; no option has such a name."""
 

@@ -10,7 +10,8 @@ from gptkit.errors import RunError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, registry
-from gptkit.runs import checkpoint, run_folder
+from gptkit.runs import run_folder
+from gptkit.runs.checkpoint import State, load_state, load_tensors
 from gptkit.runs.run_folder import RunFolder
 from gptkit.sampling import samples
 from gptkit.sampling.rule import SamplingOptions
@@ -25,7 +26,7 @@ class LoadedModel:
 
     model: GPT
     codec: Codec
-    state: checkpoint.State
+    state: State
 
     @property
     def device(self) -> torch.device:
@@ -61,31 +62,33 @@ class LoadedRun:
     """Sequences per forward pass."""
 
 
-def load_checkpoint(path: Path | None, *, which: str = "last", device: str = "auto") -> LoadedModel:
+def load_checkpoint(
+    path: Path | None, *, checkpoint: str = "last", device: str = "auto"
+) -> LoadedModel:
     """Load a run's model; the training data is not opened.
 
     Args:
         path: the run folder; None takes the newest one.
-        which: "last", "best" or a step's number.
+        checkpoint: "last", "best" or a step's number.
         device: the device to put the model on.
     """
     target, _ = pick_device(device)
-    step_folder = run_folder.open_run(path).step_folder(which)
-    state = checkpoint.load_state(step_folder)
+    step_folder = run_folder.open_run(path).step_folder(checkpoint)
+    state = load_state(step_folder)
     codec = registry.make_codec(state.codec)
     model = GPT(state.config)
-    model.load_weights(checkpoint.load_tensors(step_folder, state))
+    model.load_weights(load_tensors(step_folder, state))
     return LoadedModel(model.to(target).eval(), codec, state)
 
 
-def load_run(path: Path | None, *, which: str = "last", device: str = "auto") -> LoadedRun:
+def load_run(path: Path | None, *, checkpoint: str = "last", device: str = "auto") -> LoadedRun:
     """Load a run's model and the data that its recipe names; see `load_checkpoint`.
 
     Raises:
         RunError: the data is not what the run was trained on.
     """
     run = run_folder.open_run(path)
-    model = load_checkpoint(run.path, which=which, device=device)
+    model = load_checkpoint(run.path, checkpoint=checkpoint, device=device)
     plugins = build.build(build.read(run.recipe))
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = plugins.dataset.load()

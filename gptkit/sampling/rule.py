@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptkit.errors import UsageError
 
-COLDEST = 1e-6
+MIN_TEMPERATURE = 1e-6
 """Below this temperature float32 overflows: the likeliest token is taken, as for 0."""
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of splitmix64."""
@@ -71,7 +71,7 @@ def choose(logits: Floats, u: Floats, sampling: SamplingOptions) -> Ints:
     Returns:
         Token ids, int64 (B,).
     """
-    if np.float32(sampling.temperature) < np.float32(COLDEST):
+    if np.float32(sampling.temperature) < np.float32(MIN_TEMPERATURE):
         return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
     scaled = logits / np.float32(sampling.temperature)
     k = min(sampling.top_k or scaled.shape[-1], scaled.shape[-1])

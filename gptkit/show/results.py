@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from gptkit.analysis.classification import RunEvaluation
+from gptkit.analysis.evaluation import RunEvaluation
 from gptkit.analysis.probes import Probe
 from gptkit.show.tables import print_rows
 

@@ -54,12 +54,12 @@ def print_comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
 def _run_row(found: RunFolder) -> dict[str, Any]:
     steps = [_checkpoint_row(path) for path in checkpoint.step_folders(found.checkpoints)]
     last: dict[str, Any] = steps[-1] if steps else {}
-    losses = [row["val_loss"] for row in steps if isinstance(row["val_loss"], float)]
+    best = checkpoint.best(found.checkpoints)
     return {
         "run": str(found.path),
         "step": last.get("step"),
         "val_loss": last.get("val_loss"),
-        "best_val_loss": min(losses, default=None),
+        "best_val_loss": checkpoint.load_state(best).val_loss if best else None,
         "dataset": last.get("dataset"),
     }
 

@@ -42,7 +42,7 @@ def export(
     *,
     out: Path | None = None,
     web: Path | None = None,
-    which: str = "last",
+    checkpoint: str = "last",
     dtype: str = "float32",
     device: str = "cpu",
 ) -> Exported:
@@ -52,7 +52,7 @@ def export(
         path: the run folder; None takes the newest one.
         out: the file or folder, model.onnx if None; an earlier file or bundle is replaced.
         web: a folder for model.onnx and a page that runs it.
-        which: "last", "best" or a step's number.
+        checkpoint: "last", "best" or a step's number.
         dtype: float32, float16, int8 or int4.
         device: what a bundle's decode.onnx is made for, "cpu" or "cuda".
 
@@ -62,7 +62,7 @@ def export(
     """
     out = _check_options(out, web, dtype, device)
     run = run_folder.open_run(path).path
-    loaded, data = _load(run, which, dtype)
+    loaded, data = _load(run, checkpoint, dtype)
     source = ExportSource.of(loaded.model, dtype, device=device)
     single = out.suffix == ".onnx"
     if single and source.weight_bytes > MAX_FILE_WEIGHTS:
@@ -119,11 +119,11 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _load(run: Path, which: str, dtype: str) -> tuple[LoadedModel, Data | None]:
+def _load(run: Path, checkpoint: str, dtype: str) -> tuple[LoadedModel, Data | None]:
     """The checkpoint, and for quantised exports the data, whose loss shows what they cost."""
     if TOLERANCES[dtype].loss is None:
-        return load_checkpoint(run, which=which, device="cpu"), None
-    run_with_data = load_run(run, which=which, device="cpu")
+        return load_checkpoint(run, checkpoint=checkpoint, device="cpu"), None
+    run_with_data = load_run(run, checkpoint=checkpoint, device="cpu")
     return run_with_data.model, run_with_data.data
 
 

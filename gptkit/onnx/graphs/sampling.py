@@ -19,7 +19,7 @@ from gptkit.onnx.graphs.scope import (
     declare,
     typed,
 )
-from gptkit.sampling.rule import COLDEST, GOLDEN, MIX_1, MIX_2
+from gptkit.sampling.rule import GOLDEN, MIN_TEMPERATURE, MIX_1, MIX_2
 
 LAST = 2**62
 """The end of a Slice that goes up to the last element."""
@@ -59,7 +59,7 @@ class SamplingRule:
 
     def __init__(self, g: Scope, options: SamplingInputs, vocab_size: int) -> None:
         self.last = vocab_size - 1
-        greedy = g.Less(options.temperature, COLDEST)
+        greedy = g.Less(options.temperature, MIN_TEMPERATURE)
         keeps_all = g.LessOrEqual(options.top_k, 0)
         k = g.Where(keeps_all, vocab_size, g.Min(options.top_k, vocab_size))
         k = g.Where(greedy, 1, k)

@@ -16,7 +16,7 @@ from gptkit.onnx.graphs.weights import quantise
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.providers import first_line
 from gptkit.sampling.generate import restart_length
-from gptkit.sampling.rule import COLDEST, Floats, Ints, SamplingOptions, choose, uniforms
+from gptkit.sampling.rule import MIN_TEMPERATURE, Floats, Ints, SamplingOptions, choose, uniforms
 
 ROUNDING = 2e-6
 """Difference of sums of float32 probabilities between implementations."""
@@ -129,7 +129,7 @@ def wrong_tokens(
 def too_close(logits: Floats, u: Floats, sampling: SamplingOptions, error: float) -> bool:
     """Whether an error of that size in logits (1, V) could change which token is drawn."""
     ordered = np.sort(logits[0])[::-1]
-    if sampling.temperature < COLDEST:
+    if sampling.temperature < MIN_TEMPERATURE:
         return bool(ordered[0] - ordered[min(1, len(ordered) - 1)] <= 2 * error)
     slack = np.float32(4 * error / sampling.temperature + ROUNDING)
     near = [choose(logits, np.clip(u + side, 0, 1), sampling)[0] for side in (-slack, slack)]
