@@ -27,7 +27,7 @@ class CacheGraph(Protocol):
 
 
 @dataclass(frozen=True)
-class Tokens:
+class NewTokens:
     """What all layers need to know about the new tokens."""
 
     by_head: ir.Value
@@ -67,7 +67,7 @@ class GPTGraph:
             heads = config.n_head + 2 * config.kv_heads
             by_head = g.Concat(shape, [heads, config.head_size], axis=0)
             x = g.Reshape(x, [-1, config.n_embd])  # (N, C): Gemm takes matrices
-        tokens = Tokens(by_head, *self._angles(positions))
+        tokens = NewTokens(by_head, *self._angles(positions))
         for i in range(config.n_layer):
             y = self._attention(i, self._norm(x, f"h.{i}.ln_1"), tokens, cache)
             with g.named(f"h.{i}"):
@@ -103,7 +103,7 @@ class GPTGraph:
             x = self._plain_rms(x, self.config.n_embd, "embed_norm")
         return x
 
-    def _attention(self, i: int, x: ir.Value, tokens: Tokens, cache: CacheGraph) -> ir.Value:
+    def _attention(self, i: int, x: ir.Value, tokens: NewTokens, cache: CacheGraph) -> ir.Value:
         """(N, C) to (N, C)."""
         g, name = self.g, f"h.{i}.attn"
         x = self._linear(x, f"{name}.qkv")
@@ -115,7 +115,7 @@ class GPTGraph:
             y = g.Reshape(y, [-1, self.config.n_embd])
         return self._linear(y, f"{name}.proj")
 
-    def _split_heads(self, qkv: ir.Value, tokens: Tokens, name: str) -> Sequence[ir.Value]:
+    def _split_heads(self, qkv: ir.Value, tokens: NewTokens, name: str) -> Sequence[ir.Value]:
         """Queries, keys and values of (B, nh + 2 * nkv, T, hs), normalised and rotated."""
         g, config = self.g, self.config
         nh, nkv = config.n_head, config.kv_heads
@@ -195,7 +195,7 @@ class GPTGraph:
                 return cos, sin  # (T, hs / 2)
             return g.Unsqueeze(cos, [1]), g.Unsqueeze(sin, [1])  # (B, 1, T, hs / 2)
 
-    def _rotate(self, x: ir.Value, tokens: Tokens, name: str) -> ir.Value:
+    def _rotate(self, x: ir.Value, tokens: NewTokens, name: str) -> ir.Value:
         """Rotate x (B, heads, T, hs) by the angles."""
         g, cos, sin = self.g, tokens.cos, tokens.sin
         with g.named(name):
