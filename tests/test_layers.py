@@ -17,10 +17,11 @@ PLUGIN_TESTS = sorted(p for p in (ROOT / "plugins").rglob("*.py") if p.parent.na
 UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 TORCH_FREE = [
-    "codec", "errors", "files", "loading", "recipe.options", "recipe.recipe", "recipe.registry",
-    "runs.checkpoint", "runs.run_folder", "runs.signals", "sampling.generate", "sampling.rule",
-    "sampling.samples", "scaffold.package", "show.plugins", "show.runs", "show.samples",
-    "training.torchrun",
+    "codec", "errors", "files", "loading",
+    "recipe.options", "recipe.recipe", "recipe.registry",
+    "sampling.generate", "sampling.output", "sampling.rule", "sampling.samples",
+    "runs.checkpoint", "runs.run_folder", "runs.signals", "training.torchrun",
+    "scaffold.package", "show.plugins", "show.runs", "show.samples",
     *(f"onnx.runtime.{p.stem}" for p in sorted((ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))),
 ]  # fmt: skip
 """Modules that work without torch: a checkpoint's folder is listed, an exported model runs."""

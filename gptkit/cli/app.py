@@ -114,6 +114,7 @@ def sample(
     RUN may also be an exported model.onnx or bundle, which runs without torch.
     """
     from gptkit.loading import load
+    from gptkit.sampling import output
     from gptkit.sampling.rule import SamplingOptions
     from gptkit.sampling.samples import SampleRequest
     from gptkit.show import samples as show
@@ -121,20 +122,23 @@ def sample(
     model = load(run_folder, checkpoint=checkpoint, device=device)
     if model.provider and device == "auto":
         _report(f"running on {model.provider}")
+    codec = None if ids else model.codec
     if out:
-        show.check_out(out, None if ids else model.codec)
+        output.check_file(out, codec)
     temperature = model.temperature if temperature is None else temperature
     drawn = model.sample(
         SampleRequest(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
         SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         streaming=out is None and sys.stdout.isatty(),
     )
-    if ids:
-        show.print_ids(drawn, out)
-    elif out:
-        show.write(drawn, model.codec, out)
+    if out:
+        contents = output.write_samples(drawn, codec, out)
+        if codec:
+            show.print_image(contents, codec)
+    elif codec:
+        show.stream(drawn, codec, sys.stdout.buffer)
     else:
-        show.stream(drawn, model.codec, sys.stdout.buffer)
+        show.print_ids(drawn)
 
 
 @app.command("eval")

@@ -84,6 +84,10 @@ class Samples:
         drawn = zip(*self.stream, strict=True)
         return [[*start, *row] for start, row in zip(self.starts, drawn, strict=True)]
 
+    def id_lines(self) -> bytes:
+        """Draw to the end; the token ids as text, a line for every sample."""
+        return "".join(" ".join(map(str, row)) + "\n" for row in self.token_ids()).encode()
+
     def contents(self, codec: Codec) -> bytes:
         """Draw all tokens; return one file's contents with all samples, in the codec's format."""
         return codec.sheet(self.token_ids(), prompt=self.prompt, kept=len(self.starts[0]))

@@ -1,36 +1,14 @@
-"""Samples: text while it is drawn, images as files or on the terminal. Imports no torch."""
+"""Samples on standard output: text while it is drawn, images on a terminal. Imports no torch."""
 
 import shutil
 import sys
-from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, UsageError
-from gptkit.files import write_atomically, writing
 from gptkit.sampling.samples import Samples
-
-
-def check_out(path: Path, codec: Codec | None) -> None:
-    """Check, before samples are drawn, that they can be written to a file.
-
-    Args:
-        path: the file.
-        codec: of the samples; None for token ids.
-
-    Raises:
-        UsageError: it is a folder, or has the ending of another kind of file.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder", hint="--out FILE")
-    is_file = path.is_file() or not path.exists()  # a pipe or a device may have any name
-    if codec and is_file and codec.suffix not in (".txt", path.suffix.lower()):
-        raise UsageError(
-            f"{path}: samples are {codec.suffix} files",
-            hint=f"--out {path.with_suffix(codec.suffix)}",
-        )
 
 
 def stream(samples: Samples, codec: Codec, file: IO[bytes]) -> None:
@@ -53,25 +31,15 @@ def stream(samples: Samples, codec: Codec, file: IO[bytes]) -> None:
         _print(b"\n", file)
 
 
-def write(samples: Samples, codec: Codec, path: Path) -> None:
-    """Write samples into one file, atomically; show images on a terminal, too.
-
-    Raises:
-        GptkitError: the file cannot be written.
-    """
-    contents = samples.contents(codec)
-    _write(contents, path)
+def print_image(contents: bytes, codec: Codec) -> None:
+    """Show the contents of an image file, if standard output is a terminal that can."""
     if _shows_images(sys.stdout):
         _show(contents, codec)
 
 
-def print_ids(samples: Samples, path: Path | None) -> None:
-    """Print the token ids of every sample on a line, or write them to a file."""
-    lines = "".join(" ".join(map(str, row)) + "\n" for row in samples.token_ids()).encode()
-    if path:
-        _write(lines, path)
-    else:
-        _print(lines, sys.stdout.buffer)
+def print_ids(samples: Samples) -> None:
+    """Print the token ids of every sample on a line."""
+    _print(samples.id_lines(), sys.stdout.buffer)
 
 
 def _print(contents: bytes, file: IO[bytes]) -> None:
@@ -83,15 +51,6 @@ def _print(contents: bytes, file: IO[bytes]) -> None:
         raise
     except OSError as error:
         raise GptkitError(f"standard output: cannot be written: {error.strerror}") from error
-
-
-def _write(contents: bytes, path: Path) -> None:
-    with writing(path, hint="choose another file: --out FILE"):
-        if path.exists() and not path.is_file():  # a pipe or a device must not be replaced
-            path.write_bytes(contents)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, contents)
 
 
 def _shows_images(file: IO[Any]) -> bool:
