@@ -4,11 +4,12 @@ import subprocess
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 import torch
 
+from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint
 from gptkit.runs import train as run
 
@@ -20,6 +21,11 @@ def execute(*command: object, **options: Any) -> str:
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
+
+
+def names_of(option: str) -> tuple[str, ...]:
+    """All names that an option of `[model]` may have, so that a new one is tested, too."""
+    return get_args(GPTConfig.model_fields[option].annotation)
 
 
 def pairwise(**options: Sequence[Any]) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ from gptkit.errors import CheckpointError
 from gptkit.model.cache import KVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import GPTConfig
-from tests.support import pairwise
+from tests.support import names_of, pairwise
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "norm": ("layernorm", "rmsnorm"),
-    "position": ("learned", "rotary"),
-    "mlp": ("gelu", "relu2", "swiglu"),
+    "norm": names_of("norm"),
+    "position": names_of("position"),
+    "mlp": names_of("mlp"),
     "embed_norm": (False, True),
     "qk_norm": (False, True),
     "n_kv_head": (None, 2, 1),

@@ -29,7 +29,7 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions, uniforms
 from gptkit.sampling.torch_decoder import TorchDecoder
-from tests.support import pairwise
+from tests.support import names_of, pairwise
 
 Array = NDArray[Any]
 
@@ -39,9 +39,9 @@ MODERN = {
     "bias": False, "tie_embeddings": False,
 }  # fmt: skip
 CHOICES: dict[str, Sequence[Any]] = {
-    "norm": ("layernorm", "rmsnorm"),
-    "position": ("learned", "rotary"),
-    "mlp": ("gelu", "relu2", "swiglu"),
+    "norm": names_of("norm"),
+    "position": names_of("position"),
+    "mlp": names_of("mlp"),
     "embed_norm": (False, True),
     "qk_norm": (False, True),
     "tie_embeddings": (False, True),

@@ -6,7 +6,7 @@ updates the embedding, the head, biases and norms.
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -118,30 +118,46 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     """The recipe's optimizer for a model; every group carries `name` and `initial_lr`."""
-    matrices = {n: p for n, p in model.named_parameters() if p.dim() >= 2}
-    vectors = {n: p for n, p in model.named_parameters() if p.dim() < 2}
-    hidden: dict[str, nn.Parameter] = {}
-    if options.optimizer == "muon":
-        hidden = {n: p for n, p in matrices.items() if n.startswith(BLOCKS)}
-    decayed = [p for n, p in matrices.items() if n not in hidden]
-    groups = [
-        {"name": "decayed", "params": decayed, "weight_decay": options.weight_decay},
-        {"name": "plain", "params": list(vectors.values()), "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    optimizer: Optimizer = AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
-    if hidden:
-        muon = Muon(
-            [{"name": "hidden", "params": list(hidden.values())}],
-            lr=options.muon_learning_rate,
-            momentum=options.muon_momentum,
-            weight_decay=options.weight_decay,
-        )
-        optimizer = Optimizers((optimizer, muon))
+    named = dict(model.named_parameters())
+    match options.optimizer:
+        case "adamw":
+            optimizer = _adamw(named, options)
+        case "muon":
+            hidden = {n: p for n, p in named.items() if p.dim() >= 2 and n.startswith(BLOCKS)}
+            others = {n: p for n, p in named.items() if n not in hidden}
+            optimizer = _adamw(others, options)
+            if hidden:
+                optimizer = Optimizers((optimizer, _muon(list(hidden.values()), options)))
+        case unknown:
+            assert_never(unknown)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _adamw(named: Mapping[str, nn.Parameter], options: TrainOptions) -> Optimizer:
+    """AdamW, which decays matrices but not vectors."""
+    parameters = list(named.values())
+    groups = [
+        {
+            "name": "decayed",
+            "params": [p for p in parameters if p.dim() >= 2],
+            "weight_decay": options.weight_decay,
+        },
+        {"name": "plain", "params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
+
+
+def _muon(matrices: list[nn.Parameter], options: TrainOptions) -> Optimizer:
+    return Muon(
+        [{"name": "hidden", "params": matrices}],
+        lr=options.muon_learning_rate,
+        momentum=options.muon_momentum,
+        weight_decay=options.weight_decay,
+    )
 
 
 def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
