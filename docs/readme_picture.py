@@ -20,6 +20,8 @@ LINES, COLUMNS = 6, 54
 
 def main(run: Path, out: Path) -> None:
     """Read a run folder and write the picture."""
+    if not (run / "metrics.jsonl").is_file():
+        sys.exit(f"{run}: no metrics.jsonl: train with the log callback, or name a run folder")
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     figure = Figure(figsize=(9.6, 4.5), layout=layout, facecolor="white")
     left, right = figure.subfigures(1, 2, wspace=0.04, width_ratios=[1.12, 1])

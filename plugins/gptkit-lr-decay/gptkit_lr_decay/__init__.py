@@ -1,13 +1,20 @@
 """The learning rate over time: a linear warmup, then a decay to a fraction of the base rate."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from gptkit.plugin import Callback, TrainState
 
 __all__ = ["LRDecay"]
+
+REMOVED = {
+    "warmup_tokens": "use warmup_steps: the tokens divided by batch_size * block_size",
+    "decay_tokens": "the decay ends with the recipe's last step",
+    "decay_steps": "the decay ends with the recipe's last step",
+}
+"""Options that 0.1 had, and what to do without them."""
 
 
 class LRDecay(Callback):
@@ -25,6 +32,14 @@ class LRDecay(Callback):
     """Share of training that the trapezoid's final slope takes."""
     final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of the base rate at the end of training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_removed(cls, options: Any) -> Any:
+        for name, advice in REMOVED.items():
+            if isinstance(options, dict) and options.get(name) is not None:
+                raise ValueError(f"{name} was removed in 0.2; {advice}")
+        return options
 
     def on_step_start(self, state: TrainState) -> None:
         """Set the rate of every parameter group; record the first group's as `lr`."""

@@ -123,3 +123,17 @@ def test_wrong_options_are_refused_by_name(options: dict[str, Any], named: str) 
 @pytest.mark.parametrize("schedule", [LRDecay(), LRDecay(decay="trapezoid")])
 def test_contract(schedule: LRDecay, tmp_path: Path) -> None:
     check_callback(schedule, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ("warmup_tokens", "use warmup_steps"),
+        ("decay_tokens", "ends with the recipe's last step"),
+        ("decay_steps", "ends with the recipe's last step"),
+    ],
+)
+def test_an_option_of_0_1_is_refused_with_what_to_do(option: str, advice: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{option} was removed in 0\.2; .*{advice}"):
+        LRDecay.model_validate({option: 1000})
+    assert LRDecay.model_validate({"warmup_steps": 3}).warmup_steps == 3
