@@ -109,6 +109,15 @@ def remove_abandoned(target: Path) -> None:
                 shutil.rmtree(staging)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed writers left in a folder and below. No other process may write there."""
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock(path: Path, *, busy: Exception | None = None, keep: bool = True) -> Iterator[None]:
     """Hold a lock file; the system releases it when the process dies.

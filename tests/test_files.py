@@ -14,6 +14,7 @@ from gptkit.files import (
     lock,
     recover,
     remove_abandoned,
+    remove_temporaries,
     staged,
     write_atomically,
     write_json,
@@ -189,6 +190,17 @@ def test_abandoned_folders_are_removed_after_a_day(tmp_path: Path) -> None:
         os.utime(path, (0, 0))
     remove_abandoned(target)
     assert names(tmp_path) == []
+
+
+def test_what_killed_writers_left_is_removed_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/kept.tmp").touch()
+    killed_at(1, "write_atomically(target, b'after')", tmp_path / "samples/a.txt")
+    killed_at(1, PROGRAM, tmp_path / "target")
+    assert len(names(tmp_path)) == len(names(tmp_path / "samples")) == 2
+    remove_temporaries(tmp_path)
+    assert names(tmp_path) == ["samples"]
+    assert names(tmp_path / "samples") == ["kept.tmp"]
 
 
 # lock, digest

@@ -9,7 +9,7 @@ import torch
 
 from gptkit import __version__
 from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
-from gptkit.files import write_atomically, write_json, writing
+from gptkit.files import remove_temporaries, write_atomically, write_json, writing
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, registry
@@ -240,6 +240,7 @@ def _newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot |
     found = None
     if ranks.first:
         checkpoint.sweep(run.checkpoints)
+        remove_temporaries(run.path)
         if checkpoint.step_folders(run.checkpoints):
             found = _newest_intact(run, report)
     step = int(ranks.all_reduce_max(found.step if found else -1))
