@@ -6,19 +6,19 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import Result
 
 DATA = Path(__file__).parent / "data/v0.1"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
 LAST_STEP = {"text": 60, "pixels": 40}
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(params=LAST_STEP)
@@ -27,29 +27,29 @@ def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return shutil.copytree(DATA / request.param, tmp_path / request.param)
 
 
-def sample(gptkit: Command, model: Path, *more: str) -> list[list[int]]:
+def sample(cli: Command, model: Path, *more: str) -> list[list[int]]:
     settings = ["--ids", "--seed", "3", "--samples", "2", "--top-k", "9", "--tokens", "60"]
-    done = gptkit("sample", model, *settings, *more)
-    assert done.returncode == 0, done.stderr
+    done = cli("sample", model, *settings, *more)
+    assert done.exit_code == 0, done.stderr
     return [list(map(int, line.split())) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("model", EXPECTED["sample"])
-def test_the_same_tokens_are_drawn(model: str, gptkit: Command) -> None:
-    assert sample(gptkit, DATA / model) == EXPECTED["sample"][model]
+def test_the_same_tokens_are_drawn(model: str, cli: Command) -> None:
+    assert sample(cli, DATA / model) == EXPECTED["sample"][model]
 
 
-def test_the_same_loss_is_measured(run_folder: Path, gptkit: Command) -> None:
-    done = gptkit("eval", run_folder, "--json", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+def test_the_same_loss_is_measured(run_folder: Path, cli: Command) -> None:
+    done = cli("eval", run_folder, "--json", "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == pytest.approx(EXPECTED["eval"][run_folder.name], rel=1e-5)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, gptkit: Command) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, cli: Command) -> None:
     """Almost: the last bits of sums depend on the processor."""
     steps = LAST_STEP[run_folder.name]
-    done = gptkit("resume", run_folder)
-    assert done.returncode == 0, done.stderr
+    done = cli("resume", run_folder)
+    assert done.exit_code == 0, done.stderr
     found = load_file(run_folder / f"checkpoints/step-{steps:08d}/model.safetensors")
     expected = load_file(DATA / f"{run_folder.name}-step-{steps}.safetensors")
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
@@ -60,16 +60,16 @@ def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, gptkit: Comm
         assert logged[-1] == steps
 
 
-def test_a_run_is_exported(run_folder: Path, gptkit: Command, tmp_path: Path) -> None:
-    done = gptkit("export", run_folder, "--onnx", "--out", "again.onnx")
-    assert done.returncode == 0, done.stderr
-    again = sample(gptkit, tmp_path / "again.onnx", "--device", "cpu")
+def test_a_run_is_exported(run_folder: Path, cli: Command, tmp_path: Path) -> None:
+    done = cli("export", run_folder, "--onnx", "--out", "again.onnx")
+    assert done.exit_code == 0, done.stderr
+    again = sample(cli, tmp_path / "again.onnx", "--device", "cpu")
     assert again == EXPECTED["sample"][run_folder.name]
 
 
-def test_runs_are_listed_and_compared(gptkit: Command, tmp_path: Path) -> None:
+def test_runs_are_listed_and_compared(cli: Command, tmp_path: Path) -> None:
     shutil.copytree(DATA, tmp_path / "runs")
-    listed = json.loads(gptkit("runs", "list", "--json").stdout)
+    listed = json.loads(cli("runs", "list", "--json").stdout)
     assert {(row["run"], row["step"]) for row in listed} == {("runs/text", 40), ("runs/pixels", 20)}
-    compared = gptkit("runs", "compare", "runs/text", "runs/pixels", "--json")
+    compared = cli("runs", "compare", "runs/text", "runs/pixels", "--json")
     assert [row["step"] for row in json.loads(compared.stdout)] == [40, 20]

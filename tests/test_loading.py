@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 import gptkit
 from gptkit.errors import UsageError
@@ -17,19 +18,17 @@ REQUEST = SampleRequest("thou", tokens=40, samples=2)
 
 
 def test_a_checkpoint_and_its_exported_file_are_used_alike(
-    gptkit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    cli: Callable[..., Result], tmp_path: Path
 ) -> None:
-    from gptkit import load
-
-    assert gptkit("export", DATA / "text", "--out", "text.onnx").returncode == 0
+    assert cli("export", DATA / "text", "--out", "text.onnx").exit_code == 0
     sampling = SamplingOptions(temperature=0.8, top_k=9, seed=3)
     drawn = [
-        load(path, device="cpu").sample(REQUEST, sampling).token_ids()
+        gptkit.load(path, device="cpu").sample(REQUEST, sampling).token_ids()
         for path in (DATA / "text", str(tmp_path / "text.onnx"))
     ]
     assert drawn[0] == drawn[1]
     options = "--prompt thou --tokens 40 --samples 2 --top-k 9 --seed 3 --ids"
-    said = gptkit("sample", DATA / "text", *options.split()).stdout
+    said = cli("sample", DATA / "text", *options.split()).stdout
     assert [list(map(int, line.split())) for line in said.splitlines()] == drawn[0]
 
 
