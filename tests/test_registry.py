@@ -61,7 +61,7 @@ def test_an_unknown_name_comes_with_the_closest_and_the_installed(
     assert str(caught.value) == f'no {kind} named "{name}"'
     hint = caught.value.hint or ""
     assert hint.startswith("installed: ")
-    assert f"{meant} (gptkit-{meant} 0.2.0)" in hint
+    assert f"{meant} (gptkit-{meant} 0.3.0)" in hint
     assert hint.endswith(f'; did you mean "{meant}"?')
 
 
@@ -69,7 +69,7 @@ def test_a_name_like_no_other_comes_with_the_installed_alone() -> None:
     with pytest.raises(PluginError) as caught:
         registry.find("callback", "qqqqqq")
     assert "did you mean" not in (caught.value.hint or "")
-    assert "log (gptkit-log 0.2.0)" in (caught.value.hint or "")
+    assert "log (gptkit-log 0.3.0)" in (caught.value.hint or "")
 
 
 def test_a_name_claimed_twice_is_refused_with_both_claims(
@@ -78,7 +78,7 @@ def test_a_name_claimed_twice_is_refused_with_both_claims(
     distribution("acme-log", CALLBACK, callbacks="log = Mine")
     (problem,) = refusal(tiny_recipe()).problems
     assert problem.place == "callbacks[2].use"
-    claims = "acme-log 1.2 and gptkit-log 0.2.0"
+    claims = "acme-log 1.2 and gptkit-log 0.3.0"
     assert problem.fault == f'the callback name "log" is claimed by {claims}'
     assert problem.hint == "pip uninstall all but one of acme-log, gptkit-log"
     assert "acme_log" not in sys.modules
@@ -90,7 +90,7 @@ def test_one_name_may_stand_for_things_of_different_kinds(
     distribution("acme-log", CALLBACK, callbacks="char-text = Mine")
     callbacks = [{"use": "char-text"}]
     built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
-    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.2.0", "acme-log 1.2"]
+    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.3.0", "acme-log 1.2"]
     assert [entry.kind for entry in registry.find_any("char-text")] == ["dataset", "callback"]
 
 
@@ -223,7 +223,7 @@ def test_a_broken_plugin_that_is_not_named_is_invisible(
     assert result.exit_code == 2
     assert result.stdout.count("broken (acme-broken 1.2) cannot be imported") == 3
     assert "acme_broken.py" in result.stdout  # the traceback says where
-    assert "lr-decay (gptkit-lr-decay 0.2.0): ok" in result.stdout
+    assert "lr-decay (gptkit-lr-decay 0.3.0): ok" in result.stdout
 
 
 def test_a_plugin_that_exits_does_not_end_the_check(
@@ -232,7 +232,7 @@ def test_a_plugin_that_exits_does_not_end_the_check(
     distribution("acme-exit", "raise SystemExit(7)", callbacks="an-exit = Mine")
     result = cli("plugins", "check")
     assert result.exit_code == 2
-    assert "lr-decay (gptkit-lr-decay 0.2.0): ok" in result.stdout
+    assert "lr-decay (gptkit-lr-decay 0.3.0): ok" in result.stdout
 
 
 def test_the_complete_recipe_builds_the_same_again(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
@@ -269,9 +269,9 @@ def test_callbacks_go_by_position_and_origin(tiny_recipe: TinyRecipe) -> None:
     callbacks = [{"use": "log"}, {"use": "grad-clip"}, {"use": "log", "every": 3}]
     built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
     assert list(built.callbacks) == [
-        "callbacks[0] (log, gptkit-log 0.2.0)",
-        "callbacks[1] (grad-clip, gptkit-grad-clip 0.2.0)",
-        "callbacks[2] (log, gptkit-log 0.2.0)",
+        "callbacks[0] (log, gptkit-log 0.3.0)",
+        "callbacks[1] (grad-clip, gptkit-grad-clip 0.3.0)",
+        "callbacks[2] (log, gptkit-log 0.3.0)",
     ]
 
 
