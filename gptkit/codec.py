@@ -1,4 +1,4 @@
-"""Codec: prompts to token ids, token ids to text or images. Imports no torch.
+"""Codec: prompts to token ids, token ids to text, images or other files. Imports no torch.
 
 A codec is plain data. A checkpoint and an exported `.onnx` carry its JSON and the name of its entry
 point in the group `gptkit.codecs`, so sampling never opens the training data.
@@ -8,54 +8,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from gptkit.errors import PromptError
+from gptkit.errors import PromptError, closest
 
-__all__ = ["Codec", "PromptError"]
+__all__ = ["Codec", "ImageCodec", "PromptError", "TextCodec"]
 
 
 class Codec(BaseModel, ABC):
-    """Converts one data set's prompts and samples; every field must be JSON-able."""
+    """Converts one data set's prompts and samples; every field must be JSON-able.
+
+    Extend `TextCodec` for text and `ImageCodec` for images; this class is for other files.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     suffix: ClassVar[str]
     """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
 
-    temperature: ClassVar[float] = 0.8
+    temperature: ClassVar[float] = 1.0
     """The default sampling temperature."""
 
     @property
-    def length(self) -> int | None:
-        """Tokens of a whole sample with its start; None for text, which has no end."""
-        return None
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids that end a sample; they are not part of it."""
+        return ()
 
     @property
-    def lossless(self) -> bool | None:
-        """True if every token is one dimension of the data: bits per token are bits per dimension.
-
-        False if the codec drops information, None if the data has no dimensions to count.
-        """
+    def length(self) -> int | None:
+        """Tokens of a whole sample with its start; None if samples have no fixed length."""
         return None
-
-    @abstractmethod
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids that start a sample.
-
-        Args:
-            prompt: what to continue; "" for a sample without a prompt.
-
-        Returns:
-            At least one token id.
-
-        Raises:
-            PromptError: the prompt contains something that the model never saw.
-        """
 
     @property
     def starts(self) -> list[list[int]]:
-        """The starts of samples without a prompt: one per class, or a single one."""
+        """The starts of samples without a prompt: one per class, or a single one.
+
+        All have the same number of token ids, at least one.
+        """
         return [self.encode("")]
 
     def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
@@ -71,34 +60,148 @@ class Codec(BaseModel, ABC):
         """
         if label is not None:
             raise PromptError("this model knows no classes", hint="leave --class out")
-        if not 0 <= keep <= 1:
-            raise PromptError(f"keep should be between 0 and 1, got {keep}")
+        _check_keep(keep)
         tokens = self.encode(prompt)
         return tokens[: max(1, round(keep * len(tokens)))]
+
+    @abstractmethod
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids that start a sample.
+
+        Args:
+            prompt: what to continue; "" for a sample without a prompt.
+
+        Returns:
+            At least one token id.
+
+        Raises:
+            PromptError: the prompt contains something that the model never saw.
+        """
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The file contents that `tokens` stand for, in the format that `suffix` names."""
 
-    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
-        """Several samples in one file of the same format; a line of dashes separates texts.
+    @property
+    def lossless(self) -> bool | None:
+        """Whether every token is one dimension of the data; None if there are no dimensions."""
+        return None
 
-        Args:
-            samples: token ids of each sample, those of the prompt first.
-            prompt: the prompt, for formats that show it, too.
-            kept: how many tokens of every sample come from the prompt.
-        """
+    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
+        """Several samples in one file of the same format; a line of dashes separates texts."""
         return b"\n----------\n".join(self.decode(sample) for sample in samples)
 
     def legend(self) -> dict[str, Any] | None:
-        """What the token ids stand for, as JSON, for programs that do not have this codec.
+        """What the token ids stand for, as JSON, for programs that do not have this codec."""
+        return None
 
-        Text: `{"text": [...]}`, a string per id. Images: `{"width": W, "height": H, "colors":
-        [[r, g, b], ...]}`, a colour per id, or `"channels": 3` if red, green and blue are
-        separate tokens with ids 0 to 255; `"classes": [...]` names the starts if there are
-        several. None if neither fits.
+    def preview(self, contents: bytes, *, width: int) -> str | None:
+        """The result of `decode` or `sheet` as text for a terminal of `width` columns."""
+        return None
+
+
+class TextCodec(Codec):
+    """A codec of text in UTF-8: every token stands for some bytes of it.
+
+    A character may consist of several tokens. `gptkit sample` shows it when it is complete.
+    """
+
+    suffix: ClassVar[str] = ".txt"
+    temperature: ClassVar[float] = 0.8
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> Sequence[bytes]:
+        """The bytes of every token, by id; b"" for one that is no text, such as a start token."""
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of the tokens, joined."""
+        known = self.token_bytes
+        return b"".join([known[token] for token in tokens])
+
+    def tokenizer_json(self) -> str | None:
+        """The text of a Hugging Face `tokenizer.json` that encodes as `encode` does, if any.
+
+        Exported bundles carry it for other programs. Characters as tokens need none.
         """
         return None
+
+
+class ImageCodec(Codec):
+    """A codec of images: the tokens of a start, then the pixels row by row.
+
+    A pixel is one token, the index of its colour in `colors`; without `colors` it is three tokens,
+    red, green and blue, with ids 0 to 255. `encode` gives the start, then the pixels of an image.
+    """
+
+    suffix: ClassVar[str] = ".png"
+
+    classes: tuple[str, ...] = ()
+    """The classes, each with its own start; empty for one start for all images."""
+
+    @field_validator("classes")
+    @classmethod
+    def _check_different(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("classes should have different names")
+        return classes
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Pixels in a row."""
+
+    @property
+    @abstractmethod
+    def height(self) -> int:
+        """Rows of pixels."""
+
+    @property
+    def colors(self) -> Sequence[tuple[int, int, int]]:
+        """Red, green and blue, 0 to 255, by id; empty if they are tokens of their own."""
+        return ()
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every token is one dimension of the image, so that no information is lost."""
+        return not self.colors
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """The start of every class, or the only one: by default the ids that follow the colours."""
+        first = len(self.colors) or 256
+        return [[first + i] for i in range(max(1, len(self.classes)))]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a whole image with its start."""
+        return len(self.starts[0]) + self.width * self.height * (1 if self.colors else 3)
+
+    def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
+        """The start of a class, and the upper part of the prompt's pixels.
+
+        Args:
+            prompt: what `encode` reads; "" for none.
+            keep: the fraction of the pixels to keep, from the top, 0 to 1; 0.5 is the upper half.
+            label: the class to draw from; None for the first.
+
+        Raises:
+            PromptError: the prompt or the class does not exist, or `keep` is out of range.
+        """
+        start = self.starts[0 if label is None else self._class(label)]
+        _check_keep(keep)
+        pixels = self.encode(prompt)[len(start) :]
+        return [*start, *pixels[: round(keep * len(pixels))]]
+
+    @abstractmethod
+    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
+        """Several images in one file of the format that `suffix` names.
+
+        Args:
+            samples: token ids of each image, those of the prompt first.
+            prompt: the prompt, to be shown, too.
+            kept: how many tokens of every sample come from the prompt.
+        """
 
     def preview(self, contents: bytes, *, width: int) -> str | None:
         """The result of `decode` or `sheet` as text for a terminal of `width` columns.
@@ -106,3 +209,18 @@ class Codec(BaseModel, ABC):
         None if it cannot be shown.
         """
         return None
+
+    def _class(self, name: str) -> int:
+        if not self.classes:
+            raise PromptError("this model knows no classes", hint="leave --class out")
+        if name not in self.classes:
+            near = closest(name, self.classes)
+            advice = f'; did you mean "{near}"?' if near else ""
+            known = ", ".join(self.classes)
+            raise PromptError(f'no class named "{name}"', hint=f"known: {known}{advice}")
+        return self.classes.index(name)
+
+
+def _check_keep(keep: float) -> None:
+    if not 0 <= keep <= 1:  # also true for NaN
+        raise PromptError(f"keep should be between 0 and 1, got {keep}", hint="0.5 keeps a half")

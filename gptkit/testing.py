@@ -17,22 +17,21 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptkit.codec import Codec
+from gptkit.codec import Codec, TextCodec
 from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Plugin, Split, TrainState
 
 
-class LetterCodec(Codec):
+class LetterCodec(TextCodec):
     """A codec for tests: the letters a to z as tokens 0 to 25."""
-
-    suffix = ".txt"
 
     def encode(self, prompt: str) -> list[int]:
         """One id per letter; "" starts with "a"."""
         return [ord(letter) - ord("a") for letter in prompt or "a"]
 
-    def decode(self, tokens: Sequence[int]) -> bytes:
+    @property
+    def token_bytes(self) -> list[bytes]:
         """One letter per id."""
-        return bytes(ord("a") + token for token in tokens)
+        return [bytes([code]) for code in range(ord("a"), ord("z") + 1)]
 
 
 def make_state(run_dir: Path | None = None, *, steps: int = 4) -> TrainState:

@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from gptkit.codec import Codec, PromptError
+from gptkit.codec import PromptError, TextCodec
 
 SHOWN_UNKNOWN = 10  # characters in an error
 SHOWN_KNOWN = 100
 
 
-class CharCodec(Codec):
+class CharCodec(TextCodec):
     """A character's id is its index in the vocabulary."""
-
-    suffix: ClassVar[str] = ".txt"
 
     vocabulary: str = Field(min_length=1)
     """The different characters of the text, sorted by code point."""
@@ -50,9 +47,10 @@ class CharCodec(Codec):
             )
         return [self._ids[character] for character in prompt] or [self._ids.get("\n", 0)]
 
-    def decode(self, tokens: Sequence[int]) -> bytes:
-        """The text in UTF-8."""
-        return "".join(self.vocabulary[token] for token in tokens).encode()
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The characters in UTF-8, by id."""
+        return [character.encode() for character in self.vocabulary]
 
     def legend(self) -> dict[str, list[str]]:
         """The characters by id."""

@@ -1,15 +1,14 @@
 """PixelCodec: an image as a stream of colours, row by row. Imports no torch."""
 
-import difflib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from gptkit.codec import Codec, PromptError
+from gptkit.codec import ImageCodec, PromptError
 from gptkit_cifar10.grid import from_png, half_blocks, square, tile, to_png
 from gptkit_cifar10.palette import nearest
 from gptkit_cifar10.picture import PictureError, Pixels, read_picture
@@ -21,27 +20,20 @@ MOST_TOKENS = 1 << 16
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class PixelCodec(Codec):
+class PixelCodec(ImageCodec):
     """A start token, then the pixels row by row, each a colour of the palette.
 
     Without a palette each pixel is three tokens: red, green and blue. The ids of the colours come
     first, then those of the start tokens: one for all images, or one per class.
     """
 
-    suffix: ClassVar[str] = ".png"
-    temperature: ClassVar[float] = 1.0
-
     size: PositiveInt
     """Pixels a side."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """The colours; empty for three tokens per pixel."""
-    classes: tuple[str, ...] = ()
-    """The classes, each with its own start token; empty for one start token for all images."""
 
     @model_validator(mode="after")
     def _check(self) -> "PixelCodec":
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes should have different names")
         if self.vocab_size > MOST_TOKENS:
             raise ValueError(f"should have at most {MOST_TOKENS:,} tokens, got {self.vocab_size:,}")
         return self
@@ -62,19 +54,19 @@ class PixelCodec(Codec):
         return self.size, self.size, 1 if self.palette else 3
 
     @property
-    def length(self) -> int:
-        """Tokens of a whole image, with its start token."""
-        return 1 + int(np.prod(self.shape))
+    def width(self) -> int:
+        """Pixels in a row."""
+        return self.size
 
     @property
-    def starts(self) -> list[list[int]]:
-        """The start token of every class, or the only one."""
-        return [[token] for token in range(self.first_start, self.vocab_size)]
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.size
 
     @property
-    def lossless(self) -> bool:
-        """True without a palette: then every token is one dimension of the image."""
-        return not self.palette
+    def colors(self) -> tuple[tuple[int, int, int], ...]:
+        """The palette."""
+        return self.palette
 
     @cached_property
     def _colors(self) -> Pixels:
@@ -98,25 +90,6 @@ class PixelCodec(Codec):
         pixels = self._read(prompt).reshape(-1, 3) if prompt else np.empty((0, 3), np.uint8)
         ids = nearest(pixels, self._colors) if self.palette else pixels.reshape(-1)
         return [self.first_start, *ids.tolist()]
-
-    def start(self, prompt: str, *, keep: float = 1.0, label: str | None = None) -> list[int]:
-        """A start token, and the upper part of an image file.
-
-        Args:
-            prompt: path of an image file; "" for none.
-            keep: share of the image to keep, from the top, 0 to 1; 0.5 is the upper half.
-            label: the class whose start token to use; None for the first.
-
-        Raises:
-            PromptError: the image or the class does not exist, or `keep` is out of range.
-        """
-        start = self.first_start + (self._label(label) if label is not None else 0)
-        if not 0 <= keep <= 1:  # also true for NaN
-            raise PromptError(
-                f"keep should be between 0 and 1, got {keep}", hint="0.5 keeps the upper half"
-            )
-        _, *pixels = self.encode(prompt)
-        return [start, *pixels[: round(keep * len(pixels))]]
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """An image as a PNG file; `decode_array` says how tokens become pixels.
@@ -190,13 +163,3 @@ class PixelCodec(Codec):
             raise PromptError(
                 f"{prompt}: cannot be read: {error}", hint="a prompt is the path of an image file"
             ) from error
-
-    def _label(self, name: str) -> int:
-        if not self.classes:
-            raise PromptError("this model knows no classes", hint="leave --class out")
-        if name not in self.classes:
-            near = difflib.get_close_matches(name, self.classes, n=1)
-            advice = f'; did you mean "{near[0]}"?' if near else ""
-            known = ", ".join(self.classes)
-            raise PromptError(f'no class named "{name}"', hint=f"known: {known}{advice}")
-        return self.classes.index(name)
