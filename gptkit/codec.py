@@ -12,7 +12,19 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from gptkit.errors import PromptError, closest
 
-__all__ = ["Codec", "ImageCodec", "PromptError", "TextCodec"]
+__all__ = ["CONTRACT", "Codec", "ImageCodec", "PromptError", "TextCodec"]
+
+CONTRACT = 1
+"""The version of the plugin contract that this gptkit has."""
+
+
+def declared_contract(plugin: type) -> object:
+    """The contract that a plugin's class, or a base of it outside gptkit, declares; else None."""
+    for base in plugin.__mro__:
+        foreign = base is plugin or base.__module__.partition(".")[0] != "gptkit"
+        if foreign and "contract" in vars(base):
+            return vars(base)["contract"]
+    return None
 
 
 class Codec(BaseModel, ABC):
@@ -23,6 +35,8 @@ class Codec(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    contract: ClassVar[int]
+    """The version of the plugin contract that the codec is written for: `contract = 1`."""
     suffix: ClassVar[str]
     """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
 

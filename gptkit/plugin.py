@@ -2,6 +2,7 @@
 
 A plugin is a frozen pydantic model. Its fields are the recipe's options, the docstring below a
 field is that option's help, its methods are its behaviour; run-time state is a private attribute.
+Its class declares the contract that it is written for: `contract = 1`.
 A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.callbacks`.
 """
 
@@ -9,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 from torch import Tensor, nn
 
-from gptkit.codec import Codec
+from gptkit.codec import CONTRACT, Codec
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
@@ -23,6 +24,7 @@ from gptkit.errors import DataError, DownloadError, RunError, closest
 from gptkit.files import digest, write_atomically
 
 __all__ = [
+    "CONTRACT",
     "EVENTS",
     "IGNORE",
     "Callback",
@@ -82,6 +84,9 @@ class Plugin(BaseModel):
         validate_default=True,
         arbitrary_types_allowed=True,
     )
+
+    contract: ClassVar[int]
+    """The version of the plugin contract that the plugin is written for: `contract = 1`."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptkit.codec import Codec, TextCodec
+from gptkit.codec import CONTRACT, Codec, TextCodec, declared_contract
 from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Plugin, Split, TrainState
 
 
 class LetterCodec(TextCodec):
     """A codec for tests: the letters a to z as tokens 0 to 25."""
+
+    contract = 1
 
     def encode(self, prompt: str) -> list[int]:
         """One id per letter; "" starts with "a"."""
@@ -78,6 +80,7 @@ def check_options(plugin: Plugin) -> None:
     """Assert that a plugin and its options are documented, and the options frozen and strict."""
     kind = type(plugin)
     assert (kind.__doc__ or "").strip(), f"{kind.__name__} needs a docstring"
+    _check_contract(kind)
     for name, field in kind.model_fields.items():
         assert field.description, f"{kind.__name__}.{name} needs a sentence below it"
         value = getattr(plugin, name)
@@ -158,6 +161,14 @@ def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert "True" not in result.stdout, f"{type(codec).__module__} must not import torch"
+    _check_contract(type(codec))
+
+
+def _check_contract(kind: type) -> None:
+    declared = declared_contract(kind)
+    assert declared == CONTRACT, (
+        f"{kind.__name__} needs contract = {CONTRACT}, not {declared}: write it in the class"
+    )
 
 
 def _check_quiet(callback: Callback) -> None:

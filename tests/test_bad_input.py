@@ -139,6 +139,8 @@ def test_a_foreign_dataset_with_an_empty_split(
                 return x, x
 
         class Empty(Dataset):
+            contract = 1
+
             def load(self):
                 codec = CharCodec(vocabulary="ab")
                 return Data(Zeros({train}), Zeros({val}), codec, vocab_size=2, block_size=16)
@@ -360,6 +362,7 @@ RAISING = """
     from gptkit.plugin import Callback
 
     class Raising(Callback):
+        contract = 1
         event: str
 
     def method(event):
@@ -375,6 +378,8 @@ RAISING = """
         setattr(Raising, event, method(event))
 
     class Witness(Callback):
+        contract = 1
+
         def on_fit_end(self, state):
             (state.run_dir / "closed").write_text(str(state.step))
 """

@@ -43,6 +43,7 @@ FILES = {
         class DiceCodec(Codec):
             """A token per face, written as digits."""
 
+            contract = 1
             suffix = ".txt"
             faces: int
 
@@ -80,6 +81,8 @@ FILES = {
         class Dice(Dataset):
             """A die that counts."""
 
+            contract = 1
+
             faces: int = Field(default=6, ge=2, le=9)
             """Sides of the die."""
             block_size: PositiveInt = 8
@@ -99,6 +102,8 @@ FILES = {
 
         class StopEarly(Callback):
             """End training at a validation loss."""
+
+            contract = 1
 
             below: PositiveFloat = 0.1
             """The validation loss that is low enough."""

@@ -67,12 +67,16 @@ class MaskedText(CharText):
 class StopOnTheOther(Callback):
     """Asks for the end after step 3, on rank 1 alone."""
 
+    contract = 1
+
     def on_step_end(self, state):
         state.stop = state.rank == 1 and state.step == 3
 
 
 class Farewell(Callback):
     """Says what of Python's end a process comes to: its handlers, its taking itself down."""
+
+    contract = 1
 
     def on_fit_end(self, state):
         name = f"{state.rank}-of-{os.environ.get('WORLD_SIZE', 1)}"

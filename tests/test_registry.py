@@ -22,10 +22,12 @@ CALLBACK = """
 
     class Mine(Callback):
         \"\"\"Does nothing.\"\"\"
+        contract = 1
 """
 
 
 class Unannounced(Codec):
+    contract = 1
     suffix: ClassVar[str] = ".txt"
 
     def encode(self, prompt: str) -> list[int]:
@@ -144,8 +146,10 @@ def test_a_class_without_the_contracts_methods_is_refused(
 
         class Half(Dataset):
             \"\"\"Lacks load.\"\"\"
+            contract = 1
 
         class HalfCodec(Codec):
+            contract = 1
             suffix = ".txt"
     """
     distribution("acme-half", source, datasets="half = Half", codecs="half = HalfCodec")
@@ -156,6 +160,50 @@ def test_a_class_without_the_contracts_methods_is_refused(
         registry.make_codec(CodecRecord(name="half", distribution="acme-half", options={}))
 
 
+@pytest.mark.parametrize(
+    ("declared", "said", "hint"),
+    [
+        ("", "declares no contract", "write contract = 1 in the class"),
+        (
+            "contract = 2",
+            "is written for contract 2; this gptkit has contract 1",
+            "pip install --upgrade gptkit",
+        ),
+        (
+            "contract = 0",
+            "is written for contract 0; this gptkit has contract 1",
+            "pip install --upgrade acme-old",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["callback", "codec"])
+def test_a_plugin_of_another_contract_is_refused(
+    distribution: Install, kind: registry.Kind, declared: str, said: str, hint: str
+) -> None:
+    source = f"""
+        from gptkit.codec import Codec
+        from gptkit.plugin import Callback
+        from gptkit.testing import LetterCodec
+
+        class Mine({"LetterCodec" if kind == "codec" else "Callback"}):
+            \"\"\"A plugin.\"\"\"
+            {declared}
+    """
+    distribution("acme-old", source, **{f"{kind}s": "old = Mine"})
+    with pytest.raises(PluginError) as caught:
+        registry.load(registry.find(kind, "old"))
+    assert str(caught.value) == f"{kind} old (acme-old 1.2): acme_old:Mine {said}"
+    assert caught.value.hint == hint
+
+
+def test_a_base_outside_gptkit_declares_the_contract_of_its_plugins(distribution: Install) -> None:
+    source = f"""{CALLBACK}
+    class Further(Mine): ...
+    """
+    distribution("acme-base", source, callbacks="further = Further")
+    assert registry.load(registry.find("callback", "further"))
+
+
 def test_an_event_that_is_none_is_refused_at_class_creation(
     distribution: Install, tiny_recipe: TinyRecipe
 ) -> None:
@@ -163,6 +211,8 @@ def test_an_event_that_is_none_is_refused_at_class_creation(
         from gptkit.plugin import Callback
 
         class Typo(Callback):
+            contract = 1
+
             def on_step_ends(self, state): ...
     """
     distribution("acme-typo", source, callbacks="typo = Typo")

@@ -59,6 +59,8 @@ class PausingText(CharText):
 class Saboteur(Callback):
     """Interrupts its own process; keeps a state of numbers and of tensors besides."""
 
+    contract = 1
+
     stop_at: list[int] = []
     """Steps during which Ctrl-C is pressed; 0: before the first one, once."""
     pause_at: int = 0

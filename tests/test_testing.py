@@ -28,6 +28,7 @@ CODEC = '''from gptkit.codec import Codec
 class Numbers(Codec):
     """Digits as tokens."""
 
+    contract = 1
     suffix = ".txt"
 
     def encode(self, prompt: str) -> list[int]:
@@ -128,6 +129,8 @@ def dataset_of(codec: Codec, split: type[Split] = Windows) -> Dataset:
     class Numbers(Dataset):
         """Numbers, to be predicted one by one."""
 
+        contract = 1
+
         windows: int = 30
         """How many there are."""
 
@@ -139,6 +142,8 @@ def dataset_of(codec: Codec, split: type[Split] = Windows) -> Dataset:
 
 class Patience(Callback):
     """Ends training when the validation loss stops falling."""
+
+    contract = 1
 
     evaluations: int = 3
     """How many to wait for a lower loss."""
@@ -219,6 +224,8 @@ def idle() -> Callback:
     class Idle(Callback):
         """Does nothing at any event."""
 
+        contract = 1
+
         def work(self) -> None: ...
 
     return Idle()
@@ -278,6 +285,8 @@ def test_a_bad_callback_fails(make: Callable[[], Callback], fault: str, tmp_path
 
 class Opening(Callback):
     """Opens a file at the start and closes it at the end, whether or not it was opened."""
+
+    contract = 1
 
     fail: bool = False
     """Fail to open it."""
@@ -392,8 +401,18 @@ def test_a_dataset_that_loads_something_else_each_time_fails(numbers: Codec) -> 
         check_dataset(dataset_of(numbers, Moving))
 
 
+def test_a_callback_without_a_contract_fails(tmp_path: Path) -> None:
+    class Undeclared(Callback):
+        """Does nothing."""
+
+    with pytest.raises(AssertionError, match="Undeclared needs contract = 1, not None"):
+        check_callback(Undeclared(), tmp_path)
+
+
 def test_a_dataset_without_documentation_fails(numbers: Codec) -> None:
     class Silent(Dataset):
+        contract = 1
+
         def load(self) -> Data:
             return dataset_of(numbers).load()
 

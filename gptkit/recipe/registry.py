@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gptkit.codec import Codec
+from gptkit.codec import CONTRACT, Codec, declared_contract
 from gptkit.errors import PluginError, closest
 
 Kind = Literal["dataset", "callback", "codec"]
@@ -117,6 +117,7 @@ def load(entry: Entry) -> type[BaseModel]:
             f"{entry.kind} {entry}: {entry.point.value} lacks {lacking}",
             hint=f"tell the authors of {entry.distribution}",
         )
+    _check_contract(entry, plugin)
     return plugin
 
 
@@ -180,6 +181,23 @@ def _named(name: str, known: list[Entry], what: str) -> list[Entry]:
             + (f'did you mean "{near}"?' if near else "pip install adds others"),
         )
     return matches
+
+
+def _check_contract(entry: Entry, plugin: type[BaseModel]) -> None:
+    """Refuse a plugin that is written for another contract, or does not say for which."""
+    contract = declared_contract(plugin)
+    if contract is None:
+        raise PluginError(
+            f"{entry.kind} {entry}: {entry.point.value} declares no contract",
+            hint=f"write contract = {CONTRACT} in the class",
+        )
+    if contract != CONTRACT:
+        newer = isinstance(contract, int) and contract > CONTRACT
+        raise PluginError(
+            f"{entry.kind} {entry}: {entry.point.value} is written for contract {contract!r}; "
+            f"this gptkit has contract {CONTRACT}",
+            hint=f"pip install --upgrade {'gptkit' if newer else entry.distribution}",
+        )
 
 
 def _base(kind: Kind) -> type[BaseModel]:

@@ -14,6 +14,8 @@ SHOWN_KNOWN = 100
 class CharCodec(TextCodec):
     """A character's id is its index in the vocabulary."""
 
+    contract = 1
+
     vocabulary: str = Field(min_length=1)
     """The different characters of the text, sorted by code point."""
 

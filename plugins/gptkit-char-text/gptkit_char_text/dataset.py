@@ -30,6 +30,8 @@ MOST_CHARACTERS = 1 << 16
 class CharText(Dataset):
     """Text, one token per character. The end of the text is the validation split."""
 
+    contract = 1
+
     source: Literal["sonnets", "tinyshakespeare"] = "sonnets"
     """The sonnets, which ship with the plugin, or Tiny Shakespeare, a download of 1 MB."""
     path: LocalPath | None = None

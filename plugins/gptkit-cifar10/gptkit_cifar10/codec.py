@@ -27,6 +27,8 @@ class PixelCodec(ImageCodec):
     first, then those of the start tokens: one for all images, or one per class.
     """
 
+    contract = 1
+
     size: PositiveInt
     """Pixels a side."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()

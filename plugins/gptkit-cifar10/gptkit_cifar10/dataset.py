@@ -20,6 +20,8 @@ MOST_COLORS = 4096
 class Cifar10(Dataset):
     """Images as a start token and one token per pixel, row by row from the top."""
 
+    contract = 1
+
     source: Literal["cifar10", "shapes"] = "cifar10"
     """CIFAR-10, a download of 170 MB, or shapes in ten classes, drawn without a download."""
     path: LocalPath | None = None

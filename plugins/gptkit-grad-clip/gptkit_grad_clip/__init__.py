@@ -14,6 +14,8 @@ __all__ = ["GradClip"]
 class GradClip(Callback):
     """Scale the gradients down if their global norm is larger than a bound."""
 
+    contract = 1
+
     max_norm: PositiveFloat = 1.0
     """Largest L2 norm of all gradients together; inf records the norm without clipping."""
 

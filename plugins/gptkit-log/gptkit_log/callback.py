@@ -19,6 +19,8 @@ class Log(Callback):
     Put it last in the recipe, so that it sees what the other callbacks recorded.
     """
 
+    contract = 1
+
     every: PositiveInt = 10
     """Steps between log lines; the last step is always logged."""
     sample_tokens: NonNegativeInt = 200

@@ -24,6 +24,8 @@ class LRDecay(Callback):
     that of Loshchilov & Hutter 2017 without restarts, the trapezoid that of Hägele et al. 2024.
     """
 
+    contract = 1
+
     warmup_steps: NonNegativeInt = 100
     """Steps of linear warmup before the decay begins."""
     decay: Literal["cosine", "linear", "trapezoid"] = "cosine"
