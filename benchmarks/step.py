@@ -23,7 +23,6 @@ from benchmarks.peers import (
 )
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.data.order import batch_indices
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TokenFile
 from gptkit.recipe.options import TrainOptions
@@ -136,7 +135,7 @@ class _Batches:
 
     def of(self, step: int) -> tuple[Tensor, Tensor]:
         split = self._data.train
-        return split[batch_indices(len(split), self._batch_size, seed=SEED, step=step)]
+        return split[split.indices(SEED, step, self._batch_size)]
 
 
 def _loss_of(model: GPT2LMHeadModel) -> Loss:

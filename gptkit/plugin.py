@@ -21,7 +21,8 @@ from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
 from gptkit.errors import DataError, DownloadError, RunError, closest
-from gptkit.files import digest, write_atomically
+from gptkit.files import digest, lock, staged, write_atomically
+from gptkit.recorder import Recorder
 
 __all__ = [
     "CONTRACT",
@@ -43,6 +44,8 @@ __all__ = [
     "cached",
     "digest",
     "fetch",
+    "lock",
+    "staged",
     "write_atomically",
 ]
 
@@ -150,21 +153,48 @@ class TrainState:
     """Training loss of the latest batch, on the device: `.item()` waits for the device."""
     val_loss: float | None = None
     """Loss of the latest evaluation, in nats per token."""
+    val_step: int | None = None
+    """The step of the latest evaluation."""
     grad_norm: Tensor | None = None
     """L2 norm of all gradients after backward, on the device. A callback that changes the gradients
     updates it, or sets it to None."""
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
-    """The latest values that callbacks recorded, by name; loggers write them."""
+    """The latest values that callbacks recorded, by name; `record()` gives them to loggers."""
     stop: bool = False
     """A callback sets this, on any rank, to end training after the current step."""
     sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
     """`sample(tokens, seed)` draws from the current weights, in the codec's format. Call it on all
     ranks or on none: under `shard = true` each rank holds a part of the weights."""
+    recorder: Recorder = field(default_factory=Recorder, repr=False)
+    """Makes what `record()` returns; the trainer starts and stops its clock."""
 
     @property
     def tokens(self) -> int:
         """Target tokens seen so far."""
         return self.step * self.tokens_per_step
+
+    def record(self) -> dict[str, float]:
+        """What is logged at a step, under the same names in every tracker.
+
+        `step`, `loss`, `lr`, everything in `metrics`, `tokens`, `tokens_per_second` since the
+        record before it (without evaluating and saving), `elapsed` in seconds since training began;
+        after an evaluation of this step also `val_loss`. While a step is under way, as after an
+        error, they are those of the latest complete step. Call it when a line is due: it waits for
+        the device. It measures once per step, however many callbacks ask.
+        """
+        record = self.recorder.record(self._values())
+        if self.val_loss is not None and self.val_step == record["step"]:
+            record["val_loss"] = self.val_loss
+        return record
+
+    def begin_step(self) -> None:
+        """Keep what is logged of the step before, and start the clock; for the trainer."""
+        self.recorder.start(self._values())
+
+    def _values(self) -> dict[str, float | Tensor]:
+        rate = self.optimizer.param_groups[0]["lr"]
+        first = {"step": self.step, "loss": self.loss, "lr": rate}
+        return first | self.metrics | {"tokens": self.tokens}
 
 
 class Callback(Plugin):

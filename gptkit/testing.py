@@ -59,6 +59,7 @@ def drive(callback: Callback, state: TrainState) -> None:
     try:
         callback.on_fit_start(state)
         while state.step < state.steps and not state.stop:
+            state.begin_step()
             callback.on_step_start(state)
             state.optimizer.zero_grad()
             loss = state.model(torch.ones(2, 4)).square().mean()
@@ -70,7 +71,8 @@ def drive(callback: Callback, state: TrainState) -> None:
             state.optimizer.step()
             state.step += 1
             callback.on_step_end(state)
-            state.val_loss = float(state.loss)
+            state.recorder.stop()
+            state.val_loss, state.val_step = float(state.loss), state.step
             callback.on_eval_end(state)
     finally:
         callback.on_fit_end(state)

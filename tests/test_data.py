@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.data.order import batch_indices, walk
+from gptkit.data.order import walk
 from gptkit.plugin import IGNORE, Split, TokenFile
 
 BLOCK = 5
@@ -43,28 +43,28 @@ def stream(path: Path, tokens: int, *, start: int = 0) -> TokenFile:
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
-    first = batch_indices(1000, 64, seed=7, step=3)
-    batch_indices(1000, 64, seed=7, step=4)
+    first = Items(1000).indices(7, 3, 64)
+    Items(1000).indices(7, 4, 64)
     torch.manual_seed(1)
     np.random.seed(1)
-    assert torch.equal(batch_indices(1000, 64, seed=7, step=3), first)
+    assert torch.equal(Items(1000).indices(7, 3, 64), first)
     assert (first.dtype, first.shape) == (torch.int64, (64,))
 
 
 def test_the_order_of_the_data_is_the_one_that_old_runs_were_trained_in() -> None:
-    order = [batch_indices(1000, 4, seed=1337, step=step).tolist() for step in (0, 1, 10**6)]
+    order = [Items(1000).indices(1337, step, 4).tolist() for step in (0, 1, 10**6)]
     assert order == [[985, 347, 78, 213], [994, 93, 590, 720], [664, 125, 305, 833]]
 
 
 def test_batches_differ_by_step_and_by_seed() -> None:
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (2**62, 0), (0, 2**40)]
-    batches = {tuple(batch_indices(10**6, 8, seed=s, step=t).tolist()) for s, t in pairs}
+    batches = {tuple(Items(10**6).indices(s, t, 8).tolist()) for s, t in pairs}
     assert len(batches) == len(pairs)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5 * 10**9])
 def test_batches_stay_within_the_split(size: int) -> None:
-    drawn = torch.cat([batch_indices(size, 100, seed=1, step=step) for step in range(20)])
+    drawn = torch.cat([Items(size).indices(1, step, 100) for step in range(20)])
     assert drawn.min() >= 0
     assert drawn.max() < size
     assert drawn.max() >= size * 0.9 - 1
@@ -74,14 +74,14 @@ def test_batches_stay_within_the_split(size: int) -> None:
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_every_window_is_as_likely(batch_size: int) -> None:
     steps = 6400 // batch_size
-    drawn = torch.cat([batch_indices(16, batch_size, seed=5, step=s) for s in range(steps)])
+    drawn = torch.cat([Items(16).indices(5, s, batch_size) for s in range(steps)])
     expected = 6400 / 16
     chi_square = (drawn.bincount(minlength=16) - expected).square().sum() / expected
     assert 2 < chi_square < 40  # 15 degrees of freedom; below 2 it would be a rota, not chance
 
 
 def test_neighbouring_steps_are_not_related() -> None:
-    drawn = torch.stack([batch_indices(1000, 32, seed=5, step=s) for s in range(200)]).double()
+    drawn = torch.stack([Items(1000).indices(5, s, 32) for s in range(200)]).double()
     together = torch.stack((drawn[:-1].flatten(), drawn[1:].flatten()))
     assert abs(torch.corrcoef(together)[0, 1]) < 0.05
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from gptkit.data.order import batch_indices
 from gptkit.errors import CheckpointError, DivergedError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
@@ -222,7 +221,7 @@ def test_a_batch_without_a_single_target_teaches_nothing() -> None:
 
 def test_the_full_batch_counts_every_unmasked_target_alike() -> None:
     split = pairs({0: 7, 1: 3, 2: 5, 5: 1, 7: 7, 10: 4, 14: 6})
-    x, y = split[batch_indices(16, 8, seed=3, step=0)]
+    x, y = split[split.indices(3, 0, 8)]
     expected = F.cross_entropy(make().logits(x)[y != IGNORE], y[y != IGNORE])
     _, loss = gradients_and_loss(data_of(split), 2)
     assert loss == pytest.approx(expected.item(), abs=1e-6)
@@ -253,7 +252,7 @@ def test_training_equals_a_plain_torch_loop(data: Data, clip: float | None) -> N
         lr=3e-3, betas=(0.8, 0.9), foreach=False,
     )  # fmt: skip
     for step in range(6):
-        x, y = data.train[batch_indices(len(data.train), 8, seed=3, step=step)]
+        x, y = data.train[data.train.indices(3, step, 8)]
         loss = F.cross_entropy(twin.logits(x).transpose(1, 2), y)
         plain.zero_grad()
         loss.backward()
@@ -489,7 +488,7 @@ def test_a_loaded_state_knows_its_last_evaluation(data: Data, tmp_path: Path) ->
     assert (first.val_loss, first.val_step) == (None, None)
     made, second = trainer(data), read_snapshot(tmp_path / "step-00000002")
     made.load(second)
-    assert (made.state.step, made.state.val_loss, made.val_step) == (2, second.val_loss, 2)
+    assert (made.state.step, made.state.val_loss, made.state.val_step) == (2, second.val_loss, 2)
     assert made.state.val_loss is not None
 
 
@@ -620,7 +619,7 @@ def test_batches_follow_the_step_and_the_seed_alone(data: Data) -> None:
     made = trainer(data, micro_batch_size=2)
     made.state.step = 17
     x = torch.cat([x for x, _, _ in made.micro_batches()])
-    expected, _ = data.train[batch_indices(len(data.train), 8, seed=3, step=17)]
+    expected, _ = data.train[data.train.indices(3, 17, 8)]
     assert torch.equal(x, expected)
     assert [len(x) for x, _, _ in made.micro_batches()] == [2, 2, 2, 2]
 

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+import torch
 from torch import Tensor
 
 IGNORE = -100
@@ -32,3 +34,23 @@ class Split(ABC):
         Returns:
             x and y, both int64 (B, block_size) on the CPU; a target of `IGNORE` carries no loss.
         """
+
+    def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """The windows or items of a step's batch; over all ranks, which share it evenly.
+
+        A function of its arguments alone, so that a resumed run sees the same batches. Override it
+        for another order, such as epochs. As it stands, it draws with replacement from the
+        counter-based generator Philox (Salmon et al. 2011), whose raw bits are the same in every
+        numpy version; the remainder of 64 random bits is uniform up to len(self) / 2**64.
+
+        Args:
+            seed: the recipe's.
+            step: updates done, from 0.
+            batch_size: of this step.
+
+        Returns:
+            int64 (batch_size,), each in 0 .. len(self) - 1.
+        """
+        philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
+        drawn = philox.random_raw(batch_size) % np.uint64(len(self))
+        return torch.from_numpy(drawn.astype(np.int64))

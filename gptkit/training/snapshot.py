@@ -35,9 +35,7 @@ class Snapshot:
     callbacks, as `<position>:<key>`."""
 
 
-def take(
-    state: TrainState, model: GPT, callbacks: Mapping[str, Callback], *, val_step: int | None
-) -> Snapshot:
+def take(state: TrainState, model: GPT, callbacks: Mapping[str, Callback]) -> Snapshot:
     """Capture a training.
 
     Under `shard = true` every rank must take part; only on rank 0 the tensors are complete.
@@ -51,7 +49,7 @@ def take(
     return Snapshot(
         step=state.step,
         val_loss=state.val_loss,
-        val_step=val_step,
+        val_step=state.val_step,
         optimizer_groups=optimizer.group_numbers(state.optimizer),
         callbacks=values,
         tensors={
@@ -82,7 +80,8 @@ def restore(
     for i, (callback, values) in enumerate(saved):
         own = {k.partition(":")[2]: v for k, v in tensors.items() if k.startswith(f"{i}:")}
         callback.load_state_dict(values | own)
-    state.step, state.val_loss = snapshot.step, snapshot.val_loss
+    state.step = snapshot.step
+    state.val_loss, state.val_step = snapshot.val_loss, snapshot.val_step
 
 
 def _check_equal(what: str, saved: int, present: int, step: int) -> None:

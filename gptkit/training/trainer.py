@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gptkit.data.order import batch_indices
 from gptkit.data.split import IGNORE
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data, TrainState
@@ -73,7 +72,6 @@ class Trainer:
             sample=previewer(model, data.codec),
         )
         self._interrupted = False
-        self.val_step: int | None = None
         self.saved_step: int | None = None
 
     def fit(self) -> TrainState:
@@ -114,6 +112,7 @@ class Trainer:
 
     def step(self) -> None:
         """One update: batch, forward, backward, optimizer, with the callbacks around them."""
+        self.state.begin_step()
         self.emit("on_step_start")
         self.reset()
         for x, y, weight in sharding.accumulating(self.module, self.micro_batches()):
@@ -132,9 +131,9 @@ class Trainer:
 
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """This rank's part of the step's batch, in micro-batches: x, y (b, T) and a loss weight."""
-        size, put = len(self.data.train), self.run_device.put
-        indices = batch_indices(size, self.options.batch_size, seed=self.seed, step=self.state.step)
-        x, y = self.data.train[indices[self.part]]
+        train, put = self.data.train, self.run_device.put
+        indices = train.indices(self.seed, self.state.step, self.options.batch_size)
+        x, y = train[indices[self.part]]
         total = int(self.ranks.all_reduce_sum(_n_targets(y)))
         b = self.micro_batch_size
         for i in range(0, len(x), b):
@@ -182,6 +181,7 @@ class Trainer:
             DivergedError: a weight is not finite.
         """
         self.finite_check.before_save(self.state.step)
+        self.state.recorder.stop()
         limit = self.options.eval_batches
         if limit:  # in batches of the recipe's size; this rank's may be smaller
             size = self.options.micro_batch_size or self.options.batch_size
@@ -194,7 +194,7 @@ class Trainer:
             batches=limit,
             ranks=self.ranks,
         )
-        self.state.val_loss, self.val_step = result.loss, self.state.step
+        self.state.val_loss, self.state.val_step = result.loss, self.state.step
         self.emit("on_eval_end")
 
     def emit(self, event: str) -> None:
@@ -220,7 +220,8 @@ class Trainer:
         if self._save is None or self.saved_step == self.state.step:
             return
         self.finite_check.before_save(self.state.step)
-        taken = snapshot.take(self.state, self.model, self.callbacks, val_step=self.val_step)
+        self.state.recorder.stop()
+        taken = snapshot.take(self.state, self.model, self.callbacks)
         if self.ranks.first:
             self._save(taken)
         self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
@@ -233,7 +234,7 @@ class Trainer:
             CheckpointError: it was taken with another model, optimizer or other callbacks.
         """
         snapshot.restore(saved, self.state, self.model, self.callbacks)
-        self.saved_step, self.val_step = saved.step, saved.val_step
+        self.saved_step = saved.step
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.state.steps

@@ -1,0 +1,99 @@
+"""The numbers that a step is logged with, and the speed of training."""
+
+from collections.abc import Mapping
+from time import perf_counter
+
+from torch import Tensor
+
+Values = Mapping[str, float | Tensor]
+
+
+class Recorder:
+    """Turns a step's values into numbers and measures the speed, once per step.
+
+    Args:
+        elapsed: seconds of training before this process.
+    """
+
+    def __init__(self, *, elapsed: float = 0.0) -> None:
+        self._earlier = elapsed
+        self._began: float | None = None
+        self._clock = _Clock()
+        self._complete: Values = {}
+        self._numbers: dict[str, tuple[float | Tensor, float]] = {}
+        self._measured: tuple[float, dict[str, float]] = (-1, {})
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step began, including earlier processes of a resumed run."""
+        return self._earlier + (perf_counter() - self._began if self._began is not None else 0.0)
+
+    def start(self, values: Values) -> None:
+        """Begin a step: start the clock, and keep the values of the step before.
+
+        Args:
+            values: "step", "tokens" and others of the latest complete step, not read here.
+        """
+        if self._began is None:
+            self._began = perf_counter()
+            self._clock.tokens = float(values["tokens"])
+        self._complete = values
+        self._clock.start()
+
+    def stop(self) -> None:
+        """Stop the clock until the next step: evaluating and saving are not training."""
+        self._clock.stop()
+
+    def record(self, values: Values) -> dict[str, float]:
+        """The values as numbers, with `tokens_per_second` and `elapsed`.
+
+        Args:
+            values: as for `start`. While a step is under way, those that `start` kept are taken,
+                since they are of a complete step. Reading them waits for the device.
+        """
+        if values["step"] == self._complete.get("step"):
+            values = self._complete
+        record = {name: self._number(name, value) for name, value in values.items()}
+        if self._measured[0] != record["step"]:
+            self._measured = (record["step"], self._measure(record["tokens"]))
+        return record | self._measured[1]
+
+    def _number(self, name: str, value: float | Tensor) -> float:
+        if isinstance(value, int):
+            return value
+        if name not in self._numbers or self._numbers[name][0] is not value:
+            self._numbers[name] = (value, float(value))
+        return self._numbers[name][1]
+
+    def _measure(self, tokens: float) -> dict[str, float]:
+        rate = self._clock.rate(tokens)
+        speed = {} if rate is None else {"tokens_per_second": round(rate, 1)}
+        return speed | {"elapsed": round(self.elapsed, 3)}
+
+
+class _Clock:
+    """Seconds of training since the latest measurement."""
+
+    def __init__(self) -> None:
+        self.tokens = 0.0
+        """Seen until the latest measurement."""
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = perf_counter() if self._since is None else self._since
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self._seconds += perf_counter() - self._since
+            self._since = None
+
+    def rate(self, tokens: float) -> float | None:
+        """Tokens per second since the latest measurement; None if there was no step."""
+        running = self._since is not None
+        self.stop()
+        seconds, new = self._seconds, tokens - self.tokens
+        self._seconds, self.tokens = 0.0, tokens
+        if running:
+            self.start()
+        return new / seconds if new and seconds else None
