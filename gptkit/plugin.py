@@ -7,14 +7,13 @@ A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptkit.codec import CONTRACT, Codec
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
@@ -22,7 +21,7 @@ from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
 from gptkit.errors import DataError, DownloadError, RunError, closest
 from gptkit.files import digest, lock, staged, write_atomically
-from gptkit.recorder import Recorder
+from gptkit.train_state import TrainState
 
 __all__ = [
     "CONTRACT",
@@ -55,6 +54,7 @@ EVENTS = (
     "on_backward_end",
     "on_step_end",
     "on_eval_end",
+    "on_save_end",
     "on_fit_end",
 )
 """The events of training at which callbacks run, in the order in which they first occur."""
@@ -128,75 +128,6 @@ class Dataset(Plugin, ABC):
         """
 
 
-@dataclass
-class TrainState:
-    """The state of a training, for callbacks to read; a few fields are for them to change."""
-
-    model: nn.Module
-    """The plain model, not compiled and not wrapped in DDP; under `shard = true` its parameters are
-    DTensors."""
-    optimizer: torch.optim.Optimizer
-    """Its groups carry `initial_lr`; a schedule sets `group["lr"]`."""
-    codec: Codec
-    """Turns tokens into text or images."""
-    steps: int
-    """Updates in the whole training, from the recipe."""
-    tokens_per_step: int
-    """Target tokens per update, masked ones included."""
-    run_dir: Path | None = None
-    """The run folder; None if nothing is written, and on all ranks but 0."""
-    rank: int = 0
-    """This process's number among those that train together; only 0 prints and writes."""
-    step: int = 0
-    """Updates done."""
-    loss: Tensor = field(default_factory=lambda: torch.tensor(float("nan")))
-    """Training loss of the latest batch, on the device: `.item()` waits for the device."""
-    val_loss: float | None = None
-    """Loss of the latest evaluation, in nats per token."""
-    val_step: int | None = None
-    """The step of the latest evaluation."""
-    grad_norm: Tensor | None = None
-    """L2 norm of all gradients after backward, on the device. A callback that changes the gradients
-    updates it, or sets it to None."""
-    metrics: dict[str, float | Tensor] = field(default_factory=dict)
-    """The latest values that callbacks recorded, by name; `record()` gives them to loggers."""
-    stop: bool = False
-    """A callback sets this, on any rank, to end training after the current step."""
-    sample: Callable[[int, int], bytes] = lambda tokens, seed: b""
-    """`sample(tokens, seed)` draws from the current weights, in the codec's format. Call it on all
-    ranks or on none: under `shard = true` each rank holds a part of the weights."""
-    recorder: Recorder = field(default_factory=Recorder, repr=False)
-    """Makes what `record()` returns; the trainer starts and stops its clock."""
-
-    @property
-    def tokens(self) -> int:
-        """Target tokens seen so far."""
-        return self.step * self.tokens_per_step
-
-    def record(self) -> dict[str, float]:
-        """What is logged at a step, under the same names in every tracker.
-
-        `step`, `loss`, `lr`, everything in `metrics`, `tokens`, `tokens_per_second` since the
-        record before it (without evaluating and saving), `elapsed` in seconds since training began;
-        after an evaluation of this step also `val_loss`. While a step is under way, as after an
-        error, they are those of the latest complete step. Call it when a line is due: it waits for
-        the device. It measures once per step, however many callbacks ask.
-        """
-        record = self.recorder.record(self._values())
-        if self.val_loss is not None and self.val_step == record["step"]:
-            record["val_loss"] = self.val_loss
-        return record
-
-    def begin_step(self) -> None:
-        """Keep what is logged of the step before, and start the clock; for the trainer."""
-        self.recorder.start(self._values())
-
-    def _values(self) -> dict[str, float | Tensor]:
-        rate = self.optimizer.param_groups[0]["lr"]
-        first = {"step": self.step, "loss": self.loss, "lr": rate}
-        return first | self.metrics | {"tokens": self.tokens}
-
-
 class Callback(Plugin):
     """Code that runs at events of a training; an entry point in `gptkit.callbacks`.
 
@@ -225,14 +156,41 @@ class Callback(Plugin):
         """After the update: log, or stop early with `state.stop = True`."""
 
     def on_eval_end(self, state: TrainState) -> None:
-        """After an evaluation, which has set `state.val_loss`."""
+        """After an evaluation, which has set `state.val_loss` and `state.val_losses`."""
+
+    def on_save_end(self, state: TrainState) -> None:
+        """A checkpoint is complete, `state.checkpoint` on rank 0: upload it."""
 
     def on_fit_end(self, state: TrainState) -> None:
-        """Once, always, also after an error or Ctrl-C: close files."""
+        """Once, always, also after an error or Ctrl-C, which is `state.error`: close files."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: JSON values and tensors."""
+        """What a resumed run needs: JSON values, with tensors anywhere among them.
+
+        JSON values are dicts with texts as keys, lists, texts, numbers, booleans and None. Sharded
+        tensors are stored whole.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; a resumed run calls it before `on_fit_start`.
+
+        Tensors come back on the CPU. Under `shard = true` one that has a parameter's name as its
+        key, and its shape, comes back sharded like that parameter.
+        """
+
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]] | None:
+        """Further sets of weights, by name: averages, for example `{"ema": {"wte.weight": ...}}`.
+
+        Each set has a tensor for every parameter of the model, by its name and of its shape. The
+        core evaluates it after the model itself, which gives `state.val_losses`, and saves it with
+        the model; `--weights NAME` samples, evaluates and exports it. A name consists of a-z, 0-9,
+        "-" and "_". What is returned here need not be in `state_dict`, too.
+        """
+        return None
+
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore what `weights` returned; a resumed run calls it after `load_state_dict`.
+
+        The tensors are like the parameters: on their device and, under `shard = true`, sharded.
+        """

@@ -48,9 +48,10 @@ def make_state(run_dir: Path | None = None, *, steps: int = 4) -> TrainState:
         optimizer=optimizer,
         codec=LetterCodec(),
         steps=steps,
-        tokens_per_step=64,
+        batch_size=8,
+        block_size=8,
         run_dir=run_dir,
-        sample=lambda tokens, seed: b"abc",
+        sample=lambda tokens, seed, prompt="": b"abc",
     )
 
 
@@ -70,6 +71,7 @@ def drive(callback: Callback, state: TrainState) -> None:
             callback.on_backward_end(state)
             state.optimizer.step()
             state.step += 1
+            state.tokens += state.tokens_per_step
             callback.on_step_end(state)
             state.recorder.stop()
             state.val_loss, state.val_step = float(state.loss), state.step

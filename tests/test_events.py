@@ -45,6 +45,9 @@ class Recorder(Callback):
     def on_eval_end(self, state: TrainState) -> None:
         self._record("on_eval_end", state)
 
+    def on_save_end(self, state: TrainState) -> None:
+        self._record("on_save_end", state)
+
     def on_fit_end(self, state: TrainState) -> None:
         self._record("on_fit_end", state)
 
@@ -82,8 +85,9 @@ def trainer(data: Data, callbacks: dict[str, Callback], **options: Any) -> Train
         **{"steps": 4, "batch_size": 4, "eval_every": 2, "device": "cpu"} | options
     )
     return Trainer(
-        model, data, options=chosen, run_device=resolve_device(chosen), seed=1, callbacks=callbacks
-    )
+        model, data, options=chosen, run_device=resolve_device(chosen), seed=1, callbacks=callbacks,
+        save=lambda snapshot: Path(f"step-{snapshot.step}"),
+    )  # fmt: skip
 
 
 def test_the_golden_order_of_the_events(data: Data) -> None:
@@ -99,6 +103,7 @@ def test_the_golden_order_of_the_events(data: Data) -> None:
         ("on_backward_end", 1),
         ("on_step_end", 2),
         ("on_eval_end", 2),
+        ("on_save_end", 2),
         ("on_step_start", 2),
         ("on_backward_end", 2),
         ("on_step_end", 3),
@@ -106,6 +111,7 @@ def test_the_golden_order_of_the_events(data: Data) -> None:
         ("on_backward_end", 3),
         ("on_step_end", 4),
         ("on_eval_end", 4),
+        ("on_save_end", 4),
         ("on_fit_end", 4),
     ]
     # In the recipe's order at every event: not sorted, and not turned round at the end.
@@ -139,7 +145,7 @@ def test_evaluations_come_when_due(
 def test_an_exception_carries_name_event_and_step(data: Data, event: str) -> None:
     log: Log = []
     error = ValueError("mine")
-    step = {"on_fit_start": 0, "on_eval_end": 2, "on_fit_end": 4}.get(event, 1)
+    step = {"on_fit_start": 0, "on_eval_end": 2, "on_save_end": 2, "on_fit_end": 4}.get(event, 1)
     first = recorder("first", log)
     culprit = recorder("culprit", log, **{event: raiser(error, at_step=step)})
     last = recorder("last", log)
@@ -219,7 +225,7 @@ def test_stop_ends_training_after_the_step(data: Data, event: str) -> None:
 
     log: Log = []
     state = trainer(data, {"a": recorder("a", log, **{event: stop})}).fit()
-    assert state.step == {"on_fit_start": 0, "on_eval_end": 2}.get(event, 1)
+    assert state.step == {"on_fit_start": 0, "on_eval_end": 2, "on_save_end": 2}.get(event, 1)
     assert log[-1] == ("a", "on_fit_end", state.step)
     assert sum(event == "on_step_end" for _, event, _ in log) == state.step
 
@@ -245,6 +251,7 @@ def test_losses_are_visible_where_the_contract_says(data: Data) -> None:
         ("on_backward_end", 1, True, False),
         ("on_step_end", 2, True, False),
         ("on_eval_end", 2, True, True),
+        ("on_save_end", 2, True, True),
         ("on_fit_end", 2, True, True),
     ]
 

@@ -1,7 +1,5 @@
 """The samples that callbacks draw during training."""
 
-from collections.abc import Callable
-
 import torch
 
 from gptkit.codec import Codec
@@ -9,19 +7,20 @@ from gptkit.model.gpt import GPT, evaluating
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, sample
 from gptkit.sampling.torch_decoder import TorchDecoder
+from gptkit.train_state import Sampler
 
 IMAGES = 16
 """Images in a preview."""
 
 
-def previewer(model: GPT, codec: Codec) -> Callable[[int, int], bytes]:
+def previewer(model: GPT, codec: Codec) -> Sampler:
     """The function `state.sample` of callbacks: draws some text, or a sheet of whole images."""
 
-    def preview(tokens: int, seed: int) -> bytes:
+    def preview(tokens: int, seed: int, prompt: str = "") -> bytes:
         options = SamplingOptions(temperature=codec.temperature, seed=seed)
         has_length = codec.length is not None
         request = SampleRequest(
-            tokens=None if has_length else tokens, samples=IMAGES if has_length else 1
+            prompt, tokens=None if has_length else tokens, samples=IMAGES if has_length else 1
         )
         decoder = TorchDecoder(model, request.samples)
         # Every call has a different length, so compiling would not pay.

@@ -82,6 +82,7 @@ def restore(
         callback.load_state_dict(values | own)
     state.step = snapshot.step
     state.val_loss, state.val_step = snapshot.val_loss, snapshot.val_step
+    state.tokens = snapshot.step * state.tokens_per_step
 
 
 def _check_equal(what: str, saved: int, present: int, step: int) -> None:

@@ -66,7 +66,8 @@ class Trainer:
             optimizer=optimizer.make_optimizer(model, options),
             codec=data.codec,
             steps=options.steps,
-            tokens_per_step=options.batch_size * data.block_size,
+            batch_size=options.batch_size,
+            block_size=data.block_size,
             run_dir=run_dir if ranks.first else None,
             rank=ranks.rank,
             sample=previewer(model, data.codec),
@@ -121,6 +122,7 @@ class Trainer:
         self.emit("on_backward_end")
         self.state.optimizer.step()
         self.state.step += 1
+        self.state.tokens += self.state.tokens_per_step
         self.emit("on_step_end")
 
     def reset(self) -> None:
@@ -226,6 +228,7 @@ class Trainer:
             self._save(taken)
         self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
         self.saved_step = self.state.step
+        self.emit("on_save_end")
 
     def load(self, saved: Snapshot) -> None:
         """Continue from a snapshot, exactly.

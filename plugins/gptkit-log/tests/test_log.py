@@ -67,6 +67,7 @@ def train(
             state.metrics["grad_norm"] = torch.tensor(0.5)
             each_step()
             state.step += 1
+            state.tokens += state.tokens_per_step
             log.on_step_end(state)
             if state.step % eval_every == 0:
                 state.val_loss = 2.0 / state.step
