@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from gptkit.cli import plugins, runs
+from gptkit.cli.commands import Commands
 from gptkit.cli.options import (
     CheckpointOption,
     DeviceOption,
@@ -16,29 +16,11 @@ from gptkit.cli.options import (
     RunArgument,
     SetOption,
 )
-from gptkit.errors import GptkitError
 from gptkit.training import torchrun
-
-
-class Commands(TyperGroup):
-    """Prints a `GptkitError` as two lines and exits with its code; a bug keeps its traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that the arguments name."""
-        try:
-            return super().invoke(ctx)
-        except GptkitError as error:
-            _print_error(error)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            typer.echo("\nstopped", err=True)
-            raise typer.Exit(130) from None
-
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, sample and ship small and medium GPTs from one recipe file.",
@@ -238,13 +220,6 @@ def _print_folder(path: Path) -> None:
 
 def _report(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def _print_error(error: GptkitError) -> None:
-    for line in str(error).splitlines():
-        typer.echo(f"error: {line}", err=True)
-    for line in (error.hint or "").splitlines():
-        typer.echo(f"hint:  {line}", err=True)
 
 
 def main() -> None:

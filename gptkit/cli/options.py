@@ -5,9 +5,27 @@ from typing import Annotated
 
 import typer
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")]
+from gptkit.cli import completion
+
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="A TOML recipe.", autocompletion=completion.recipes),
+]
 RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; by default the newest.")
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run folder; by default the newest.",
+        autocompletion=completion.run_folders,
+    ),
+]
+ModelArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run folder; by default the newest. Or a model.onnx or a bundle.",
+        autocompletion=completion.models,
+    ),
 ]
 SetOption = Annotated[
     list[str],

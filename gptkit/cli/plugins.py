@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gptkit.cli import completion
 from gptkit.cli.options import JsonOption
 
 app = typer.Typer(no_args_is_help=True, help="List, show, check and create plugins.")
@@ -20,7 +21,11 @@ def list_(json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None:
+def show_(
+    name: Annotated[
+        str, typer.Argument(help="A plugin's name.", autocompletion=completion.plugins)
+    ],
+) -> None:
     """Show a plugin's options, their defaults and their meaning."""
     from gptkit.recipe import registry
     from gptkit.show import plugins as show
@@ -31,7 +36,10 @@ def show_(name: Annotated[str, typer.Argument(help="A plugin's name.")]) -> None
 
 @app.command()
 def check(
-    name: Annotated[str | None, typer.Argument(help="A plugin's name; by default all.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A plugin's name; by default all.", autocompletion=completion.plugins),
+    ] = None,
 ) -> None:
     """Import plugins; print which are broken, with tracebacks."""
     from gptkit.recipe import registry

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gptkit.cli import completion
 from gptkit.cli.options import JsonOption, RunArgument
 
 app = typer.Typer(no_args_is_help=True, help="List, show and compare runs.")
@@ -30,7 +31,12 @@ def show_(run_folder: RunArgument = None, json: JsonOption = False) -> None:
 
 @app.command()
 def compare(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    run_folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run folders.", autocompletion=completion.run_folders
+        ),
+    ],
     json: JsonOption = False,
 ) -> None:
     """Compare runs: their losses, and the recipe fields in which they differ."""

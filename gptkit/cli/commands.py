@@ -1,0 +1,181 @@
+"""The group of all commands: those of the core, and those of plugins, which it imports when run."""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from gptkit.cli import advice
+from gptkit.errors import GptkitError, UsageError
+
+GROUP = "gptkit.commands"
+"""The entry-point group of commands."""
+DISTRIBUTIONS = {".dist-info", ".egg-info"}
+"""Suffixes of folders that describe an installed distribution."""
+PANEL = "Commands of plugins"
+BAD_USAGE: type[Exception] = typer.BadParameter.__bases__[0]
+"""What typer raises for bad usage; it exports only this subclass."""
+
+SUGGESTIONS = re.compile(r" \(Possible options: .*\)|\. Did you mean .*\?")
+"""What typer adds to its messages, and gptkit's hints say in full."""
+
+
+class Commands(TyperGroup):
+    """Prints a `GptkitError` as two lines and exits with its code; a bug keeps its traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the core's commands, then those of plugins."""
+        core = super().list_commands(ctx)
+        return [*core, *sorted(set(_plugin_names()) - set(core))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name; one of the core always wins."""
+        found = super().get_command(ctx, cmd_name)
+        if found or cmd_name.rpartition(":")[2] not in _plugin_names():
+            return found
+        return PluginCommand(cmd_name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the options before the command; remember all arguments for advice."""
+        ctx.meta[__name__] = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except BAD_USAGE as error:
+            raise _ended(_usage_error(error)) from error
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the arguments name.
+
+        Raises:
+            UsageError: there is none; the hint has the nearest one.
+        """
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            hint = advice.for_command(args, self.list_commands(ctx))
+            raise UsageError(f"no command named {args[0]}", hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        arguments: list[str] = ctx.meta[__name__]
+        try:
+            return super().invoke(ctx)
+        except BAD_USAGE as error:
+            raise _ended(_usage_error(error)) from error
+        except UsageError as error:
+            if advice.assignments(arguments[1:]) and (command := self._described(ctx, arguments)):
+                error.hint = advice.for_arguments(arguments[1:], command)
+            raise _ended(error) from error
+        except GptkitError as error:
+            raise _ended(error) from error
+        except KeyboardInterrupt:
+            typer.echo("\nstopped", err=True)
+            raise typer.Exit(130) from None
+
+    def _described(self, ctx: Any, arguments: Sequence[str]) -> advice.Command | None:
+        command = self.get_command(ctx, arguments[0])
+        found = _describe((arguments[0],), command) if command else None
+        return found if found and "--set" in found.options else None
+
+
+class PluginCommand(TyperCommand):
+    """A command of a plugin, which is imported when it is run.
+
+    Args:
+        name: of its entry point, or DISTRIBUTION:NAME.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=_summary(name), rich_help_panel=PANEL)
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command.
+
+        Raises:
+            PluginError: it cannot be imported, or several distributions have one of that name.
+        """
+        from gptkit.recipe import registry  # for this command only: it is slow
+
+        kind: Any = "command"
+        found: Any = registry.load(registry.find(kind, str(self.name)))
+        command = typer.main.get_command(found)
+        return command.make_context(info_name, args, parent=parent, **extra)
+
+
+def print_error(error: GptkitError) -> None:
+    """Print an error and its hint to stderr."""
+    for text in str(error).splitlines():
+        typer.echo(f"error: {text}", err=True)
+    for text in (error.hint or "").splitlines():
+        typer.echo(f"hint:  {text}", err=True)
+
+
+def _ended(error: GptkitError) -> typer.Exit:
+    print_error(error)
+    return typer.Exit(error.exit_code)
+
+
+def _usage_error(error: Any) -> UsageError:
+    """What typer says about bad usage, in gptkit's words and with the line that was meant."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    message, ctx = SUGGESTIONS.sub("", error.format_message()).rstrip("."), error.ctx
+    path, arguments = _path(ctx), ctx.meta[__name__]
+    words = arguments[len(path) :] if tuple(arguments[: len(path)]) == path else []
+    if words and "No such command" in message:
+        hint = advice.for_command(words, ctx.command.list_commands(ctx), path)
+    else:
+        hint = advice.for_arguments(words, _describe(path, ctx.command))
+    place = " ".join(("gptkit", *path))
+    return UsageError(f"{place}: {message[0].lower()}{message[1:]}", hint=hint)
+
+
+def _path(ctx: Any) -> tuple[str, ...]:
+    """The names of the command that a context belongs to, without `gptkit` itself."""
+    return (*_path(ctx.parent), ctx.info_name) if ctx.parent else ()
+
+
+def _describe(path: tuple[str, ...], command: Any) -> advice.Command:
+    options = {"--help": False, "-h": False}
+    arguments = []
+    for param in command.params:
+        if param.param_type_name == "argument":
+            arguments.append(str(param.metavar))
+        else:
+            spellings = (*param.opts, *param.secondary_opts)
+            options |= dict.fromkeys(spellings, not param.is_flag)
+    return advice.Command(path, options, tuple(arguments))
+
+
+def _plugin_names() -> list[str]:
+    """The commands of all installed plugins; imports none."""
+    return [point.name for point in _entry_points()]
+
+
+def _summary(name: str) -> str:
+    """The summary of the distribution that has a command."""
+    own = name.rpartition(":")[2]
+    found = [p.dist for p in _entry_points() if p.name == own and p.dist]
+    return "; ".join(str(dist.metadata["Summary"] or dist.name) for dist in found)
+
+
+def _entry_points() -> list[Any]:
+    if not any(GROUP.encode() in contents for contents in _entry_point_files()):
+        return []
+    from importlib.metadata import entry_points  # takes a quarter as long as all of `--help`
+
+    return list(entry_points(group=GROUP))
+
+
+def _entry_point_files() -> Iterator[bytes]:
+    """The contents of every installed distribution's entry_points.txt."""
+    for folder in map(Path, dict.fromkeys(sys.path)):
+        with suppress(OSError):
+            for info in folder.iterdir():
+                if info.suffix in DISTRIBUTIONS:
+                    with suppress(OSError):
+                        yield (info / "entry_points.txt").read_bytes()
