@@ -115,6 +115,7 @@ def build_trainer(
         options=options,
         run_device=run_device or resolve_device(options, local_rank=ranks.local_rank),
         seed=plugins.recipe.seed,
+        dataset=plugins.recipe.dataset.use,
         ranks=ranks,
         callbacks=plugins.callbacks,
         run_dir=run.path if run else None,

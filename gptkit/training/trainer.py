@@ -18,6 +18,7 @@ from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.evaluate import evaluate
 from gptkit.training.finite import FiniteCheck
+from gptkit.training.reader import Reader
 from gptkit.training.snapshot import Snapshot
 
 
@@ -31,6 +32,7 @@ class Trainer:
         run_device: where and in which precision to run.
         ranks: the processes that train together.
         seed: determines the order of the data; dropout uses torch's own generators.
+        dataset: the data set's name, for errors.
         callbacks: by the name that errors use, in the order in which they run.
         run_dir: the run folder, for callbacks that write.
         save: writes a checkpoint, on rank 0; None writes none.
@@ -47,6 +49,7 @@ class Trainer:
         options: TrainOptions,
         run_device: RunDevice,
         seed: int,
+        dataset: str = "of this training",
         ranks: Ranks = ALONE,
         callbacks: Mapping[str, Callback] | None = None,
         run_dir: Path | None = None,
@@ -61,6 +64,7 @@ class Trainer:
         )
         """The module to call in training: the model, or DDP around it."""
         self.finite_check = FiniteCheck(model)
+        self.reader = Reader(data.train, seed=seed, ranks=ranks, name=dataset)
         self.state = TrainState(
             model=model,
             optimizer=optimizer.make_optimizer(model, options),
@@ -89,6 +93,7 @@ class Trainer:
         """`fit` as an iterator: yields after each step with its evaluation and checkpoint."""
         state = self.state
         with ExitStack() as stack:
+            stack.callback(self.reader.close)
             for name in reversed(self.callbacks):
                 stack.callback(self.call, name, "on_fit_end")
             self.emit("on_fit_start")
@@ -133,9 +138,9 @@ class Trainer:
 
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """This rank's part of the step's batch, in micro-batches: x, y (b, T) and a loss weight."""
-        train, put = self.data.train, self.run_device.put
-        indices = train.indices(self.seed, self.state.step, self.options.batch_size)
-        x, y = train[indices[self.part]]
+        step, put = self.state.step, self.run_device.put
+        ahead = step + 1 < self.state.steps
+        x, y = self.reader.read(step, self.options.batch_size, ahead=ahead)
         total = int(self.ranks.all_reduce_sum(_n_targets(y)))
         b = self.micro_batch_size
         for i in range(0, len(x), b):
@@ -184,6 +189,7 @@ class Trainer:
         """
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
+        self.reader.wait()
         limit = self.options.eval_batches
         if limit:  # in batches of the recipe's size; this rank's may be smaller
             size = self.options.micro_batch_size or self.options.batch_size

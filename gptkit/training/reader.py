@@ -1,0 +1,114 @@
+"""The batches of the training split, read one step ahead in a thread."""
+
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from threading import Thread
+
+from torch import Tensor
+
+from gptkit.data.split import Split
+from gptkit.training.distributed import ALONE, Ranks
+
+Batch = tuple[Tensor, Tensor]
+Job = tuple[Callable[[], Batch], "Future[Batch]"]
+
+PATIENCE = 5.0
+"""Seconds that `close` waits for a batch that is being read; a disk may hang for ever."""
+
+
+class Reader:
+    """Reads batches while the step before them is computed.
+
+    The split is called in one thread, one call at a time.
+
+    Args:
+        split: the training split.
+        seed: determines the order of the data.
+        ranks: the processes that share a batch.
+        name: of the data set, for errors.
+    """
+
+    def __init__(self, split: Split, *, seed: int, ranks: Ranks = ALONE, name: str) -> None:
+        self.split, self.seed, self.ranks, self.name = split, seed, ranks, name
+        self._thread: _Thread | None = None
+        self._ahead: tuple[tuple[int, int], Future[Batch]] | None = None
+
+    def read(self, step: int, batch_size: int, *, ahead: bool = True) -> Batch:
+        """This rank's part of a step's batch; then the next step's is read in the background.
+
+        A batch that was read ahead for another step or batch size is dropped.
+
+        Args:
+            step: updates done, from 0.
+            batch_size: sequences of this step, over all ranks.
+            ahead: whether there is a next step.
+
+        Returns:
+            x and y, int64 (batch_size / ranks, block_size).
+
+        Raises:
+            Exception: what the split raises, with a note that names the data set and the step.
+        """
+        key, found = self._ahead or ((-1, 0), None)
+        self._ahead = None
+        if found is None or key != (step, batch_size):
+            found = self._begin(step, batch_size)
+        try:
+            batch = found.result()
+        except Exception as error:
+            error.add_note(f"raised by the data set {self.name} at step {step}")
+            raise
+        if ahead:
+            self._ahead = (step + 1, batch_size), self._begin(step + 1, batch_size)
+        return batch
+
+    def wait(self) -> None:
+        """Wait for the batch that is being read, so that this thread may use the data set."""
+        if self._ahead:
+            wait([self._ahead[1]])
+
+    def close(self) -> None:
+        """End the thread; a read that does not end within `PATIENCE` is left to itself."""
+        self._ahead = None
+        if self._thread:
+            self._thread.end()
+            self._thread.join(PATIENCE)
+        self._thread = None
+
+    def _begin(self, step: int, batch_size: int) -> "Future[Batch]":
+        if self._thread is None:
+            self._thread = _Thread()
+            weakref.finalize(self, self._thread.end)
+        split, seed, part = self.split, self.seed, self.ranks.batch_slice(batch_size)
+        return self._thread.call(lambda: split[split.indices(seed, step, batch_size)[part]])
+
+
+class _Thread(Thread):
+    """Makes calls in the background, in order. The process may end while it works."""
+
+    def __init__(self) -> None:
+        super().__init__(name="gptkit-reader", daemon=True)
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.start()
+
+    def call(self, job: Callable[[], Batch]) -> "Future[Batch]":
+        result: Future[Batch] = Future()
+        self._jobs.put((job, result))
+        return result
+
+    def end(self) -> None:
+        self._jobs.put(None)
+
+    def run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            _do(*job)
+            del job  # the batch is gone as soon as the trainer has used it
+
+
+def _do(job: Callable[[], Batch], result: "Future[Batch]") -> None:
+    try:
+        result.set_result(job())
+    except BaseException as error:  # the trainer raises it at the batch's step
+        result.set_exception(error)
