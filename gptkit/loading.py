@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptkit.errors import UsageError
-from gptkit.sampling.samples import Model
+from gptkit.sampling.model import Model
 
 
 def load(

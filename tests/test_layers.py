@@ -19,7 +19,7 @@ UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "mars
 TORCH_FREE = [
     "codec", "errors", "files", "loading",
     "recipe.options", "recipe.recipe", "recipe.registry",
-    "sampling.generate", "sampling.output", "sampling.rule", "sampling.samples",
+    "sampling.generate", "sampling.model", "sampling.output", "sampling.rule", "sampling.samples",
     "runs.checkpoint", "runs.run_folder", "runs.signals", "training.torchrun",
     "scaffold.package", "show.plugins", "show.runs", "show.samples",
     *(f"onnx.runtime.{p.stem}" for p in sorted((ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))),

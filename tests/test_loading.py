@@ -23,7 +23,7 @@ def test_a_checkpoint_and_its_exported_file_are_used_alike(
     assert cli("export", DATA / "text", "--out", "text.onnx").exit_code == 0
     sampling = SamplingOptions(temperature=0.8, top_k=9, seed=3)
     drawn = [
-        gptkit.load(path, device="cpu").sample(REQUEST, sampling).token_ids()
+        gptkit.load(path, device="cpu").draw(REQUEST, sampling).token_ids()
         for path in (DATA / "text", str(tmp_path / "text.onnx"))
     ]
     assert drawn[0] == drawn[1]

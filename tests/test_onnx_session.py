@@ -185,14 +185,14 @@ def test_drawing_in_parts_is_drawing_at_once(
     trained = load_checkpoint(text / "r", device="cpu")
     for samples, tokens in ((1, 130), (3, 50), (2, 1), (1, 15), (1, 16), (1, 17)):
         request = SampleRequest(prompt, tokens=tokens, samples=samples)
-        expected = trained.sample(request, sampling).token_ids()
-        assert model.sample(request, sampling, streaming=True).token_ids() == expected
-        assert model.sample(request, sampling).token_ids() == expected
+        expected = trained.draw(request, sampling).token_ids()
+        assert model.draw(request, sampling, streaming=True).token_ids() == expected
+        assert model.draw(request, sampling).token_ids() == expected
 
 
 @pytest.mark.timeout(40)
 def test_the_first_tokens_come_early(model: OnnxModel) -> None:
-    drawing = model.sample(SampleRequest(tokens=10**8), SamplingOptions(), streaming=True)
+    drawing = model.draw(SampleRequest(tokens=10**8), SamplingOptions(), streaming=True)
     first = [next(drawing.stream) for _ in range(40)]
     assert {len(row) for row in first} == {1}
 

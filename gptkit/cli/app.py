@@ -108,7 +108,7 @@ def sample(
     if out:
         output.check_file(out, codec)
     temperature = model.temperature if temperature is None else temperature
-    drawn = model.sample(
+    drawn = model.draw(
         SampleRequest(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
         SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         streaming=out is None and sys.stdout.isatty(),

@@ -1,6 +1,7 @@
 """Load a run's checkpoint, for sampling, evaluation and export."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,24 +15,41 @@ from gptkit.runs import run_folder
 from gptkit.runs.checkpoint import State, load_state, load_tensors
 from gptkit.runs.run_folder import RunFolder
 from gptkit.sampling import samples
-from gptkit.sampling.rule import SamplingOptions
+from gptkit.sampling.model import Model
+from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
-from gptkit.sampling.torch_decoder import make_decoder
+from gptkit.sampling.torch_decoder import TorchDecoder, make_decoder
 from gptkit.training.device import RunDevice, pick_device, resolve_device
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """The model of a checkpoint, in evaluation mode, with its codec."""
+class LoadedModel(Model):
+    """The model of a checkpoint, with its codec.
 
-    model: GPT
-    codec: Codec
-    state: State
+    Args:
+        model: on its device, in evaluation mode.
+        codec: of the data that it was trained on.
+        state: of the checkpoint.
+    """
+
+    def __init__(self, model: GPT, codec: Codec, state: State) -> None:
+        self.model, self.state, self._codec = model, state, codec
+        self._decoders: dict[int, TorchDecoder] = {}
+        """Those that draw nothing now, by batch size: a CUDA graph is recorded once."""
+
+    @property
+    def codec(self) -> Codec:
+        """Reads prompts and writes samples."""
+        return self._codec
 
     @property
     def device(self) -> torch.device:
         """The device that the model is on."""
         return self.model.wte.weight.device
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of context."""
+        return self.model.config.block_size
 
     @property
     def temperature(self) -> float:
@@ -42,13 +60,38 @@ class LoadedModel:
     def provider(self) -> None:
         """None: torch runs the model."""
 
-    def sample(
+    def draw(
         self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
     ) -> Samples:
         """Start to draw samples; the tokens come one by one in any case."""
-        return samples.sample(
-            make_decoder(self.model, request.samples), self.codec, request, sampling
-        )
+        size = request.samples
+        decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
+        drawn = samples.sample(decoder, self.codec, request, sampling)
+        return replace(drawn, stream=self._keeping(decoder, size, drawn.stream))
+
+    @torch.inference_mode()
+    def logits(self, tokens: Ints) -> Floats:
+        """Unnormalised log-probabilities of the token after each token, (T, vocab_size)."""
+        found: Floats = self.model.logits(self._row(tokens))[0].float().cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def features(self, tokens: Ints) -> Floats:
+        """The residual stream after the last norm, (T, n_embd)."""
+        found: Floats = self.model.features(self._row(tokens))[0].float().cpu().numpy()
+        return found
+
+    def _row(self, tokens: Ints) -> torch.Tensor:
+        return torch.from_numpy(tokens)[None].to(self.device)
+
+    def _keeping(
+        self, decoder: TorchDecoder, size: int, stream: Iterator[list[int]]
+    ) -> Iterator[list[int]]:
+        """The stream; the decoder is kept for the next one when it ends."""
+        try:
+            yield from stream
+        finally:
+            self._decoders[size] = decoder
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from gptkit.codec import Codec
 from gptkit.errors import PromptError
@@ -91,36 +90,6 @@ class Samples:
     def contents(self, codec: Codec) -> bytes:
         """Draw all tokens; return one file's contents with all samples, in the codec's format."""
         return codec.sheet(self.token_ids(), prompt=self.prompt, kept=len(self.starts[0]))
-
-
-class Model(Protocol):
-    """A model that was loaded, from a checkpoint or from an exported file."""
-
-    @property
-    def codec(self) -> Codec:
-        """Reads prompts and writes samples."""
-
-    @property
-    def temperature(self) -> float:
-        """The default sampling temperature."""
-
-    @property
-    def provider(self) -> str | None:
-        """The execution provider of onnxruntime; None if torch runs the model."""
-
-    def sample(
-        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
-    ) -> Samples:
-        """Start to draw samples.
-
-        Args:
-            request: which samples.
-            sampling: options of the rule.
-            streaming: yield the first tokens as early as possible.
-
-        Raises:
-            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
-        """
 
 
 def sample(

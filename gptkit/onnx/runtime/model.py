@@ -20,8 +20,10 @@ from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSes
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.metadata import Metadata
 from gptkit.onnx.runtime.providers import provider
+from gptkit.onnx.runtime.text_session import TextSession
 from gptkit.recipe import registry
-from gptkit.sampling.rule import Ints, SamplingOptions
+from gptkit.sampling.model import Model
+from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 
 GENERATE_FILE, SELFTEST_FILE = "generate.onnx", "selftest.json"
@@ -63,7 +65,7 @@ def load_exported(path: Path, *, device: str = "auto") -> "OnnxModel":
             f"{path}: the graph {session.metadata.graph} cannot be sampled by itself",
             hint=f"name {GENERATE_FILE} beside it, or the folder",
         )
-    return OnnxModel(path, session.metadata, session)
+    return OnnxModel(path, session.metadata, session, device)
 
 
 def _load_bundle(folder: Path, device: str) -> "OnnxModel":
@@ -79,7 +81,7 @@ def _load_bundle(folder: Path, device: str) -> "OnnxModel":
             "instead of step and decode",
             hint=metadata.AGAIN,
         )
-    return OnnxModel(folder, decode, session)
+    return OnnxModel(folder, decode, session, device)
 
 
 def _missing(path: Path) -> UsageError:
@@ -87,12 +89,14 @@ def _missing(path: Path) -> UsageError:
 
 
 @dataclass(frozen=True)
-class OnnxModel:
+class OnnxModel(Model):
     """An exported model, loaded."""
 
     path: Path
     metadata: Metadata
     session: SampleSession
+    device: str = "auto"
+    """As it was asked for."""
 
     @cached_property
     def codec(self) -> Codec:
@@ -104,6 +108,11 @@ class OnnxModel:
         return registry.make_codec(self.metadata.codec)
 
     @property
+    def block_size(self) -> int:
+        """Tokens of context."""
+        return self.metadata.block_size
+
+    @property
     def temperature(self) -> float:
         """The default temperature."""
         return self.metadata.tokens.temperature
@@ -113,7 +122,7 @@ class OnnxModel:
         """The onnxruntime execution provider that runs it."""
         return provider(self.session.session)
 
-    def sample(
+    def draw(
         self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
     ) -> Samples:
         """Start drawing samples; needs the codec only for prompts and classes.
@@ -135,3 +144,21 @@ class OnnxModel:
         parts = self.session.stream(prompts, count, sampling, chunk=chunk)
         tokens = (row for part in parts for row in part.T.tolist())
         return Samples(request.prompt, starts, tokens)
+
+    @cached_property
+    def text_session(self) -> TextSession:
+        """For `logits` and `features`; opened when one of them is called first.
+
+        Raises:
+            ModelFileError: the graph is not built as this gptkit builds it.
+        """
+        path = self.path / GENERATE_FILE if self.path.is_dir() else self.path
+        return TextSession(path, self.device)
+
+    def logits(self, tokens: Ints) -> Floats:
+        """Unnormalised log-probabilities of the token after each token, (T, vocab_size)."""
+        return self.text_session.logits(tokens)
+
+    def features(self, tokens: Ints) -> Floats:
+        """The residual stream after the last norm, (T, n_embd)."""
+        return self.text_session.features(tokens)

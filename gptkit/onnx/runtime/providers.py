@@ -18,16 +18,21 @@ import onnxruntime as ort
 from gptkit.errors import ModelFileError, UsageError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""onnxruntime's name of that setting."""
 FATAL_ONLY = 4
 """onnxruntime's log level for nothing but fatal errors; all others are raised as exceptions."""
 
 
-def open_session(graph: Path | bytes, device: str, **cuda: str) -> ort.InferenceSession:
+def open_session(
+    graph: Path | bytes, device: str, *, weights_folder: Path | None = None, **cuda: str
+) -> ort.InferenceSession:
     """An onnxruntime session; OMP_NUM_THREADS limits the threads that it uses on the CPU.
 
     Args:
         graph: the file, or its bytes.
         device: "cpu", "cuda", "cuda:N" or "auto", which takes a GPU if there is one.
+        weights_folder: where the weight files of a graph in bytes are.
         cuda: options of the CUDA provider.
 
     Raises:
@@ -38,6 +43,8 @@ def open_session(graph: Path | bytes, device: str, **cuda: str) -> ort.Inference
     options = ort.SessionOptions()
     options.intra_op_num_threads = _omp_threads()
     options.log_severity_level = FATAL_ONLY
+    if weights_folder:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder.absolute()))
     providers: list[Any] = [CPU]
     if number is not None:
         ort.preload_dlls()

@@ -1,0 +1,239 @@
+"""Model: what was loaded from a checkpoint or from an exported file. Imports no torch."""
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+
+from gptkit.codec import Codec, TextCodec
+from gptkit.errors import UsageError
+from gptkit.sampling.generate import restart_length
+from gptkit.sampling.rule import Floats, Ints, SamplingOptions
+from gptkit.sampling.samples import SampleRequest, Samples
+
+
+class Model(ABC):
+    """A trained model with its codec: draws samples, and measures texts.
+
+    A sample is that of `gptkit sample` with the same options: it begins with its prompt, and the
+    same seed draws the same sample.
+    """
+
+    @property
+    @abstractmethod
+    def codec(self) -> Codec:
+        """Reads prompts and writes samples."""
+
+    @property
+    @abstractmethod
+    def block_size(self) -> int:
+        """Tokens of context."""
+
+    @property
+    @abstractmethod
+    def temperature(self) -> float:
+        """The default sampling temperature."""
+
+    @property
+    @abstractmethod
+    def provider(self) -> str | None:
+        """The execution provider of onnxruntime; None if torch runs the model."""
+
+    @abstractmethod
+    def draw(
+        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
+    ) -> Samples:
+        """Start to draw samples as token ids, which `sample` and `stream` turn into text.
+
+        Args:
+            request: which samples.
+            sampling: options of the rule.
+            streaming: yield the first tokens as early as possible.
+
+        Raises:
+            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
+        """
+
+    @abstractmethod
+    def logits(self, tokens: Ints) -> Floats:
+        """Unnormalised log-probabilities of the token after each token.
+
+        Args:
+            tokens: int64 (T,), at most block_size.
+
+        Returns:
+            float32 (T, vocab_size).
+        """
+
+    @abstractmethod
+    def features(self, tokens: Ints) -> Floats:
+        """The residual stream after the last norm; arguments as for `logits`.
+
+        Returns:
+            float32 (T, n_embd).
+        """
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int | None = None,
+        seed: int = 0,
+        samples: int | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        keep: float = 1.0,
+        label: str | None = None,
+    ) -> str | bytes | list[str] | list[bytes]:
+        """Draw a sample, or a list of samples that are drawn together.
+
+        Args:
+            prompt: what to continue: a text, or the path of an image.
+            tokens: how many to draw; None draws the rest of an image, or 500 of a text.
+            seed: the same seed draws the same sample.
+            samples: how many to draw, as a list; None draws one, which is returned itself.
+            temperature: divides the logits; 0 takes the likeliest token; None takes the codec's.
+            top_k: keep this many of the likeliest tokens; 0 keeps all.
+            top_p: keep the likeliest tokens until their probabilities sum to this.
+            keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
+            label: the class to draw from.
+
+        Returns:
+            A text as `str`; a picture, or what else the codec writes, as the `bytes` of a file.
+
+        Raises:
+            UsageError: an option is out of range.
+            PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
+        """
+        request = SampleRequest(prompt, tokens=tokens, samples=samples or 1, keep=keep, label=label)
+        drawn = self.draw(request, self._sampling(temperature, top_k, top_p, seed))
+        contents = [self.codec.decode(row) for row in drawn.token_ids()]
+        if isinstance(self.codec, TextCodec):
+            texts = [text.decode(errors="replace") for text in contents]
+            return texts[0] if samples is None else texts
+        return contents[0] if samples is None else contents
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        keep: float = 1.0,
+    ) -> Iterator[str]:
+        """Draw a text piece by piece; the pieces together are what `sample` returns.
+
+        Args:
+            prompt: the text to continue; it is the first piece.
+            tokens: how many to draw; None draws 500.
+            seed: the same seed draws the same text.
+            temperature: as for `sample`, like the following.
+            top_k: as for `sample`.
+            top_p: as for `sample`.
+            keep: as for `sample`.
+
+        Yields:
+            Whole characters, as soon as they are drawn.
+
+        Raises:
+            UsageError: an option is out of range, or the model draws no text.
+            PromptError: the codec cannot read the prompt.
+        """
+        if not isinstance(self.codec, TextCodec):
+            raise UsageError(
+                f"samples are {self.codec.suffix} files, which cannot be streamed",
+                hint="model.sample(...) returns the contents of a file",
+            )
+        request = SampleRequest(prompt, tokens=tokens, keep=keep)
+        sampling = self._sampling(temperature, top_k, top_p, seed)
+        return _pieces(self.draw(request, sampling, streaming=True), self.codec)
+
+    def logprobs(self, text: str) -> Floats:
+        """How likely a text is: the logarithm of the probability of each token but the first.
+
+        The context of a token is what it would be if the text were drawn: all tokens before it,
+        at most block_size; when these are full, half of them are kept.
+
+        Args:
+            text: what `codec.encode` reads, n tokens.
+
+        Returns:
+            float32 (n - 1,), natural logarithms; minus their mean is the loss in nats per token.
+
+        Raises:
+            PromptError: the codec cannot read the text.
+        """
+        tokens = self._encode(text)
+        found = [
+            _log_softmax(
+                self.logits(tokens[start:stop])[skip:], tokens[start + skip + 1 : stop + 1]
+            )
+            for start, stop, skip in windows(len(tokens) - 1, self.block_size)
+        ]
+        return np.concatenate([np.zeros(0, np.float32), *found])
+
+    def embed(self, text: str) -> Floats:
+        """A text as one vector: the features after the last norm, averaged over its tokens.
+
+        The context of a token is the same as in `logprobs`.
+
+        Args:
+            text: what `codec.encode` reads.
+
+        Returns:
+            float32 (n_embd,).
+
+        Raises:
+            PromptError: the codec cannot read the text.
+        """
+        tokens = self._encode(text)
+        parts = windows(len(tokens), self.block_size)
+        found = [self.features(tokens[start:stop])[skip:] for start, stop, skip in parts]
+        mean: Floats = np.concatenate(found).mean(axis=0)
+        return mean
+
+    def _encode(self, text: str) -> Ints:
+        return np.array(self.codec.encode(text), dtype=np.int64)
+
+    def _sampling(
+        self, temperature: float | None, top_k: int, top_p: float, seed: int
+    ) -> SamplingOptions:
+        chosen = self.temperature if temperature is None else temperature
+        return SamplingOptions(temperature=chosen, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def windows(count: int, block_size: int) -> Iterator[tuple[int, int, int]]:
+    """The contexts that the sampling rule reads a text of `count` tokens in.
+
+    Yields:
+        start and stop of each window, and how many of its tokens an earlier window had.
+    """
+    start = skip = 0
+    while start + skip < count:
+        stop = min(start + block_size, count)
+        yield start, stop, skip
+        start = stop + 1 - restart_length(block_size)
+        skip = stop - start
+
+
+def _pieces(samples: Samples, codec: TextCodec) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    yield decoder.decode(codec.decode(samples.starts[0]))
+    for (token,) in samples.stream:
+        if piece := decoder.decode(codec.decode([token])):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def _log_softmax(logits: Floats, tokens: Ints) -> Floats:
+    """The log-probability of a token by each row of logits, (T, vocab_size) to (T,)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]
+    found: Floats = chosen - np.log(np.exp(shifted).sum(axis=-1))
+    return found
