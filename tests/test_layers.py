@@ -18,7 +18,7 @@ UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "mars
 
 TORCH_FREE = [
     "codec", "errors", "files", "loading",
-    "recipe.options", "recipe.recipe", "recipe.registry",
+    "onnx.graphs.text", "recipe.options", "recipe.recipe", "recipe.registry",
     "sampling.generate", "sampling.model", "sampling.output", "sampling.rule", "sampling.samples",
     "runs.checkpoint", "runs.run_folder", "runs.signals", "training.torchrun",
     "scaffold.package", "show.plugins", "show.runs", "show.samples",
