@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gptkit.codec import CONTRACT, Codec
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
+from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
 from gptkit.errors import DataError, DownloadError, RunError, closest
@@ -44,6 +45,7 @@ __all__ = [
     "digest",
     "fetch",
     "lock",
+    "progress",
     "staged",
     "write_atomically",
 ]

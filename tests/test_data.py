@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptkit.data.order import walk
+from gptkit.errors import PluginError
 from gptkit.plugin import IGNORE, Split, TokenFile
 
 BLOCK = 5
@@ -130,3 +131,22 @@ def test_of_a_large_file_only_the_windows_are_read(tmp_path: Path) -> None:
     command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]
     cached = int(subprocess.run(command, capture_output=True, check=True).stdout)
     assert cached <= 2 * windows * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_a_token_file_reads_every_unsigned_type(tmp_path: Path, dtype: str) -> None:
+    largest = np.iinfo(dtype).max
+    tokens = np.arange(largest - 49, largest + 1, dtype=np.int64)
+    tokens.astype(dtype).tofile(tmp_path / "tokens")
+    split = TokenFile(tmp_path / "tokens", dtype, stop=50, block_size=BLOCK)
+    x, y = split[torch.tensor([0, len(split) - 1])]
+    assert x.tolist() == [tokens[:5].tolist(), tokens[44:49].tolist()]
+    assert y.tolist() == [tokens[1:6].tolist(), tokens[45:].tolist()]
+
+
+def test_a_token_file_refuses_other_types(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match='tokens of the type "int32"') as caught:
+        TokenFile(tmp_path / "tokens", "int32", stop=9, block_size=BLOCK)
+    assert (
+        caught.value.hint == "write them as uint8, uint16, uint32: the smallest that holds every id"
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from gptkit.data.progress import progress
 from gptkit.errors import DataError, DownloadError
 from gptkit.files import digest, lock, remove_abandoned, staged
 
@@ -89,25 +90,22 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
 def _download(url: str, partial: Path, size: int) -> None:
     """Download `url` into `partial`, which may already hold its beginning."""
     import requests
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     have = partial.stat().st_size if partial.exists() else 0
     have = have if have < size else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             have = 0
         with (
             partial.open("ab" if have else "wb") as file,
-            Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True)) as progress,
+            progress(f"downloading {url.rsplit('/', 1)[-1]}", total=size) as advance,
         ):
-            task = progress.add_task(url.rsplit("/", 1)[-1], total=size, completed=have)
+            advance(have)
             for chunk in response.iter_content(chunk_size=1 << 18):
                 file.write(chunk)
-                progress.advance(task, len(chunk))
+                advance(len(chunk))
     if (got := partial.stat().st_size) < size:
         raise requests.RequestException(f"the connection ended after {got} of {size} bytes")
 

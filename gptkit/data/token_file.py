@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from gptkit.data.split import Split
+from gptkit.errors import PluginError
+
+DTYPES = ("uint8", "uint16", "uint32")
 
 
 class TokenFile(Split):
@@ -15,15 +18,23 @@ class TokenFile(Split):
 
     Args:
         path: raw tokens without a header.
-        dtype: the type of a stored token, "uint8" or "uint16".
+        dtype: the type of a stored token, "uint8", "uint16" or "uint32".
         start: first token of the split.
         stop: token after the last one of the split.
         block_size: tokens per window; every target is the token after its input.
+
+    Raises:
+        PluginError: the tokens have another type.
     """
 
     def __init__(
         self, path: Path, dtype: str, *, start: int = 0, stop: int, block_size: int
     ) -> None:
+        if dtype not in DTYPES:
+            raise PluginError(
+                f'{path}: TokenFile cannot read tokens of the type "{dtype}"',
+                hint=f"write them as {', '.join(DTYPES)}: the smallest that holds every id",
+            )
         self.path, self.dtype, self.start, self.stop = path, np.dtype(dtype), start, stop
         self.stride = block_size
         self._window = np.arange(block_size + 1)

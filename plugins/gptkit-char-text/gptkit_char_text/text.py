@@ -2,8 +2,9 @@
 
 import codecs
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.plugin import DataError
+from gptkit.plugin import DataError, progress
 
 CHUNK = 1 << 20  # bytes read at a time
 CODE_POINTS = 0x110000
@@ -61,11 +62,13 @@ def text_digest(files: Sequence[Path]) -> str:
         DataError: a file cannot be read.
     """
     hasher = hashlib.sha256()
-    for index, path in enumerate(files):
-        hasher.update(b"\n" if index else b"")
-        with _reading(path), _opened(path) as file:
-            while chunk := file.read(CHUNK):
-                hasher.update(chunk)
+    with _showing("checking", files) as advance:
+        for index, path in enumerate(files):
+            hasher.update(b"\n" if index else b"")
+            with _reading(path), _opened(path) as file:
+                while chunk := file.read(CHUNK):
+                    hasher.update(chunk)
+                    advance(len(chunk))
     return hasher.hexdigest()
 
 
@@ -76,7 +79,7 @@ def scan(files: Sequence[Path]) -> TextStats:
         DataError: a file cannot be read or is not UTF-8.
     """
     hasher, seen, characters = hashlib.sha256(), np.zeros(CODE_POINTS, bool), 0
-    for chunk in chunks(files):
+    for chunk in chunks(files, doing="reading"):
         hasher.update(chunk.encode())
         seen[code_points(chunk)] = True
         characters += len(chunk)
@@ -88,21 +91,29 @@ def code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
-def chunks(files: Sequence[Path]) -> Iterator[str]:
+def chunks(files: Sequence[Path], *, doing: str) -> Iterator[str]:
     """The files' text in chunks, with a newline between two files.
+
+    Args:
+        files: what to read.
+        doing: what the text is read for, shown while it takes long.
 
     Raises:
         DataError: a file cannot be read or is not UTF-8.
     """
-    for index, file in enumerate(files):
-        if index:
-            yield "\n"
-        yield from _read(file)
+    with _showing(doing, files) as advance:
+        for index, path in enumerate(files):
+            if index:
+                yield "\n"
+            with _reading(path), _opened(path) as file:
+                yield from _decode(file, path, advance)
 
 
-def _read(path: Path) -> Iterator[str]:
-    with _reading(path), _opened(path) as file:
-        yield from _decode(file, path)
+def _showing(doing: str, files: Sequence[Path]) -> AbstractContextManager[Callable[[int], None]]:
+    place = Path(os.path.commonpath(files))
+    with _reading(place):
+        size = sum(path.stat().st_size for path in files)
+    return progress(f"{doing} {place.name}", total=size)
 
 
 @contextmanager
@@ -114,11 +125,12 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _decode(file: BinaryIO, path: Path) -> Iterator[str]:
+def _decode(file: BinaryIO, path: Path, advance: Callable[[int], None]) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         while chunk := file.read(CHUNK):
             yield decoder.decode(chunk)
+            advance(len(chunk))
         decoder.decode(b"", final=True)  # raises if the last character is incomplete
     except UnicodeDecodeError as error:
         offset = file.tell() - len(error.object) + error.start  # object ends at tell()

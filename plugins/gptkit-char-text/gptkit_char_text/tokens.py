@@ -50,7 +50,7 @@ def _encode(files: Sequence[Path], text: TextStats, target: Path) -> None:
     hasher, ids = hashlib.sha256(), np.zeros(CODE_POINTS, text.dtype)
     ids[code_points(text.vocabulary)] = np.arange(len(text.vocabulary))
     with target.open("wb") as file:
-        for chunk in chunks(files):
+        for chunk in chunks(files, doing="encoding"):
             hasher.update(chunk.encode())
             file.write(ids[code_points(chunk)].data)
     if hasher.hexdigest() != text.sha256:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gptkit.plugin import DataError, cache_errors, cache_folder, cached, digest
+from gptkit.plugin import DataError, cache_errors, cache_folder, cached, digest, progress
 from gptkit_cifar10.image_source import ImageSource, Labels
 from gptkit_cifar10.kmeans import fit_palette
 from gptkit_cifar10.palette import Quantizer
@@ -96,19 +96,23 @@ def _stage(source: ImageSource, size: int, pixels: Path, labels: Path) -> tuple[
     """Write all pixels and labels; return how many images are for training and for validation."""
     counts = {True: 0, False: 0}
     with pixels.open("wb") as pixel_file, labels.open("wb") as label_file:
-        for chunk in source.chunks(size):
-            pixel_file.write(np.ascontiguousarray(chunk.pixels).data)
-            label_file.write(chunk.labels.data)
-            counts[chunk.training] += len(chunk.labels)
+        with progress("reading images", unit="images") as advance:
+            for chunk in source.chunks(size):
+                pixel_file.write(np.ascontiguousarray(chunk.pixels).data)
+                label_file.write(chunk.labels.data)
+                counts[chunk.training] += len(chunk.labels)
+                advance(len(chunk.labels))
     return counts[True], counts[False]
 
 
 def _write_tokens(pixels: Pixels, palette: Pixels | None, target: Path) -> None:
     quantize = None if palette is None else Quantizer(palette)
-    with target.open("wb") as file:
+    shown = progress("encoding images", total=len(pixels), unit="pixels")
+    with target.open("wb") as file, shown as advance:
         for first in range(0, len(pixels), CHUNK):
             part = pixels[first : first + CHUNK]
             file.write((quantize(part) if quantize else part.astype(np.uint16)).data)
+            advance(len(part))
 
 
 def _open(folder: Path) -> Encoded | None:

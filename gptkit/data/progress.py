@@ -1,0 +1,95 @@
+"""Progress of something long, on stderr: a bar on a terminal, a plain line at times in a pipe."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+
+DELAY = 0.5
+"""Seconds before a bar appears: what is done sooner needs none."""
+EVERY = 10.0
+"""Seconds between two lines in a pipe."""
+
+
+@contextmanager
+def progress(
+    what: str, *, total: int | None = None, unit: str = "B"
+) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far something long has come; nothing if it is done at once.
+
+    with progress("reading my.txt", total=size) as advance:
+        for chunk in chunks:
+            advance(len(chunk))
+
+    On a terminal a bar appears after half a second and vanishes at the end. In a pipe there is a
+    plain line every ten seconds.
+
+    Args:
+        what: what is being done, such as "encoding my.txt".
+        total: how much there is to do; None if that is not known.
+        unit: what is counted, such as "images"; "B" for bytes.
+    """
+    with ExitStack() as stack:
+        show = (_bar if sys.stderr.isatty() else _lines)(stack, what, total, unit)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            show(done)
+
+        yield advance
+
+
+def _bar(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:
+    """Opens a live bar in `stack` as soon as it is worth it; returns what moves it."""
+    begin, move = perf_counter(), None
+
+    def show(done: int) -> None:
+        nonlocal move
+        if move is None and perf_counter() - begin > DELAY:
+            move = _open_bar(stack, what, total)
+        if move:
+            move(done, amount(done, total, unit))
+
+    return show
+
+
+def _open_bar(stack: ExitStack, what: str, total: int | None) -> Callable[[int, str], None]:
+    from rich.console import Console  # imported here, so that only something long pays for it
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+    task = stack.enter_context(bar).add_task(what, total=total, amount="")
+    return lambda done, text: bar.update(task, completed=done, amount=text)
+
+
+def _lines(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:
+    latest = perf_counter()
+
+    def show(done: int) -> None:
+        nonlocal latest
+        if (now := perf_counter()) - latest >= EVERY:
+            latest = now
+            sys.stderr.write(f"{what}: {amount(done, total, unit)}\n")
+            sys.stderr.flush()
+
+    return show
+
+
+def amount(done: int, total: int | None, unit: str) -> str:
+    """`1.5 of 4.0 MB (37 %)`, or `1,500 images` if the total is not known."""
+    share = f" ({done * 100 // total} %)" if total else ""
+    scale = 1
+    if unit == "B":
+        scale, unit = (10**6, "MB") if (total or done) >= 10**6 else (10**3, "kB")
+    form = "{:,.1f}" if scale > 1 else "{:,.0f}"
+    parts = [form.format(number / scale) for number in (done, total) if number is not None]
+    return f"{' of '.join(parts)} {unit}{share}"
