@@ -51,9 +51,14 @@ class Display(ABC):
     def close(self) -> None:
         """Restore the console. It may be called twice."""
 
-    def show_evaluation(self, step: int, val_loss: float) -> None:
-        """Print the result of an evaluation."""
-        self.say(f"step {step}/{self.steps}  val loss {val_loss:.4f}")
+    def show_evaluation(self, losses: Mapping[str, float]) -> None:
+        """Print the step of an evaluation and its losses."""
+        parts = [f"step {losses['step']}/{self.steps}"]
+        for name, loss in losses.items():
+            if name != "step":
+                _, _, weights = name.partition("val_loss_")
+                parts.append(f"{weights or 'val'} loss {loss:.4f}")
+        self.say("  ".join(parts))
 
     def say(self, text: str) -> None:
         """Print text as it is: not wrapped, no markup, no colours."""
@@ -101,10 +106,10 @@ class LiveDisplay(Display):
         self._record = {**self._record, **record}
         self._progress.update(self._task, completed=self._record["step"], record=self._record)
 
-    def show_evaluation(self, step: int, val_loss: float) -> None:
+    def show_evaluation(self, losses: Mapping[str, float]) -> None:
         """Print the result above the line and put it into the line."""
-        super().show_evaluation(step, val_loss)
-        self.show({"val_loss": val_loss})
+        super().show_evaluation(losses)
+        self.show(losses)
 
     def close(self) -> None:
         """Draw the line a last time and show the cursor again."""

@@ -3,7 +3,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from gptkit.codec import Codec, PromptError
 from gptkit.plugin import TrainState
 from gptkit.testing import LetterCodec, check_callback, make_state
 from gptkit_log import Log
@@ -24,8 +25,15 @@ STEP_LINE = re.compile(
 )
 
 
-class PictureCodec(LetterCodec):
+class PictureCodec(Codec):
+    contract = 1
     suffix: ClassVar[str] = ".png"
+
+    def encode(self, prompt: str) -> list[int]:
+        return [0]
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        return b"\x89PNG"
 
 
 class Terminal(io.StringIO):
@@ -46,7 +54,11 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def state(tmp_path: Path) -> TrainState:
     state = make_state(tmp_path)
-    state.sample = lambda tokens, seed: b"a [bold]sample[/bold] :smile:\n%d %d" % (tokens, seed)
+
+    def sample(tokens: int, seed: int, prompt: str = "") -> bytes:
+        return prompt.encode() + b"a [bold]sample[/bold] :smile:\n%d %d" % (tokens, seed)
+
+    state.sample = sample
     return state
 
 
@@ -62,6 +74,7 @@ def train(
     try:
         log.on_fit_start(state)
         while state.step < (until or state.steps) and not state.stop:
+            state.begin_step()
             log.on_step_start(state)
             state.loss = torch.tensor(1 / (state.step + 2))
             state.metrics["grad_norm"] = torch.tensor(0.5)
@@ -70,7 +83,8 @@ def train(
             state.tokens += state.tokens_per_step
             log.on_step_end(state)
             if state.step % eval_every == 0:
-                state.val_loss = 2.0 / state.step
+                state.recorder.stop()
+                state.val_loss, state.val_step = 2.0 / state.step, state.step
                 log.on_eval_end(state)
     finally:
         log.on_fit_end(state)
@@ -125,8 +139,6 @@ def test_a_resumed_run_drops_what_it_repeats_and_a_torn_line(state: TrainState) 
     ]  # fmt: skip
     after = (state.run_dir / "metrics.jsonl").read_text().splitlines()
     assert after[:3] == before[:3]
-    elapsed = [record["elapsed"] for record in metrics(state) if "loss" in record]
-    assert elapsed == sorted(elapsed)
 
 
 def test_damaged_lines_are_left_out() -> None:
@@ -242,11 +254,46 @@ def test_samples_are_files_in_the_codecs_format(state: TrainState) -> None:
 
 
 def test_pictures_are_not_printed(state: TrainState, capsys: pytest.CaptureFixture[str]) -> None:
-    state.codec, state.sample = PictureCodec(), lambda tokens, seed: b"\x89PNG\xff"
+    state.codec, state.sample = PictureCodec(), lambda tokens, seed, prompt="": b"\x89PNG\xff"
     train(Log(), state)
     assert state.run_dir
     assert (state.run_dir / "samples" / "step-00000004.png").read_bytes() == b"\x89PNG\xff"
     assert "PNG" not in capsys.readouterr().err
+
+
+def test_every_prompt_is_continued(state: TrainState, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Log(sample_tokens=9, sample_prompts=["to be", "or"]), state)
+    assert state.run_dir
+    files = {file.name: file.read_text() for file in (state.run_dir / "samples").iterdir()}
+    assert sorted(files) == [
+        f"step-0000000{step}-{number}.txt" for step in (2, 4) for number in (1, 2)
+    ]
+    assert files["step-00000004-2.txt"] == "ora [bold]sample[/bold] :smile:\n9 1"
+    assert "  | to bea [bold]" in capsys.readouterr().err
+
+
+def test_a_prompt_that_the_codec_cannot_read_is_an_error_at_the_start(state: TrainState) -> None:
+    class Strict(LetterCodec):
+        def encode(self, prompt: str) -> list[int]:
+            if "?" in prompt:
+                raise PromptError("prompt: no '?' in the alphabet", hint="leave it out")
+            return super().encode(prompt)
+
+    state.codec = Strict()
+    with pytest.raises(PromptError, match=r"^sample_prompts: 'what\?': prompt: no '\?'") as caught:
+        train(Log(sample_prompts=["a", "what?"]), state)
+    assert caught.value.hint == "leave it out"
+    assert state.step == 0
+
+
+def test_the_losses_of_further_weights_are_logged(
+    state: TrainState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.val_losses = {"ema": 0.25}
+    train(Log(every=2, sample_tokens=0), state)
+    assert metrics(state)[-1] == {"step": 4, "val_loss": 0.5, "val_loss_ema": 0.25}
+    assert "val_loss_ema" not in metrics(state)[-2]
+    assert "step 4/4  val loss 0.5000  ema loss 0.2500\n" in capsys.readouterr().err
 
 
 def test_zero_tokens_draw_no_sample(state: TrainState) -> None:
@@ -269,12 +316,12 @@ def test_evaluations_do_not_count_as_training_time(
     state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]  # a clock that stands still but for what the test says
-    monkeypatch.setattr("gptkit_log.speed.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gptkit.recorder.perf_counter", lambda: now[0])
 
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    def slow_sample(tokens: int, seed: int) -> bytes:
+    def slow_sample(tokens: int, seed: int, prompt: str = "") -> bytes:
         wait(4)
         return b"slow"
 
