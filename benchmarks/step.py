@@ -25,7 +25,7 @@ from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TokenFile
-from gptkit.recipe.options import TrainOptions
+from gptkit.recipe.options import AdamWOptions, TrainOptions
 from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
@@ -115,7 +115,10 @@ def _trainer(model: GPT, shape: Shape, path: Path) -> Trainer:
     split = TokenFile(path, "uint8", stop=TOKENS, block_size=shape.block_size)
     codec = CharCodec(vocabulary="".join(map(chr, range(48, 48 + VOCABULARY))))
     options = TrainOptions(
-        steps=10**6, batch_size=shape.batch_size, learning_rate=LEARNING_RATE, device="cpu"
+        steps=10**6,
+        batch_size=shape.batch_size,
+        device="cpu",
+        optimizer=AdamWOptions(learning_rate=LEARNING_RATE),
     )
     return Trainer(
         model,

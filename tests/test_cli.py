@@ -104,7 +104,7 @@ def test_set_reaches_the_run(cli: Command, tiny_recipe: TinyRecipe, tmp_path: Pa
     assert (result.exit_code, result.stdout) == (0, "deep/er/r\n")
     recipe = tomllib.loads((tmp_path / "deep/er/r/recipe.toml").read_text())
     assert recipe["train"]["steps"] == 3
-    assert recipe["callbacks"][1] == {"use": "grad-clip", "max_norm": 0.5}
+    assert recipe["callbacks"][1] == {"use": "grad-clip", "on_error": "stop", "max_norm": 0.5}
 
 
 def test_a_run_folder_is_never_overwritten(
@@ -125,7 +125,7 @@ def test_a_complete_run_has_nothing_to_resume(cli: Command, trained: Path) -> No
 
 
 def test_divergence_is_exit_code_3(cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
-    path = tiny_recipe(train={"learning_rate": 1e30, "eval_every": 1}, callbacks=[])
+    path = tiny_recipe(train={"optimizer": {"learning_rate": 1e30}, "eval_every": 1}, callbacks=[])
     result = cli("train", path, "--out", "r")
     assert result.exit_code == 3
     assert re.search(r"^error: step \d: the loss .*finite$", result.stderr, re.MULTILINE)
@@ -265,17 +265,24 @@ def test_runs_show_tells_everything(cli: Command, trained: Path) -> None:
 def test_runs_compare_shows_losses_and_what_differs(
     cli: Command, tiny_recipe: TinyRecipe, trained: Path
 ) -> None:
-    changes = ["--set", "train.learning_rate=3e-5", "--set", "callbacks.grad-clip.max_norm=2.0"]
+    changes = [
+        "--set",
+        "train.optimizer.learning_rate=3e-5",
+        "--set",
+        "callbacks.grad-clip.max_norm=2.0",
+    ]
     cli("train", tiny_recipe(model={"n_inner": 8}), "--out", "s", *changes)
     rows = json.loads(cli("runs", "compare", "r", "s", "--json").stdout)
-    differing = ("train.learning_rate", "callbacks.grad-clip.max_norm", "model.n_inner")
+    differing = ("train.optimizer.learning_rate", "callbacks.grad-clip.max_norm", "model.n_inner")
     assert [tuple(row[key] for key in differing) for row in rows] == [(1e-3, 1, None), (3e-5, 2, 8)]
     assert set(rows[0]) - set(differing) == {
         "run", "step", "val_loss", "best_val_loss", "dataset"
     }  # fmt: skip
     shown = cli("runs", "compare", "r", "s").stdout.splitlines()
     assert shown[0].split() == ["r", "s"]
-    (rates,) = [line.split()[1:] for line in shown if line.startswith("train.learning_rate")]
+    (rates,) = [
+        line.split()[1:] for line in shown if line.startswith("train.optimizer.learning_rate")
+    ]
     assert [float(rate) for rate in rates] == [1e-3, 3e-5]
     assert cli("runs", "compare", "r", "nope").exit_code == 2
 

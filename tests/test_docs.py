@@ -60,7 +60,7 @@ def test_the_callback_of_the_page_installs_trains_and_passes_its_test(
     )
     run("pytest", "-q", "-p", "no:cacheprovider", "early-stop")
     complete = tomllib.loads(run("gptkit", "check", "recipe.toml"))
-    assert complete["callbacks"][-1] == {"use": "early-stop", "patience": 5}
+    assert complete["callbacks"][-1] == {"use": "early-stop", "on_error": "stop", "patience": 5}
 
 
 @pytest.mark.slow

@@ -82,7 +82,9 @@ def test_huge_weights_are_finite() -> None:
 def test_an_update_that_goes_wrong_leaves_no_checkpoint(
     tiny_recipe: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    recipe = tiny_recipe(train={"learning_rate": 1e40, "weight_decay": 0.0}, callbacks=[])
+    recipe = tiny_recipe(
+        train={"optimizer": {"learning_rate": 1e40, "weight_decay": 0.0}}, callbacks=[]
+    )
     result = cli("train", recipe, "--set", "train.eval_every=1", "--out", tmp_path / "run")
     assert result.exit_code == 3
     assert "error: step 1: a weight is not finite\n" in result.stderr

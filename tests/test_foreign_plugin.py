@@ -123,9 +123,10 @@ n_head = 2
 n_embd = 16
 [train]
 steps = 2000
-learning_rate = 1e-2
 batch_size = 8
 eval_every = 20
+[train.optimizer]
+learning_rate = 1e-2
 [[callbacks]]
 use = "stop-early"
 below = 0.2

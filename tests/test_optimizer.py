@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gptkit.model.gpt import GPT
-from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, GPTConfig, MuonOptions
 from gptkit.training.optimizer import (
     Muon,
     group_numbers,
@@ -28,8 +28,9 @@ def make(**shape: Any) -> GPT:
     return GPT(GPTConfig(**sizes | shape))
 
 
-def options(name: Any, **others: Any) -> TrainOptions:
-    return TrainOptions(optimizer=name, weight_decay=0.2, **others)
+def options(name: str, **others: Any) -> AnyOptimizerOptions:
+    kind = {"adamw": AdamWOptions, "muon": MuonOptions}[name]
+    return kind(**{"weight_decay": 0.2} | others)
 
 
 def names(model: GPT, optimizer: Optimizer) -> dict[str, set[str]]:
@@ -120,7 +121,7 @@ def test_decay_shrinks_matrices_without_a_gradient_and_leaves_vectors() -> None:
 
 def test_muon_moves_hidden_matrices_by_orthogonal_steps() -> None:
     model = make()
-    optimizer = make_optimizer(model, TrainOptions(optimizer="muon", weight_decay=0.0))
+    optimizer = make_optimizer(model, MuonOptions(weight_decay=0.0))
     before = weights(model)
     update(model, optimizer, seed=2)
     for name in names(model, optimizer)["hidden"]:
@@ -174,13 +175,13 @@ def test_muons_momentum_comes_from_the_recipe() -> None:
 
 STEP = """
 import sys, torch
-from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, GPTConfig, MuonOptions
 from gptkit.model.gpt import GPT
 from gptkit.training.optimizer import make_optimizer
 model = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
 x = torch.arange(4)[None]
-for name in ("adamw", "muon"):
-    optimizer = make_optimizer(model, TrainOptions(optimizer=name))
+for options in (AdamWOptions(), MuonOptions()):
+    optimizer = make_optimizer(model, options)
     optimizer.zero_grad()
     model(x, x).backward()
     optimizer.step()
@@ -218,7 +219,9 @@ def test_zero_grad_reaches_every_group(name: str) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def restored(model: GPT, optimizer: Optimizer, chosen: TrainOptions) -> tuple[GPT, Optimizer]:
+def restored(
+    model: GPT, optimizer: Optimizer, chosen: AnyOptimizerOptions
+) -> tuple[GPT, Optimizer]:
     """A twin with the same weights and, by name, the same optimizer state."""
     twin = copy.deepcopy(model)
     fresh = make_optimizer(twin, chosen)
@@ -259,7 +262,7 @@ def test_rates_and_decays_come_back(name: str) -> None:
     update(model, optimizer, seed=0)
     for i, group in enumerate(optimizer.param_groups):
         group["lr"], group["weight_decay"] = 0.5 + i, 0.25 + i
-    twin, fresh = restored(model, optimizer, TrainOptions(optimizer=name, learning_rate=0.9))  # type: ignore[arg-type]
+    twin, fresh = restored(model, optimizer, options(name, learning_rate=0.9))
     assert group_numbers(fresh) == group_numbers(optimizer)
     assert [g["name"] for g in fresh.param_groups] == [g["name"] for g in optimizer.param_groups]
     assert names(twin, fresh) == names(model, optimizer)

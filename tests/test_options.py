@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gptkit.recipe.options import PRESETS, GPTConfig, ModelOptions, TrainOptions
+from gptkit.recipe.options import (
+    PRESETS,
+    AdamWOptions,
+    GPTConfig,
+    ModelOptions,
+    MuonOptions,
+    Options,
+    TrainOptions,
+)
 
 MINGPT = {  # n_layer, n_head, n_embd, as in minGPT's mingpt/model.py
     "gpt2": (12, 12, 768),
@@ -122,19 +130,11 @@ def test_an_odd_head_size_is_fine_without_rotation() -> None:
             {"batch_size": 4, "micro_batch_size": 8},
             "batch_size 4 should be a multiple of micro_batch_size 8",
         ),
-        ({"shard": True, "optimizer": "muon"}, "needs whole matrices"),
-        ({"betas": (0.9, 1.0)}, "betas should be below 1"),
-        ({"betas": (-0.1, 0.95)}, "betas"),
-        ({"betas": (0.9,)}, "betas"),
-        ({"learning_rate": 0.0}, "learning_rate"),
-        ({"learning_rate": math.nan}, "learning_rate"),
-        ({"learning_rate": math.inf}, "learning_rate"),
-        ({"muon_learning_rate": 0.0}, "muon_learning_rate"),
-        ({"muon_momentum": 1.0}, "muon_momentum"),
-        ({"muon_momentum": -0.1}, "muon_momentum"),
-        ({"weight_decay": -0.1}, "weight_decay"),
-        ({"weight_decay": math.inf}, "weight_decay"),
+        ({"shard": True, "optimizer": MuonOptions()}, "needs whole matrices"),
         ({"optimizer": "sgd"}, "optimizer"),
+        ({"optimizer": {"use": "sgd"}}, "'adamw', 'muon'"),
+        ({"optimizer": {"muon_momentum": 0.5}}, "muon_momentum"),
+        ({"learning_rate": 0.1}, "learning_rate"),
         ({"dtype": "float16"}, "dtype"),
         ({"device": "gpu"}, "device"),
         ({"device": "cuda:"}, "device"),
@@ -144,12 +144,34 @@ def test_an_odd_head_size_is_fine_without_rotation() -> None:
         ({"compile": 1}, "compile"),
         ({"step": 10}, "step"),
         ({"steps": "100"}, "steps"),
-        ({"learning_rate": True}, "learning_rate"),
     ],
 )
 def test_wrong_train_options_are_refused_by_name(options: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
         TrainOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"betas": (0.9, 1.0)}, "betas should be below 1"),
+        ({"betas": (-0.1, 0.95)}, "greater than or equal to 0"),
+        ({"betas": (0.9,)}, "Field required"),
+        ({"learning_rate": 0.0}, "greater than 0"),
+        ({"learning_rate": math.nan}, "finite"),
+        ({"learning_rate": math.inf}, "finite"),
+        ({"learning_rate": True}, "valid number"),
+        ({"muon_learning_rate": 0.0}, "greater than 0"),
+        ({"muon_momentum": 1.0}, "less than 1"),
+        ({"muon_momentum": -0.1}, "greater than or equal to 0"),
+        ({"weight_decay": -0.1}, "greater than or equal to 0"),
+        ({"weight_decay": math.inf}, "finite"),
+    ],
+)
+def test_wrong_optimizer_options_are_refused_by_name(options: dict[str, Any], fault: str) -> None:
+    (name,) = options
+    with pytest.raises(ValidationError, match=rf"optimizer\.muon(\.{name}.*\n|\n).*{fault}"):
+        TrainOptions(optimizer={"use": "muon"} | options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -171,7 +193,7 @@ def test_the_sizes_of_the_data_must_be_given() -> None:
 
 
 def test_whole_numbers_and_lists_do_as_rates_and_betas() -> None:
-    options = TrainOptions(learning_rate=1, betas=[0, 0.9])  # type: ignore[arg-type]
+    options = AdamWOptions(learning_rate=1, betas=[0, 0.9])  # type: ignore[arg-type]
     assert (options.learning_rate, options.betas) == (1.0, (0.0, 0.9))
 
 
@@ -180,8 +202,8 @@ def test_every_device_name_is_taken(device: str) -> None:
     assert TrainOptions(device=device).device == device
 
 
-@pytest.mark.parametrize("options", [ModelOptions(), TrainOptions()])
-def test_options_are_frozen_and_explained(options: ModelOptions | TrainOptions) -> None:
+@pytest.mark.parametrize("options", [ModelOptions(), TrainOptions(), AdamWOptions(), MuonOptions()])
+def test_options_are_frozen_and_explained(options: Options) -> None:
     for name, field in type(options).model_fields.items():
         assert field.description, name
         with pytest.raises(ValidationError, match="frozen"):

@@ -10,6 +10,7 @@ import tomli_w
 from gptkit.errors import GptkitError, Problem, RecipeError, UsageError
 from gptkit.recipe import recipe
 from gptkit.recipe.recipe import Recipe
+from gptkit.recipe.table import SET_HINT
 
 SMALLEST = '[dataset]\nuse = "char-text"\n'
 TWO_DECAYS = """
@@ -65,13 +66,14 @@ FULL = {
     "model": {"preset": "gpt-nano", "n_head": 4, "n_kv_head": 2, "n_inner": 7, "mlp": "swiglu",
               "norm": "rmsnorm", "position": "rotary", "embed_norm": True, "qk_norm": True,
               "bias": False, "tie_embeddings": False, "dropout": 0.25},
-    "train": {"steps": 7, "batch_size": 6, "micro_batch_size": 3, "optimizer": "muon",
-              "recompute": True, "shard": False,
-              "learning_rate": 1e-7, "muon_learning_rate": 1 / 3, "muon_momentum": 0.5,
-              "betas": [0.0, 0.999], "weight_decay": 0.0, "eval_every": 3, "eval_batches": 2,
+    "train": {"steps": 7, "batch_size": 6, "micro_batch_size": 3,
+              "recompute": True, "shard": False, "eval_every": 3, "eval_batches": 2,
               "save_every": 5, "keep": 9,
-              "device": "cuda:3", "dtype": "bfloat16", "compile": True},
-    "callbacks": [{"use": "a"}, {"use": "b", "x": 0.1}, {"use": "a", "y": False}],
+              "device": "cuda:3", "dtype": "bfloat16", "compile": True,
+              "optimizer": {"use": "muon", "learning_rate": 1e-7, "muon_learning_rate": 1 / 3,
+                            "muon_momentum": 0.5, "betas": [0.0, 0.999], "weight_decay": 0.0}},
+    "callbacks": [{"use": "a", "on_error": "warn"}, {"use": "b", "on_error": "stop", "x": 0.1},
+                  {"use": "a", "on_error": "stop", "y": False}],
 }  # fmt: skip
 
 
@@ -100,10 +102,15 @@ norm = "batchnorm"
 stpes = 4
 qqqqqqqq = 4
 steps = "many"
+[train.optimizer]
+use = "adamw"
+learning_rat = 1
 learning_rate = 0
 betas = [0.9]
+muon_momentum = 0.9
 [[callbacks]]
 use = "grad-clip"
+on_error = "go on"
 [[callbacks]]
 max = 1
 [[callbacks]]
@@ -111,8 +118,8 @@ use = ""
 """
     found = problems(text)
     unknown = found.pop("train.qqqqqqqq")
-    assert unknown.startswith("unknown key; known: batch_size, betas, ")
-    assert unknown.endswith("steps, weight_decay")
+    assert unknown.startswith("unknown key; known: batch_size, compile, ")
+    assert unknown.endswith("shard, steps")
     wrong_type = found.pop("train.steps")
     assert wrong_type.startswith("should be a valid integer")
     assert wrong_type.endswith(", got 'many'")
@@ -123,8 +130,11 @@ use = ""
         "model.n_layers": 'unknown key; did you mean "n_layer"?',
         "model.norm": "should be 'layernorm' or 'rmsnorm', got 'batchnorm'",
         "train.stpes": 'unknown key; did you mean "steps"?',
-        "train.learning_rate": "should be greater than 0, got 0",
-        "train.betas[1]": "is required",
+        "train.optimizer.learning_rat": 'unknown key; did you mean "learning_rate"?',
+        "train.optimizer.learning_rate": "should be greater than 0, got 0",
+        "train.optimizer.betas[1]": "is required",
+        "train.optimizer.muon_momentum": 'is an option of "muon"; remove it, or set use = "muon"',
+        "callbacks[0].on_error": "should be 'stop' or 'warn', got 'go on'",
         "callbacks[1].use": "is required",
         "callbacks[2].use": "string should have at least 1 character, got ''",
     }
@@ -159,7 +169,9 @@ def test_the_plugins_problems_stand_beside_the_cores(read: Read) -> None:
         (f"callbacks = [3]\n{SMALLEST}", "callbacks[0]"),
         (f"seed = 1.5\n{SMALLEST}", "seed"),
         (f"seed = true\n{SMALLEST}", "seed"),
-        (f"[train]\nbetas = 0.9\n{SMALLEST}", "train.betas"),
+        (f"[train.optimizer]\nbetas = 0.9\n{SMALLEST}", "train.optimizer.betas"),
+        (f"[train]\noptimizer = 3\n{SMALLEST}", "train.optimizer"),
+        (f"[train.optimizer]\nuse = 3\n{SMALLEST}", "train.optimizer.use"),
         (f"[model]\nn_head = {{a = 1}}\n{SMALLEST}", "model.n_head"),
         (f"seed = 9223372036854775808\n{SMALLEST}", "seed"),
     ],
@@ -174,8 +186,10 @@ def test_the_wrong_shape_is_named(problems: Callable[..., Any], text: str, place
         ("train.steps=7", "train.steps", 7),
         (" train.steps = 7 ", "train.steps", 7),
         ("seed=4", "seed", 4),
-        ("train.learning_rate=1e-2", "train.learning_rate", 0.01),
-        ("train.betas=[0.8, 0.9]", "train.betas", (0.8, 0.9)),
+        ("train.optimizer.learning_rate=1e-2", "train.optimizer.learning_rate", 0.01),
+        ("train.optimizer.betas=[0.8, 0.9]", "train.optimizer.betas", (0.8, 0.9)),
+        ("train.optimizer.use=muon", "train.optimizer.use", "muon"),
+        ("callbacks.grad-clip.on_error=warn", "callbacks.1.on_error", "warn"),
         ("train.compile=false", "train.compile", False),
         ("train.compile=auto", "train.compile", "auto"),
         ('train.device="cuda:1"', "train.device", "cuda:1"),
@@ -225,7 +239,7 @@ def test_a_set_that_makes_no_sense_is_refused(read: Read, override: str, fault: 
         read(TWO_DECAYS, [override])
     assert str(caught.value) == f"--set {override}: {fault}"
     in_recipe = "callbacks in the recipe: lr-decay, grad-clip, lr-decay"
-    assert caught.value.hint in (in_recipe, recipe._SET_HINT)
+    assert caught.value.hint in (in_recipe, SET_HINT)
     assert (caught.value.hint == in_recipe) == override.startswith(("callbacks.", "callbacks[3]"))
 
 
@@ -264,9 +278,14 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[...
          "n_embd 10 should be divisible by n_head 3"),
         (["train.batch_size=4", "train.micro_batch_size=3"], "train",
          "batch_size 4 should be a multiple of micro_batch_size 3"),
-        (["train.betas=[0.9, 1.0]"], "train", "betas should be below 1, got [0.9, 1.0]"),
-        (["train.betas=[-0.1, 0.9]"], "train.betas[0]", "should be greater than or equal to 0"),
-        (["train.learning_rate=inf"], "train.learning_rate", "should be a finite number"),
+        (["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer",
+         "betas should be below 1, got [0.9, 1.0]"),
+        (["train.optimizer.betas=[-0.1, 0.9]"], "train.optimizer.betas[0]",
+         "should be greater than or equal to 0"),
+        (["train.optimizer.use=sgd"], "train.optimizer.use",
+         "should be 'adamw' or 'muon', got 'sgd'"),
+        (["train.optimizer.learning_rate=inf"], "train.optimizer.learning_rate",
+         "should be a finite number"),
         (["model.dropout=1.0"], "model.dropout", "should be less than 1"),
         (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'relu2' or 'swiglu'"),
         (["train.device=gpu"], "train.device", "got 'gpu'"),
@@ -307,6 +326,6 @@ def test_a_recipe_cannot_be_changed(read: Read) -> None:
     with pytest.raises(ValueError, match="frozen"):
         found.seed = 2  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
-        found.train.learning_rate = math.pi  # type: ignore[misc]
+        found.train.optimizer.learning_rate = math.pi  # type: ignore[misc]
     found.dataset.options["path"] = "elsewhere"
     assert "path" not in found.dataset.options

@@ -286,7 +286,7 @@ def test_a_plugin_that_exits_does_not_end_the_check(
 
 
 def test_the_complete_recipe_builds_the_same_again(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
-    built = build.build(build.read(tiny_recipe(train={"optimizer": "muon"})))
+    built = build.build(build.read(tiny_recipe(train={"optimizer": {"use": "muon"}})))
     (tmp_path / "written.toml").write_text(built.recipe.to_toml(), encoding="utf-8")
     again = build.build(build.read(tmp_path / "written.toml"))
     assert again.recipe == built.recipe

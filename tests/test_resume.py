@@ -116,7 +116,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": {"position": "rotary", "norm": "rmsnorm", "mlp": "relu2", "qk_norm": True},
     },
     "muon, dropout": {
-        "train": TRAIN | {"optimizer": "muon", "micro_batch_size": 1},
+        "train": TRAIN | {"optimizer": {"use": "muon"}, "micro_batch_size": 1},
         "model": {"dropout": 0.2},
     },
 }
@@ -223,7 +223,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
         pytest.param({"train": SAVING}, 20, id="20"),
         pytest.param(
             {
-                "train": SAVING | {"optimizer": "muon", "micro_batch_size": 2},
+                "train": SAVING | {"optimizer": {"use": "muon"}, "micro_batch_size": 2},
                 "model": {"dropout": 0.2},
             },
             100,
@@ -424,7 +424,7 @@ def test_the_recipe_in_a_run_folder_repeats_the_run(
     recipe: WriteRecipe, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     folder, again = tmp_path / "run", tmp_path / "again"
-    path = recipe(train=TRAIN | {"optimizer": "muon"}, model={"dropout": 0.2})
+    path = recipe(train=TRAIN | {"optimizer": {"use": "muon"}}, model={"dropout": 0.2})
     overrides = ["--set", "seed=7", "--set", "train.steps=6"]
     assert cli("train", path, "--out", folder, *overrides).exit_code == 0
     assert cli("train", folder / "recipe.toml", "--out", again).exit_code == 0

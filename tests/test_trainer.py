@@ -14,7 +14,7 @@ from torch import Tensor
 from gptkit.errors import CheckpointError, DivergedError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
-from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.train import read_snapshot, saver
@@ -240,9 +240,7 @@ def test_training_equals_a_plain_torch_loop(data: Data, clip: float | None) -> N
         data,
         model=model,
         callbacks=acting(on_backward_end=clip_norm),
-        learning_rate=3e-3,
-        betas=(0.8, 0.9),
-        weight_decay=0.3,
+        optimizer=AdamWOptions(learning_rate=3e-3, betas=(0.8, 0.9), weight_decay=0.3),
         steps=6,
     ).fit()
     matrices = [p for p in twin.parameters() if p.dim() >= 2]
@@ -267,7 +265,9 @@ def test_training_equals_a_plain_torch_loop(data: Data, clip: float | None) -> N
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_repetitive_text_is_learned(tmp_path: Path, optimizer: str) -> None:
     split = stream(tmp_path / "letters", "gptkit" * 40)
-    state = trainer(data_of(split), optimizer=optimizer, learning_rate=0.01, steps=60).fit()
+    state = trainer(
+        data_of(split), optimizer={"use": optimizer, "learning_rate": 0.01}, steps=60
+    ).fit()
     assert state.val_loss is not None
     assert state.val_loss < 0.5  # from 3.3; a window's first letters stay uncertain
 
@@ -426,9 +426,8 @@ def test_a_rate_that_is_too_high_diverges_and_leaves_good_checkpoints(
     data: Data, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoints"
-    made = trainer(
-        data, learning_rate=1e30, weight_decay=0, save_to=folder, save_every=1, eval_every=100
-    )
+    rate = AdamWOptions(learning_rate=1e30, weight_decay=0)
+    made = trainer(data, optimizer=rate, save_to=folder, save_every=1, eval_every=100)
     with pytest.raises(DivergedError, match=r"^step 2: "):
         made.fit()
     (only,) = checkpoint.step_folders(folder)
@@ -443,7 +442,8 @@ def test_a_resumed_run_ends_with_the_same_bits(
     data: Data, tmp_path: Path, optimizer: str, stopped_at: int
 ) -> None:
     options: dict[str, Any] = {
-        "optimizer": optimizer, "steps": 6, "micro_batch_size": 2, "eval_every": 2, "keep": 9,
+        "optimizer": {"use": optimizer}, "steps": 6, "micro_batch_size": 2,
+        "eval_every": 2, "keep": 9,
     }  # fmt: skip
     shape = {"dropout": 0.3, "tie_embeddings": False}
 
@@ -595,8 +595,8 @@ def test_a_checkpoint_of_other_callbacks_is_refused(
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(data: Data, tmp_path: Path) -> None:
-    trainer(data, optimizer="adamw", save_to=tmp_path, steps=1).fit()
-    other = trainer(data, optimizer="muon")
+    trainer(data, optimizer=AdamWOptions(), save_to=tmp_path, steps=1).fit()
+    other = trainer(data, optimizer=MuonOptions())
     with pytest.raises(CheckpointError, match="optimizer"):
         other.load(read_snapshot(tmp_path / "step-00000001"))
 

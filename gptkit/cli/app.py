@@ -199,7 +199,7 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
     """Validate a recipe and its plugins without training; prints the complete recipe."""
     from gptkit.recipe import build
 
-    plugins = build.build(build.read(recipe, overrides))
+    plugins = build.build(build.read(recipe, overrides, report=_report))
     typer.echo(plugins.recipe.to_toml(), nl=False)
     typer.echo(f"{recipe}: ok", err=True)
 

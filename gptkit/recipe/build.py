@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -10,8 +11,11 @@ from gptkit.errors import PluginError, Problem
 from gptkit.plugin import Callback, Dataset
 from gptkit.recipe import recipe as recipe_file
 from gptkit.recipe import registry
-from gptkit.recipe.recipe import PluginSpec, Recipe
+from gptkit.recipe.recipe import OnError, PluginSpec, Recipe
 from gptkit.recipe.registry import Entry
+from gptkit.recipe.table import Report
+
+Spec = TypeVar("Spec", bound=PluginSpec)
 
 
 @dataclass(frozen=True)
@@ -23,22 +27,25 @@ class Plugins:
     dataset: Dataset
     callbacks: Mapping[str, Callback]
     """By the name that errors use, in the recipe's order."""
+    on_error: Mapping[str, OnError]
+    """What an exception of a callback does, by the same names."""
     entries: tuple[Entry, ...]
     """Their entry points: the data set's, then the callbacks'."""
 
 
-def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+def read(path: Path, overrides: Iterable[str] = (), *, report: Report | None = None) -> Recipe:
     """Read a recipe and check it together with its plugins' options.
 
     Args:
         path: a TOML file.
         overrides: `key=value` texts as given to `--set`; later ones win.
+        report: shown a line for keys of earlier versions; None shows nothing.
 
     Raises:
         UsageError: the file is missing, or an override is malformed.
         RecipeError: every problem in the contents at once.
     """
-    return recipe_file.read(path, overrides, check=check_plugin)
+    return recipe_file.read(path, overrides, check=check_plugin, report=report)
 
 
 def check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
@@ -61,23 +68,26 @@ def build(recipe: Recipe) -> Plugins:
     dataset_entry = registry.find("dataset", recipe.dataset.use)
     dataset = _make(dataset_entry, recipe.dataset)
     assert isinstance(dataset, Dataset)
-    entries, callbacks, specs = [dataset_entry], {}, []
+    entries, callbacks, on_error, specs = [dataset_entry], {}, {}, []
     for i, spec in enumerate(recipe.callbacks):
         entry = registry.find("callback", spec.use)
         callback = _make(entry, spec)
         assert isinstance(callback, Callback)
         entries.append(entry)
-        callbacks[f"callbacks[{i}] ({entry.name}, {entry.origin})"] = callback
+        name = f"callbacks[{i}] ({entry.name}, {entry.origin})"
+        callbacks[name], on_error[name] = callback, spec.on_error
         specs.append(_complete(spec, callback))
     complete = {"dataset": _complete(recipe.dataset, dataset), "callbacks": tuple(specs)}
-    return Plugins(recipe.model_copy(update=complete), dataset, callbacks, tuple(entries))
+    recipe = recipe.model_copy(update=complete)
+    return Plugins(recipe, dataset, callbacks, on_error, tuple(entries))
 
 
 def _make(entry: Entry, spec: PluginSpec) -> BaseModel:
     return registry.load(entry).model_validate(spec.options)
 
 
-def _complete(spec: PluginSpec, plugin: BaseModel) -> PluginSpec:
+def _complete(spec: Spec, plugin: BaseModel) -> Spec:
     """The plugin's name with all of its options."""
     options = plugin.model_dump(mode="json", exclude_none=True)
-    return PluginSpec.model_validate({"use": spec.use, **options})
+    core = spec.model_dump(include=set(type(spec).model_fields))
+    return type(spec).model_validate(core | options)

@@ -1,6 +1,6 @@
-"""The options of a recipe's tables `[model]` and `[train]`, and the full description of a GPT."""
+"""The options of `[model]` and `[train]` with its optimizer, and the full description of a GPT."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -134,6 +135,48 @@ class GPTConfig(ModelOptions):
         return -(-8 * self.n_embd // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
 
 
+class OptimizerOptions(Options):
+    """The table `[train.optimizer]`: which optimizer, with its options."""
+
+    use: str
+    """The optimizer."""
+    learning_rate: PositiveFloat = 1e-3
+    """Base rate of AdamW."""
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = Field(default=(0.9, 0.95), strict=False)
+    """AdamW's two averaging factors, each below 1."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of matrices and embeddings; never of biases and norms."""
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> Self:
+        if max(self.betas) >= 1:
+            raise ValueError(f"betas should be below 1, got {list(self.betas)}")
+        return self
+
+
+class AdamWOptions(OptimizerOptions):
+    """`[train.optimizer] use = "adamw"`: AdamW for everything."""
+
+    use: Literal["adamw"] = "adamw"
+    """The optimizer."""
+
+
+class MuonOptions(OptimizerOptions):
+    """`[train.optimizer] use = "muon"`: Muon for the blocks' matrices and AdamW for the rest."""
+
+    use: Literal["muon"] = "muon"
+    """The optimizer."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Base rate of Muon."""
+    muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Averaging factor of Muon; a lower one suits a run of a few hundred steps."""
+
+
+AnyOptimizerOptions = AdamWOptions | MuonOptions
+OPTIMIZERS: dict[str, type[OptimizerOptions]] = {"adamw": AdamWOptions, "muon": MuonOptions}
+"""The options of each optimizer, by its name in recipes."""
+
+
 class TrainOptions(Options):
     """The table `[train]`: steps, batches, optimizer, evaluation, checkpoints and device."""
 
@@ -150,18 +193,6 @@ class TrainOptions(Options):
     shard: bool = False
     """With several processes, keep a part of the weights, gradients and moments on each (FSDP2),
     instead of all of them (DDP)."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
-    learning_rate: PositiveFloat = 1e-3
-    """Base rate of AdamW."""
-    muon_learning_rate: PositiveFloat = 0.02
-    """Base rate of Muon."""
-    muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
-    """Averaging factor of Muon; a lower one suits a run of a few hundred steps."""
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = Field(default=(0.9, 0.95), strict=False)
-    """AdamW's two averaging factors, each below 1."""
-    weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay of matrices and embeddings; never of biases and norms."""
     eval_every: PositiveInt = 100
     """Steps between evaluations; the last step is always evaluated."""
     eval_batches: PositiveInt | None = None
@@ -176,6 +207,13 @@ class TrainOptions(Options):
     """Precision of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
     compile: Literal["auto"] | bool = "auto"
     """torch.compile the model; auto: on GPUs only, since it takes half a minute on a CPU."""
+    optimizer: Annotated[AnyOptimizerOptions, Field(discriminator="use")] = AdamWOptions()
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _default_optimizer(cls, value: Any) -> Any:
+        return {"use": "adamw"} | value if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -184,10 +222,8 @@ class TrainOptions(Options):
                 f"batch_size {self.batch_size} should be a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
-        if self.shard and self.optimizer == "muon":
+        if self.shard and isinstance(self.optimizer, MuonOptions):
             raise ValueError(
                 'optimizer "muon" needs whole matrices, which shard divides; use "adamw"'
             )
-        if max(self.betas) >= 1:
-            raise ValueError(f"betas should be below 1, got {list(self.betas)}")
         return self

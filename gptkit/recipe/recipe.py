@@ -5,18 +5,21 @@ plugins' options.
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from gptkit.errors import Problem, RecipeError, UsageError, closest
-from gptkit.recipe.options import ModelOptions, Options, TrainOptions
+from gptkit.errors import Problem, RecipeError, closest
+from gptkit.recipe.older import MOVED
+from gptkit.recipe.options import OPTIMIZERS, ModelOptions, MuonOptions, Options, TrainOptions
 from gptkit.recipe.registry import Kind
+from gptkit.recipe.table import Report, read_table
+
+OnError = Literal["stop", "warn"]
 
 
 class PluginSpec(BaseModel):
@@ -29,8 +32,15 @@ class PluginSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything beside `use`."""
+        """The plugin's own options."""
         return dict(self.model_extra or {})
+
+
+class CallbackSpec(PluginSpec):
+    """A callback in a recipe."""
+
+    on_error: OnError = "stop"
+    """What an exception of the callback does: end the training, or print a warning."""
 
 
 class Recipe(Options):
@@ -44,7 +54,7 @@ class Recipe(Options):
     """The shape of the GPT."""
     train: TrainOptions = TrainOptions()
     """The training."""
-    callbacks: tuple[PluginSpec, ...] = Field(default=(), strict=False)
+    callbacks: tuple[CallbackSpec, ...] = Field(default=(), strict=False)
     """Callbacks; they run in this order at every event."""
 
     def to_toml(self) -> str:
@@ -58,6 +68,7 @@ class Recipe(Options):
         uses = [use for use, _ in named]
         keys = [use if uses.count(use) == 1 else str(i) for i, use in enumerate(uses)]
         callbacks = {f"callbacks.{key}": c for key, (_, c) in zip(keys, named, strict=True)}
+        table |= {"train.optimizer": table["train"].pop("optimizer")}
         fields: dict[str, Any] = {}
         for key, value in (table | callbacks).items():
             inner = value if isinstance(value, dict) else {"": value}
@@ -65,7 +76,8 @@ class Recipe(Options):
         return fields
 
 
-_SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
+OPTIMIZER = ("train", "optimizer")
+"""Where a recipe has the table of the optimizer; pydantic adds the optimizer's name after it."""
 _UNION_TAGS = {"bool", "int", "float", "str"}
 """Parts that pydantic adds to a location inside a union; no option has such a name."""
 
@@ -73,7 +85,13 @@ PluginCheck = Callable[[Kind, PluginSpec, str], Sequence[Problem]]
 """(kind, the plugin in the recipe, its place) -> its problems."""
 
 
-def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None = None) -> Recipe:
+def read(
+    path: Path,
+    overrides: Iterable[str] = (),
+    *,
+    check: PluginCheck | None = None,
+    report: Report | None = None,
+) -> Recipe:
     """Read and validate a recipe.
 
     Args:
@@ -81,14 +99,13 @@ def read(path: Path, overrides: Iterable[str] = (), *, check: PluginCheck | None
         overrides: `key=value` texts as given to `--set`; later ones win.
         check: checks each plugin that the recipe names; None skips that, so a run's recipe can be
             read if its plugins are not installed.
+        report: shown a line for keys of earlier versions; None shows nothing.
 
     Raises:
         UsageError: the file is missing or an override is malformed.
         RecipeError: all problems of the contents.
     """
-    table = _parse(path)
-    for override in overrides:
-        _apply(override, table)
+    table = read_table(path, overrides, report)
     problems: list[Problem] = []
     recipe = None
     try:
@@ -112,94 +129,63 @@ def problems_of(error: ValidationError, model: type[BaseModel], place: str = "")
     return [Problem(where, "; or ".join(texts)) for where, texts in faults.items()]
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = closest(path.name, [p.name for p in path.parent.glob("*.toml")])
-        hint = f'did you mean "{path.parent / near}"?' if near else "give the path of a TOML file"
-        raise UsageError(f"{path}: no such recipe", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
-        fault = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot be read: {fault}", hint="name a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(str(path), [Problem("", f"not valid TOML: {error}")]) from None
-
-
-def _apply(override: str, table: dict[str, Any]) -> None:
-    """Set one `key=value` in the table; a callback is addressed by name or by position."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", key):
-        raise UsageError(f"--set {override}: not of the form key=value", hint=_SET_HINT)
-    *parents, last = re.findall(r"[\w-]+", key)
-    node: Any = table
-    for part in parents:
-        node = _descend(node, part, override)
-    if not isinstance(node, dict):
-        raise UsageError(f"--set {override}: {key} is not an option", hint=_SET_HINT)
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        parsed = {}
-    node[last] = parsed["value"] if parsed.keys() == {"value"} else text
-
-
-def _descend(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, dict):
-        return node.setdefault(part, {})
-    if isinstance(node, list):
-        if part.isdigit() and int(part) < len(node):
-            return node[int(part)]
-        named = [item for item in node if isinstance(item, dict) and item.get("use") == part]
-        if len(named) == 1:
-            return named[0]
-        uses = ", ".join(str(i.get("use")) for i in node if isinstance(i, dict)) or "none"
-        fault = "appears twice; address it by position" if named else "is not in the recipe"
-        raise UsageError(
-            f'--set {override}: "{part}" {fault}', hint=f"callbacks in the recipe: {uses}"
-        )
-    raise UsageError(f"--set {override}: no table named {part}", hint=_SET_HINT)
-
-
 def _named_plugins(table: Mapping[str, Any]) -> list[tuple[Kind, PluginSpec, str]]:
     """The plugins in a table, which may have other faults; those without a name are left out."""
     callbacks = table.get("callbacks", [])
     named: list[tuple[Kind, Any, str]] = [("dataset", table.get("dataset"), "dataset")]
     if isinstance(callbacks, list):
         named += [("callback", c, f"callbacks[{i}]") for i, c in enumerate(callbacks)]
-    return [
-        (kind, PluginSpec.model_validate(value), place)
-        for kind, value, place in named
-        if isinstance(value, dict) and isinstance(value.get("use"), str) and value["use"]
-    ]
+    found = []
+    for kind, value, place in named:
+        if isinstance(value, dict) and isinstance(value.get("use"), str) and value["use"]:
+            own = {k: v for k, v in value.items() if kind == "dataset" or k != "on_error"}
+            found.append((kind, PluginSpec.model_validate(own), place))
+    return found
 
 
 def _problem(details: ErrorDetails, model: type[BaseModel], place: str) -> Problem:
-    where = place
-    for part in details["loc"]:
-        if isinstance(part, int):
-            where += f"[{part}]"
-        elif not re.search(r"[^\w-]", part) and part not in _UNION_TAGS:
-            where += f".{part}" if where else part
+    where = _place(details["loc"], place)
     fault = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
         return Problem(where, _unknown_key(details["loc"], model))
     if details["type"] == "missing":
         return Problem(where, "is required")
+    if details["type"] == "union_tag_invalid":
+        key, known = details["ctx"]["discriminator"].strip("'"), details["ctx"]["expected_tags"]
+        fault = f"should be {known.replace(', ', ' or ')}, got {details['input'][key]!r}"
+        return Problem(f"{where}.{key}", fault)
     if details["type"] != "value_error":
         fault += f", got {details['input']!r}"
     return Problem(where, fault[0].lower() + fault[1:])
 
 
+def _place(loc: tuple[int | str, ...], place: str) -> str:
+    """A location of pydantic's as a place in the recipe, below `place`."""
+    if loc[:2] == OPTIMIZER:
+        loc = OPTIMIZER + loc[3:]
+    for part in loc:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not re.search(r"[^\w-]", part) and part not in _UNION_TAGS:
+            place += f".{part}" if place else part
+    return place
+
+
 def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
+    key = str(loc[-1])
+    if loc[:-1] == ("train",) and key in MOVED:
+        return "is an option of [train.optimizer], which has it, too; remove it here"
+    if loc[:-1] == (*OPTIMIZER, "adamw") and key in MuonOptions.model_fields:
+        return 'is an option of "muon"; remove it, or set use = "muon"'
+    for part in map(str, loc[:-1]):
+        field = model.model_fields.get(part)
+        inner: Any = field.annotation if field else None
+        if model is TrainOptions and part in OPTIMIZERS:
+            inner = OPTIMIZERS[part]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
     known = sorted(model.model_fields)
-    near = closest(str(loc[-1]), known)
+    near = closest(key, known)
     return "unknown key; " + (
         f'did you mean "{near}"?' if near else f"known: {', '.join(known) or 'none'}"
     )

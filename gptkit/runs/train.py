@@ -46,7 +46,7 @@ def train(
         report = _on_rank_0(report, ranks)
         if previous := _previous_run(ranks, out):
             return _continue(previous, ranks, report=report)
-        plugins = build.build(build.read(recipe_path, overrides))
+        plugins = build.build(build.read(recipe_path, overrides, report=report))
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             run_folder.check_unused(out)  # before the data, which may take long

@@ -86,6 +86,6 @@ def _diverged(step: int, bad: list[str]) -> DivergedError:
     what = " and ".join(bad) or "the norm of the gradients"
     return DivergedError(
         f"step {step}: {what} {'are' if len(bad) > 1 else 'is'} not finite",
-        hint="this step was not saved. Try a lower train.learning_rate, more warm-up or gradient "
-        "clipping",
+        hint="this step was not saved. Try a lower train.optimizer.learning_rate, more "
+        "warm-up or gradient clipping",
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptkit.model.gpt import BLOCKS
-from gptkit.recipe.options import TrainOptions
+from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, MuonOptions, OptimizerOptions
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of the iteration a X + b (X X^T) X + c (X X^T)^2 X, which moves singular values to 1."""
@@ -116,13 +116,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
+def make_optimizer(model: nn.Module, options: AnyOptimizerOptions) -> Optimizer:
     """The recipe's optimizer for a model; every group carries `name` and `initial_lr`."""
     named = dict(model.named_parameters())
-    match options.optimizer:
-        case "adamw":
+    match options:
+        case AdamWOptions():
             optimizer = _adamw(named, options)
-        case "muon":
+        case MuonOptions():
             hidden = {n: p for n, p in named.items() if p.dim() >= 2 and n.startswith(BLOCKS)}
             others = {n: p for n, p in named.items() if n not in hidden}
             optimizer = _adamw(others, options)
@@ -135,7 +135,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     return optimizer
 
 
-def _adamw(named: Mapping[str, nn.Parameter], options: TrainOptions) -> Optimizer:
+def _adamw(named: Mapping[str, nn.Parameter], options: OptimizerOptions) -> Optimizer:
     """AdamW, which decays matrices but not vectors."""
     parameters = list(named.values())
     groups = [
@@ -151,7 +151,7 @@ def _adamw(named: Mapping[str, nn.Parameter], options: TrainOptions) -> Optimize
     return AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
 
 
-def _muon(matrices: list[nn.Parameter], options: TrainOptions) -> Optimizer:
+def _muon(matrices: list[nn.Parameter], options: MuonOptions) -> Optimizer:
     return Muon(
         [{"name": "hidden", "params": matrices}],
         lr=options.muon_learning_rate,

@@ -67,7 +67,7 @@ class Trainer:
         self.reader = Reader(data.train, seed=seed, ranks=ranks, name=dataset)
         self.state = TrainState(
             model=model,
-            optimizer=optimizer.make_optimizer(model, options),
+            optimizer=optimizer.make_optimizer(model, options.optimizer),
             codec=data.codec,
             steps=options.steps,
             batch_size=options.batch_size,

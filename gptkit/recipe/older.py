@@ -1,0 +1,64 @@
+"""Keys of recipes of earlier versions, which are still read.
+
+0.1 and 0.2 had the optimizer's name and options among the other keys of `[train]`. They are now in
+a table of their own, `[train.optimizer]`.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import tomli_w
+
+from gptkit.recipe.options import MuonOptions, OptimizerOptions
+
+MOVED = tuple(name for name in MuonOptions.model_fields if name != "use")
+"""Keys of `[train]` that are now keys of `[train.optimizer]`."""
+ONLY_MUON = tuple(name for name in MOVED if name not in OptimizerOptions.model_fields)
+
+
+def move_keys(table: dict[str, Any]) -> list[str]:
+    """Move the keys of an earlier version to where they are now; return their names.
+
+    A key that is in the new place, too, stays: the check of the recipe then refuses it.
+    """
+    train = table.get("train")
+    optimizer = train.get("optimizer", {}) if isinstance(train, dict) else None
+    if not isinstance(train, dict) or not isinstance(optimizer, dict | str):
+        return []
+    named = isinstance(optimizer, str)
+    new = {"use": optimizer} if isinstance(optimizer, str) else dict(optimizer)
+    moved = [key for key in MOVED if key in train and key not in new]
+    new |= {key: train.pop(key) for key in moved}
+    if named or moved:
+        train["optimizer"] = new
+    return ["optimizer", *moved] if named else moved
+
+
+def move_parts(parts: list[str], value: Any) -> list[str]:
+    """The parts of an override's key, after a move to where the option is now."""
+    match parts:
+        case ["train", "optimizer"] if isinstance(value, str):
+            return [*parts, "use"]
+        case ["train", key] if key in MOVED:
+            return ["train", "optimizer", key]
+    return parts
+
+
+def drop_unused(table: dict[str, Any], moved: Collection[str]) -> None:
+    """Drop moved options of Muon if the optimizer is AdamW.
+
+    They had no effect, and the complete recipes of earlier versions contain them.
+    """
+    train = table.get("train")
+    optimizer = train.get("optimizer") if isinstance(train, dict) else None
+    if isinstance(optimizer, dict) and optimizer.get("use", "adamw") == "adamw":
+        for key in set(ONLY_MUON).intersection(moved):
+            optimizer.pop(key, None)
+
+
+def table_line(optimizer: dict[str, Any]) -> str:
+    """The table `[train.optimizer]` in one line, for a hint."""
+    pairs = (tomli_w.dumps({key: value}).strip() for key, value in optimizer.items())
+    text = ", ".join(re.sub(r"\s+", " ", pair) for pair in pairs)
+    return f"[train.optimizer] {text}".replace("[ ", "[").replace(", ]", "]")

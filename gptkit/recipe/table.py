@@ -1,0 +1,107 @@
+"""A recipe's TOML and the overrides of `--set` as one table, whose values are not yet checked."""
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gptkit.errors import Problem, RecipeError, UsageError, closest
+from gptkit.recipe import older
+
+Report = Callable[[str], None]
+"""Shows the user a line of text."""
+SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
+
+
+def read_table(
+    path: Path, overrides: Iterable[str], report: Report | None = None
+) -> dict[str, Any]:
+    """A recipe's table with the overrides applied, all keys as this version names them.
+
+    Args:
+        path: a TOML file.
+        overrides: `key=value` texts; later ones win.
+        report: shown a line for keys of earlier versions; None shows nothing.
+
+    Raises:
+        UsageError: the file is missing or an override is malformed.
+        RecipeError: the file is not TOML.
+    """
+    report = report or (lambda line: None)
+    table = _parse(path)
+    moved = older.move_keys(table)
+    if moved:
+        older.drop_unused(table, moved)
+        line = older.table_line(table["train"]["optimizer"])
+        report(f"hint:  {path}: the optimizer's options have a table of their own now: {line}")
+    for override in overrides:
+        moved += _apply(override, table, report)
+    moved += older.move_keys(table)
+    older.drop_unused(table, moved)
+    return table
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = closest(path.name, [p.name for p in path.parent.glob("*.toml")])
+        hint = f'did you mean "{path.parent / near}"?' if near else "give the path of a TOML file"
+        raise UsageError(f"{path}: no such recipe", hint=hint) from None
+    except (OSError, UnicodeDecodeError) as error:
+        fault = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read: {fault}", hint="name a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(str(path), [Problem("", f"not valid TOML: {error}")]) from None
+
+
+def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:
+    """Set one `key=value` in the table; a callback is addressed by name or by position.
+
+    Returns:
+        The key, if it is one of an earlier version.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", key):
+        raise UsageError(f"--set {override}: not of the form key=value", hint=SET_HINT)
+    value = _value(text)
+    written = re.findall(r"[\w-]+", key)
+    *parents, last = older.move_parts(written, value)
+    node: Any = table
+    for part in parents:
+        node = _descend(node, part, override)
+    if not isinstance(node, dict):
+        raise UsageError(f"--set {override}: {key} is not an option", hint=SET_HINT)
+    node[last] = value
+    if [*parents, last] == written:
+        return []
+    report(f"hint:  --set {override} is now written --set {'.'.join([*parents, last])}={text}")
+    return [last]
+
+
+def _value(text: str) -> Any:
+    """The value of `text` as TOML; what is not TOML is a string."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _descend(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    if isinstance(node, list):
+        if part.isdigit() and int(part) < len(node):
+            return node[int(part)]
+        named = [item for item in node if isinstance(item, dict) and item.get("use") == part]
+        if len(named) == 1:
+            return named[0]
+        uses = ", ".join(str(i.get("use")) for i in node if isinstance(i, dict)) or "none"
+        fault = "appears twice; address it by position" if named else "is not in the recipe"
+        raise UsageError(
+            f'--set {override}: "{part}" {fault}', hint=f"callbacks in the recipe: {uses}"
+        )
+    raise UsageError(f"--set {override}: no table named {part}", hint=SET_HINT)
