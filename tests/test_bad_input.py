@@ -270,10 +270,10 @@ def test_a_checkpoint_whose_codec_is_not_installed(
 
 def test_a_run_folder_without_checkpoints(refused: Callable[..., str], trained: Path) -> None:
     shutil.rmtree(trained / "checkpoints")
-    for command in ("sample", "eval", "resume"):
+    for command in ("sample", "eval", "export"):
         error = refused(command, "r", exit_code=1)
         assert "error: r: has no checkpoints" in error
-        assert "hint:  train it from the start: gptkit train r/recipe.toml" in error
+        assert "hint:  start it: gptkit resume r" in error
 
 
 def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def test_train_prints_its_folder_on_stdout_and_progress_on_stderr(
         "recipe.toml", "environment.json", "metrics.jsonl", "samples", "checkpoints"
     }  # fmt: skip
     assert tomllib.loads((run / "recipe.toml").read_text())["train"]["steps"] == 2
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["best", "last", "step-00000002"]
 
 
 def test_a_mistake_is_two_lines_on_stderr_and_exit_code_2(
@@ -133,7 +134,7 @@ def test_divergence_is_exit_code_3(cli: Command, tiny_recipe: TinyRecipe, tmp_pa
     kept = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
     step = int(re.findall(r"step (\d)", result.stderr)[-1])
     assert kept[-1] == f"step-{step - 1:08d}"
-    assert not [name for name in kept if not name.startswith("step-")]
+    assert not [name for name in kept if not name.startswith("step-") and name != "last"]
 
 
 # check

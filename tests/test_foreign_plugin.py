@@ -187,7 +187,7 @@ def test_a_foreign_distribution_is_installed_and_used(
     assert trained.returncode == 0, trained.stderr
     environment = json.loads((tmp_path / "r" / "environment.json").read_text())
     assert "acorn-dice 3.1" in str(environment["plugins"])
-    steps = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
+    steps = sorted(path.name for path in (tmp_path / "r" / "checkpoints").glob("step-*"))
     assert "step-00000020" <= steps[-1] < "step-00002000"  # stopped early
     state = json.loads((tmp_path / "r" / "checkpoints" / steps[-1] / "state.json").read_text())
     assert state["val_loss"] < 0.2

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gptkit.cli import plugins, runs
+from gptkit.cli import completion, plugins, runs
 from gptkit.cli.commands import Commands
 from gptkit.cli.options import (
     CheckpointOption,
@@ -16,6 +16,7 @@ from gptkit.cli.options import (
     RunArgument,
     SetOption,
 )
+from gptkit.errors import UsageError
 from gptkit.training import torchrun
 
 app = typer.Typer(
@@ -49,19 +50,35 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="The run folder; by default a new one in runs/."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with the weights of this run.",
+            autocompletion=completion.run_folders,
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = "last",
 ) -> None:
     """Train a recipe from the start into a new run folder; prints the folder."""
     from gptkit.runs import train
 
-    _print_folder(train.train(recipe, overrides, out=out, report=_report).path)
+    if checkpoint != "last" and start is None:
+        raise UsageError("--checkpoint chooses one of another run", hint="add --from RUN")
+    run = train.train(recipe, overrides, out=out, start=start, which=checkpoint, report=_report)
+    _print_folder(run.path)
 
 
 @app.command()
-def resume(run_folder: RunArgument = None) -> None:
-    """Continue a run from its newest checkpoint, exactly; prints the folder."""
+def resume(run_folder: RunArgument = None, overrides: SetOption = []) -> None:  # noqa: B006
+    """Continue a run from its newest checkpoint, exactly; prints the folder.
+
+    --set changes fields from here on, such as train.steps, and rewrites the run's recipe.
+    """
     from gptkit.runs import train
 
-    _print_folder(train.resume(run_folder, report=_report).path)
+    _print_folder(train.resume(run_folder, overrides, report=_report).path)
 
 
 @app.command()

@@ -7,12 +7,15 @@ checkpoints/step-00001000/
   state.json              everything else, with the sha256 of the files above
   state.json.sha256       its own digest
 
+Beside the step folders, the links `last` and `best` point to two of them.
+
 Listing and describing step folders imports no torch; reading and writing tensors does.
 """
 
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -190,6 +193,19 @@ def prune(folder: Path, keep: int) -> None:
                 shutil.rmtree(stale)
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be deleted: {error.strerror}") from error
+
+
+def link(folder: Path) -> None:
+    """Point the links `last` and `best` to their step folders, where the system has links."""
+    for name, target in (("last", step_folders(folder)[-1:]), ("best", [best(folder)])):
+        new = folder / f".{name}.tmp"
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+            if target and target[0]:
+                new.symlink_to(target[0].name, target_is_directory=True)
+                new.replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:

@@ -51,7 +51,7 @@ class RunFolder:
         if not folders:
             raise RunError(
                 f"{self.path}: has no checkpoints",
-                hint=f"train it from the start: gptkit train {quote(self.recipe)}",
+                hint=f"start it: gptkit resume {quote(self.path)}",
             )
         found: Path | None
         if which == "last":
@@ -110,13 +110,13 @@ def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
         try:
             yield run
         finally:
-            if not run.recipe.exists():
+            if _is_unused(run.path):
                 shutil.rmtree(run.path, ignore_errors=True)
 
 
 def check_unused(path: Path) -> None:
     """Raise a UsageError if `path` cannot become a new run folder because something is there."""
-    if not path.exists() or (path.is_dir() and all(p.name == ".lock" for p in path.iterdir())):
+    if _is_unused(path):
         return
     is_run = (path / "recipe.toml").exists()
     resume = f"continue it: gptkit resume {quote(path)}; or " if is_run else ""
@@ -156,6 +156,16 @@ def list_runs(root: Path = RUNS) -> list[RunFolder]:
     """All run folders under `root`, oldest first."""
     found = [path.parent for path in root.glob("*/recipe.toml")]
     return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "recipe.toml").stat().st_mtime)]
+
+
+def _is_unused(path: Path) -> bool:
+    """Whether a path holds nothing but what a run writes before its recipe."""
+    if not path.exists():
+        return True
+    if not path.is_dir():
+        return False
+    names = {p.name for p in path.iterdir() if not (p.name.startswith(".") and p.suffix == ".tmp")}
+    return not names or (".lock" in names and names <= {".lock", "environment.json"})
 
 
 def _make_new_name(recipe: Path) -> Path:

@@ -4,12 +4,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gptkit import __version__
 from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
-from gptkit.files import remove_temporaries, write_atomically, write_json, writing
+from gptkit.files import remove_temporaries, write_json
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, registry
@@ -17,9 +18,11 @@ from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.recipe import Recipe
 from gptkit.recipe.registry import CodecRecord
-from gptkit.runs import checkpoint, environment, run_folder, signals
+from gptkit.runs import changes, checkpoint, environment, origin, run_folder, signals
+from gptkit.runs.changes import Overrides
 from gptkit.runs.checkpoint import State
 from gptkit.runs.loaded import check_same_data
+from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
 from gptkit.training import distributed
 from gptkit.training.device import RunDevice, resolve_device
@@ -32,11 +35,25 @@ Report = Callable[[str], None]
 
 
 def train(
-    recipe_path: Path, overrides: Sequence[str] = (), *, out: Path | None = None, report: Report
+    recipe_path: Path,
+    overrides: Overrides = (),
+    *,
+    out: Path | None = None,
+    start: Path | None = None,
+    which: str = "last",
+    report: Report,
 ) -> RunFolder:
     """Train a recipe from the start into a new run folder.
 
     Recipe, plugins, data and model are checked first; if one is wrong, no folder remains.
+
+    Args:
+        recipe_path: a TOML file.
+        overrides: fields to change.
+        out: the run folder; None makes a new one below `runs/`.
+        start: a run whose weights to begin with; None begins with random ones.
+        which: of its checkpoints, "last", "best" or a step's number.
+        report: shows a line of text.
 
     Raises:
         GptkitError: what went wrong, in the user's words.
@@ -46,26 +63,37 @@ def train(
         report = _on_rank_0(report, ranks)
         if previous := _previous_run(ranks, out):
             return _continue(previous, ranks, report=report)
-        plugins = build.build(build.read(recipe_path, overrides, report=report))
+        texts = changes.texts(overrides)
+        plugins = build.build(build.read(recipe_path, texts, report=report))
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             run_folder.check_unused(out)  # before the data, which may take long
+        begin = origin.find(start, which) if start else None
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.dataset.load)
         with _claim(out, recipe_path, ranks) as run:
-            trainer = build_trainer(plugins, data, run=run, run_device=run_device, ranks=ranks)
+            trainer = build_trainer(
+                plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
+            )
             if ranks.first:
                 about = environment.describe(plugins, data, run_device, ranks)
-                write_json(run.environment, about)
-                with writing(run.recipe):
-                    write_atomically(run.recipe, plugins.recipe.to_toml().encode())
-            report(_summary(trainer, run))
+                came_from = {"from": begin.record()} if begin else {}
+                write_json(run.environment, about | came_from)
+                changes.write_recipe(run, plugins.recipe)
+            report(_summary(trainer, run) + (f", from {begin}" if begin else ""))
             _fit(trainer, run)
     return run
 
 
-def resume(path: Path | None, *, report: Report) -> RunFolder:
+def resume(path: Path | None, overrides: Overrides = (), *, report: Report) -> RunFolder:
     """Continue a run from its newest intact checkpoint, as if it had never stopped.
+
+    A run that has no checkpoint yet is started from its recipe.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        overrides: fields to change from now on; the run's recipe is rewritten with them.
+        report: shows a line of text.
 
     Raises:
         GptkitError: what went wrong, in the user's words.
@@ -74,9 +102,8 @@ def resume(path: Path | None, *, report: Report) -> RunFolder:
     with distributed.join() as ranks:
         found = str(run_folder.open_run(path).path) if ranks.first else ""
         run = RunFolder(Path(ranks.broadcast(found)))
-        if ranks.first:
-            run.step_folder("last")  # raises if there is none
-        return _continue(run, ranks, report=_on_rank_0(report, ranks))
+        report = _on_rank_0(report, ranks)
+        return _continue(run, ranks, overrides=changes.texts(overrides), report=report)
 
 
 def build_trainer(
@@ -86,6 +113,7 @@ def build_trainer(
     run: RunFolder | None = None,
     run_device: RunDevice | None = None,
     ranks: Ranks = ALONE,
+    begin: Origin | None = None,
 ) -> Trainer:
     """A trainer with a new model, set up as the recipe says.
 
@@ -95,9 +123,15 @@ def build_trainer(
         run: where checkpoints go; None writes none.
         run_device: where to train; None takes what the recipe asks for.
         ranks: the processes that train together.
+        begin: the weights to begin with; None begins with random ones.
+
+    Raises:
+        UsageError: the weights do not fit.
     """
     options = plugins.recipe.train
     model = _new_model(plugins.recipe, data)
+    if begin:
+        begin.give(model, data.codec)
     save = (
         None
         if run is None
@@ -150,6 +184,7 @@ def saver(
         )
         checkpoint.save(folder, state, snapshot.tensors)
         checkpoint.prune(folder, keep)
+        checkpoint.link(folder)
 
     return save
 
@@ -178,24 +213,48 @@ def _new_model(recipe: Recipe, data: Data) -> GPT:
     return GPT(config, recompute=recipe.train.recompute)
 
 
-def _continue(run: RunFolder, ranks: Ranks, *, report: Report) -> RunFolder:
+def _continue(
+    run: RunFolder, ranks: Ranks, *, overrides: Sequence[str] = (), report: Report
+) -> RunFolder:
     """Continue a run; from its start if it has no checkpoint yet."""
     with run.lock() if ranks.first else nullcontext():
         saved = _newest_snapshot(run, ranks, report)
-        plugins = build.build(build.read(run.recipe))
+        plugins, changed = _reread(run, overrides)
         step = saved.step if saved else 0
         if step >= plugins.recipe.train.steps:
             report(f"{run.path}: complete at step {step}")
+            longer = f"gptkit resume {run_folder.quote(run.path)} --set train.steps={2 * step}"
+            report(f"hint:  train longer: {longer}")
             return run
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.dataset.load)
         check_same_data(run, data)
-        trainer = build_trainer(plugins, data, run=run, run_device=run_device, ranks=ranks)
+        begin = None if saved else origin.find_again(run)
+        trainer = build_trainer(
+            plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
+        )
         if saved:
             trainer.load(saved)
-        report(f"{_summary(trainer, run)}, from step {step}")
+        if ranks.first:
+            changes.write(run, plugins.recipe, changed, step=step)
+        ranks.barrier()
+        if "train.batch_size" in changes.since(run, step):
+            trainer.state.batch_size = plugins.recipe.train.batch_size
+        where = f"from step {step}" if saved else "which has no checkpoint yet, from its start"
+        report(f"{_summary(trainer, run)}, {where}")
         _fit(trainer, run)
     return run
+
+
+def _reread(run: RunFolder, overrides: Sequence[str]) -> tuple[Plugins, dict[str, Any]]:
+    """The plugins of a run's recipe with overrides, and the fields that these change."""
+    plugins = build.build(build.read(run.recipe))
+    if not overrides:
+        return plugins, {}
+    wanted = build.build(build.read(run.recipe, overrides))
+    changed = changes.between(plugins.recipe, wanted.recipe)
+    changes.check(run, changed, overrides)
+    return wanted, changed
 
 
 def _fit(trainer: Trainer, run: RunFolder) -> None:

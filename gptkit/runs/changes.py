@@ -1,0 +1,118 @@
+"""What a resumed run may change in its recipe, and how that is written down."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from gptkit.errors import UsageError
+from gptkit.files import write_atomically, write_json, writing
+from gptkit.recipe.recipe import Recipe
+from gptkit.runs.run_folder import RunFolder
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Fields of a recipe to change: `key=value` texts as for `--set`, or values by key."""
+
+KEEPS_SHAPE = "model.dropout"
+"""The only field of [model] with which the weights of another run still fit."""
+
+
+def texts(overrides: Overrides) -> list[str]:
+    """Overrides as `key=value` texts.
+
+    Raises:
+        UsageError: a value has no form in TOML, or is a table.
+    """
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={_toml(key, value)}" for key, value in overrides.items()]
+
+
+def between(before: Recipe, after: Recipe) -> dict[str, Any]:
+    """The fields in which recipes differ, with the values of the second; None where it has none."""
+    old, new = before.flat(), after.flat()
+    keys = dict.fromkeys([*old, *new])
+    return {key: new.get(key) for key in keys if old.get(key) != new.get(key)}
+
+
+def check(run: RunFolder, changes: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise a UsageError if a resumed run cannot change one of these fields.
+
+    Args:
+        run: what is resumed.
+        changes: the fields.
+        overrides: how they were set, for the hint.
+    """
+    fixed = [key for key in changes if not _may_change(key)]
+    if not fixed:
+        return
+    words = ["gptkit", "train", str(run.recipe)]
+    if not any(key.startswith("model.") and key != KEEPS_SHAPE for key in fixed):
+        words += ["--from", str(run.path)]
+    for override in overrides:
+        words += ["--set", override]
+    raise UsageError(
+        f"{run.path}: a resumed run keeps its {', '.join(fixed)}",
+        hint=f"start another run: {shlex.join(words)}",
+    )
+
+
+def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Any], *, step: int) -> None:
+    """Replace the run's recipe, and note in environment.json what changed at which step.
+
+    Raises:
+        RunError: the folder is not writable, or the disk is full.
+    """
+    if not changes:
+        return
+    write_recipe(run, recipe)
+    about = run.read_environment()
+    noted = [*_noted(about), {"step": step, "set": dict(changes)}]
+    write_json(run.environment, about | {"changes": noted})
+
+
+def write_recipe(run: RunFolder, recipe: Recipe) -> None:
+    """Write the run's complete recipe atomically.
+
+    Raises:
+        RunError: the folder is not writable, or the disk is full.
+    """
+    with writing(run.recipe):
+        write_atomically(run.recipe, recipe.to_toml().encode())
+
+
+def since(run: RunFolder, step: int) -> set[str]:
+    """The fields that were changed at this step or later, so that no checkpoint has them yet."""
+    return {
+        key
+        for noted in _noted(run.read_environment())
+        if noted["step"] >= step
+        for key in noted["set"]
+    }
+
+
+def _noted(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = about.get("changes", [])
+    return found if isinstance(found, list) else []
+
+
+def _may_change(key: str) -> bool:
+    table, _, rest = key.partition(".")
+    return (
+        key == "dataset.path"
+        or table == "callbacks"
+        or (table == "train" and not rest.startswith("optimizer"))
+    )
+
+
+def _toml(key: str, value: Any) -> str:
+    value = str(value) if isinstance(value, Path) else value
+    try:
+        text = tomli_w.dumps({"value": value})
+    except TypeError as error:
+        raise UsageError(f"{key}: {error}", hint="text, a number, true, false, or a list") from None
+    if not text.startswith("value = "):
+        raise UsageError(f"{key}: is a table", hint=f'set its fields, such as "{key}.NAME"')
+    return text.removeprefix("value = ").strip()

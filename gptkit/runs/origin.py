@@ -1,0 +1,115 @@
+"""A run that begins with another run's weights: where they come from, and whether they fit."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptkit.codec import Codec
+from gptkit.errors import CheckpointError, RunError, UsageError
+from gptkit.model.gpt import GPT
+from gptkit.recipe import registry
+from gptkit.recipe.options import GPTConfig
+from gptkit.runs import checkpoint, run_folder
+from gptkit.runs.checkpoint import State
+from gptkit.runs.run_folder import RunFolder, quote
+
+WITHOUT_WEIGHTS = {"preset", "dropout"}
+"""Fields of a model's description that change no weights."""
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint whose weights a new run begins with."""
+
+    run: Path
+    state: State
+    weights: checkpoint.Tensors
+
+    def __str__(self) -> str:
+        return f"step {self.state.step} of {self.run}"
+
+    def record(self) -> dict[str, Any]:
+        """What environment.json says about it, for `find_again`."""
+        digest = self.state.sha256[WEIGHTS]
+        return {"run": str(self.run.resolve()), "step": self.state.step, "sha256": digest}
+
+    def give(self, model: GPT, codec: Codec) -> None:
+        """Load the weights into a new model.
+
+        Raises:
+            UsageError: the model has another shape, or the data set another codec.
+        """
+        faults = list(_codec_faults(self.state, codec) or _shape_faults(self.state, model.config))
+        if faults:
+            raise UsageError(
+                "\n".join(f"--from {self.run}: {fault}" for fault in faults),
+                hint="make the recipe's like the run's, or train without --from",
+            )
+        model.load_weights(self.weights)
+
+
+def find(path: Path, which: str = "last") -> Origin:
+    """Read a run's checkpoint: "last", "best" or a step's number.
+
+    Raises:
+        GptkitError: there is none, or it is damaged.
+    """
+    run = run_folder.open_run(path)
+    step_folder = run.step_folder(which)
+    state = checkpoint.load_state(step_folder)
+    return Origin(run.path, state, checkpoint.load_tensors(step_folder, state))
+
+
+def find_again(run: RunFolder) -> Origin | None:
+    """The origin that a run's environment.json names, if it names one.
+
+    Raises:
+        RunError: it is gone.
+    """
+    record = run.read_environment().get("from")
+    if not isinstance(record, dict):
+        return None
+    try:
+        found = find(Path(record["run"]), str(record["step"]))
+        if found.state.sha256[WEIGHTS] == record["sha256"]:
+            return found
+    except (CheckpointError, RunError, UsageError):
+        pass
+    raise RunError(
+        f"{run.path}: the weights that it began with, step {record['step']} of {record['run']}, "
+        "are gone",
+        hint=f"begin with others: gptkit train {quote(run.recipe)} --from RUN",
+    )
+
+
+def _codec_faults(state: State, codec: Codec) -> list[str]:
+    theirs, ours = state.codec, registry.record_codec(codec)
+    if theirs.name != ours.name:
+        return [f'its codec is "{theirs.name}", the recipe\'s data set has "{ours.name}"']
+    return list(_differences(theirs.options, ours.options, f"codec ({ours.name})."))
+
+
+def _shape_faults(state: State, config: GPTConfig) -> list[str]:
+    theirs, ours = state.config.model_dump(), config.model_dump()
+    equal = set(WITHOUT_WEIGHTS)
+    if config.position == "rotary":  # no weights, and any context
+        equal.add("block_size")
+    if state.config.kv_heads == config.kv_heads:
+        equal.add("n_kv_head")
+    if state.config.inner_size == config.inner_size:
+        equal.add("n_inner")
+    return list(_differences(theirs, ours | {key: theirs[key] for key in equal}, ""))
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str) -> Iterator[str]:
+    for key in dict.fromkeys([*theirs, *ours]):
+        its, own = theirs.get(key), ours.get(key)
+        if its != own:
+            yield f"its {place}{key} is {_short(its)}, the recipe's {_short(own)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
