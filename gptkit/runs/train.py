@@ -219,7 +219,7 @@ def _continue(
     """Continue a run; from its start if it has no checkpoint yet."""
     with run.lock() if ranks.first else nullcontext():
         saved = _newest_snapshot(run, ranks, report)
-        plugins, changed = _reread(run, overrides)
+        plugins, changed = _reread(run, overrides, report)
         step = saved.step if saved else 0
         if step >= plugins.recipe.train.steps:
             report(f"{run.path}: complete at step {step}")
@@ -246,12 +246,14 @@ def _continue(
     return run
 
 
-def _reread(run: RunFolder, overrides: Sequence[str]) -> tuple[Plugins, dict[str, Any]]:
+def _reread(
+    run: RunFolder, overrides: Sequence[str], report: Report
+) -> tuple[Plugins, dict[str, Any]]:
     """The plugins of a run's recipe with overrides, and the fields that these change."""
     plugins = build.build(build.read(run.recipe))
     if not overrides:
         return plugins, {}
-    wanted = build.build(build.read(run.recipe, overrides))
+    wanted = build.build(build.read(run.recipe, overrides, report=report))
     changed = changes.between(plugins.recipe, wanted.recipe)
     changes.check(run, changed, overrides)
     return wanted, changed
