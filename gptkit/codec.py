@@ -6,7 +6,7 @@ point in the group `gptkit.codecs`, so sampling never opens the training data.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -95,23 +95,6 @@ class Codec(BaseModel, ABC):
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The file contents that `tokens` stand for, in the format that `suffix` names."""
-
-    @property
-    def lossless(self) -> bool | None:
-        """Whether every token is one dimension of the data; None if there are no dimensions."""
-        return None
-
-    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
-        """Several samples in one file of the same format; a line of dashes separates texts."""
-        return b"\n----------\n".join(self.decode(sample) for sample in samples)
-
-    def legend(self) -> dict[str, Any] | None:
-        """What the token ids stand for, as JSON, for programs that do not have this codec."""
-        return None
-
-    def preview(self, contents: bytes, *, width: int) -> str | None:
-        """The result of `decode` or `sheet` as text for a terminal of `width` columns."""
-        return None
 
 
 class TextCodec(Codec):

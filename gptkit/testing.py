@@ -6,8 +6,6 @@ def test_contract(tmp_path):
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -17,8 +15,20 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptkit.codec import CONTRACT, Codec, TextCodec, declared_contract
+from gptkit.codec import TextCodec
+from gptkit.codec_contract import check_codec, check_contract
 from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Plugin, Split, TrainState
+
+__all__ = [
+    "LetterCodec",
+    "check_callback",
+    "check_codec",
+    "check_dataset",
+    "check_options",
+    "check_split",
+    "drive",
+    "make_state",
+]
 
 
 class LetterCodec(TextCodec):
@@ -84,7 +94,7 @@ def check_options(plugin: Plugin) -> None:
     """Assert that a plugin and its options are documented, and the options frozen and strict."""
     kind = type(plugin)
     assert (kind.__doc__ or "").strip(), f"{kind.__name__} needs a docstring"
-    _check_contract(kind)
+    check_contract(kind)
     for name, field in kind.model_fields.items():
         assert field.description, f"{kind.__name__}.{name} needs a sentence below it"
         value = getattr(plugin, name)
@@ -150,29 +160,6 @@ def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:
         assert int(part.max()) < vocab_size
     assert torch.equal(x[0], x[2]), "the same number must give the same window"
     assert torch.equal(split[indices[1:2]][0][0], x[1]), "a window must not depend on its batch"
-
-
-def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -> None:
-    """Assert that a codec is plain data, imports no torch and reads the prompts."""
-    assert type(codec).model_validate_json(codec.model_dump_json()) == codec
-    assert codec.suffix.startswith(".")
-    for prompt in ("", *prompts):
-        tokens = codec.encode(prompt)
-        assert tokens, "a prompt has at least one token"
-        assert all(0 <= token < vocab_size for token in tokens)
-        assert isinstance(codec.decode(tokens), bytes)
-    program = f"import sys, {type(codec).__module__}; print('torch' in sys.modules)"
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    assert "True" not in result.stdout, f"{type(codec).__module__} must not import torch"
-    _check_contract(type(codec))
-
-
-def _check_contract(kind: type) -> None:
-    declared = declared_contract(kind)
-    assert declared == CONTRACT, (
-        f"{kind.__name__} needs contract = {CONTRACT}, not {declared}: write it in the class"
-    )
 
 
 def _check_quiet(callback: Callback) -> None:

@@ -37,24 +37,24 @@ FILES = {
     "acorn_dice/codec.py": '''
         """Faces of dice as tokens; sampling needs only this."""
 
-        from gptkit.codec import Codec, PromptError
+        from gptkit.codec import PromptError, TextCodec
 
 
-        class DiceCodec(Codec):
+        class DiceCodec(TextCodec):
             """A token per face, written as digits."""
 
             contract = 1
-            suffix = ".txt"
             faces: int
+
+            @property
+            def token_bytes(self):
+                return [b"%d" % (face + 1) for face in range(self.faces)]
 
             def encode(self, prompt):
                 wrong = [c for c in prompt if not (c.isdigit() and 1 <= int(c) <= self.faces)]
                 if wrong:
                     raise PromptError(f"prompt: no die shows {wrong}", hint="use digits")
                 return [int(c) - 1 for c in prompt] or [0]
-
-            def decode(self, tokens):
-                return "".join(str(token + 1) for token in tokens).encode()
     ''',
     "acorn_dice/dataset.py": '''
         """Throws of dice, each one more than the last."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict, PrivateAttr
 from torch import Tensor
 
-from gptkit.codec import Codec
+from gptkit.codec import Codec, ImageCodec
 from gptkit.plugin import IGNORE, Callback, Data, Dataset, Split, TrainState
 from gptkit.testing import (
     LetterCodec,
@@ -22,20 +22,20 @@ from gptkit.testing import (
     make_state,
 )
 
-CODEC = '''from gptkit.codec import Codec
+CODEC = '''from gptkit.codec import TextCodec
 {imports}
 
-class Numbers(Codec):
+class Numbers(TextCodec):
     """Digits as tokens."""
 
     contract = 1
-    suffix = ".txt"
+
+    @property
+    def token_bytes(self):
+        return [b"%d" % digit for digit in range(10)]
 
     def encode(self, prompt: str) -> list[int]:
         return [int(digit) for digit in prompt or "0"]
-
-    def decode(self, tokens) -> bytes:
-        return "".join(map(str, tokens)).encode()
 '''
 
 
@@ -46,9 +46,18 @@ def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Codec:
 
 
 def install_codec(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, imports: str = ""
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    *,
+    imports: str = "",
+    announced: bool = True,
 ) -> Codec:
     (folder / f"{name}.py").write_text(CODEC.format(imports=imports))
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    if announced:
+        (info / "entry_points.txt").write_text(f"[gptkit.codecs]\n{name} = {name}:Numbers\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.delitem(sys.modules, name, raising=False)
@@ -427,49 +436,108 @@ def test_a_prompt_that_the_codec_cannot_read_fails(numbers: Codec) -> None:
         check_codec(numbers, prompts=["9"], vocab_size=9)
 
 
-def test_a_codec_that_imports_torch_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: Codec
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"imports": "import torch"}, "plugin_wrong must not import torch"),
+        ({"imports": "print('hello')"}, "plugin_wrong must not print when it is imported: hello"),
+        ({"announced": False}, 'announce Numbers: .* NAME = "plugin_wrong:Numbers"'),
+    ],
+)
+def test_a_codec_in_a_bad_module_fails(
+    options: dict[str, Any], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_codec(numbers, vocab_size=10)
-    heavy = install_codec(tmp_path, monkeypatch, "plugin_heavy", imports="import torch")
-    with pytest.raises(AssertionError, match="plugin_heavy must not import torch"):
-        check_codec(heavy, vocab_size=10)
+    wrong = install_codec(tmp_path, monkeypatch, "plugin_wrong", **options)
+    with pytest.raises(AssertionError, match=fault):
+        check_codec(wrong, vocab_size=10)
 
 
-class Wordless(LetterCodec):
+LETTERS = LetterCodec()
+
+
+def wrong(kind: type[Codec] = LetterCodec, **attributes: Any) -> Codec:
+    """A codec of which these properties and methods are wrong."""
+    replaced = {
+        name: staticmethod(value) if callable(value) else property(lambda self, value=value: value)
+        for name, value in attributes.items()
+    }
+    made: Codec = type("Wrong", (kind,), {"__module__": __name__, "contract": 1, **replaced})()
+    return made
+
+
+class Flag(ImageCodec):
+    """An image of four pixels."""
+
+    contract = 1
+
+    @property
+    def width(self) -> int:
+        return 2
+
+    @property
+    def height(self) -> int:
+        return 2
+
+    @property
+    def colors(self) -> list[tuple[int, int, int]]:
+        return [(0, 0, 0), (255, 255, 255)]
+
     def encode(self, prompt: str) -> list[int]:
-        return [ord(letter) - ord("a") for letter in prompt]
+        return [2]
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        return bytes(tokens)
+
+    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
+        return b"".join(map(bytes, samples))
 
 
 class Suffixless(LetterCodec):
+    contract = 1
     suffix = "txt"
 
 
-class Textual(LetterCodec):
-    def decode(self, tokens: Sequence[int]) -> bytes:
-        return "abc"  # type: ignore[return-value]
-
-
 class Forgetting(LetterCodec):
+    contract = 1
     letters: Any = "abc"
-
-    def model_dump_json(self, **options: Any) -> str:
-        return "{}"
 
 
 @pytest.mark.parametrize(
     ("codec", "fault"),
     [
-        (Wordless(), "a prompt has at least one token"),
-        (Suffixless(), ""),
-        (Textual(), ""),
-        (Forgetting(letters="xyz"), ""),
+        (LETTERS, "must announce LetterCodec"),
+        (Suffixless(), 'Suffixless.suffix must begin with a dot: "txt"'),
+        (Forgetting(letters={1: 2}), "Forgetting must survive JSON"),
+        (Forgetting(letters=float("nan")), "Forgetting must survive JSON"),
+        (wrong(encode=lambda prompt: []), r"starts must have at least one token each"),
+        (wrong(encode=lambda prompt: [], starts=[[0]]), r"encode\(''\) must give at least one"),
+        (wrong(encode=lambda prompt: [26]), "starts must hold ids below 26, got 26"),
+        (wrong(encode=lambda prompt: [-1]), "must hold ids below 26, got -1"),
+        (wrong(encode=lambda prompt: [1.0]), "must hold Python's integers, got <class 'float'>"),
+        (wrong(encode=lambda prompt: "a"), "must be a list of ids, got <class 'str'>"),
+        (wrong(starts=[]), "starts must hold at least one start"),
+        (wrong(starts=[[1], [1, 2]]), "starts must have the same number of tokens"),
+        (wrong(stop_tokens=[1]), "stop_tokens must be a tuple"),
+        (wrong(stop_tokens=(26,)), "stop_tokens must hold ids below 26, got 26"),
+        (wrong(length=1), "length must be more than the tokens of a start"),
+        (wrong(decode=lambda tokens: "abc"), "decode must return bytes"),
+        (wrong(decode=lambda tokens: b"abc"), r"decode\(\[0\]\) must be token_bytes\[0\]"),
+        (wrong(decode=lambda tokens: LETTERS.decode(tokens)[:1]), "decode must join token_bytes"),
+        (wrong(token_bytes=[b"a"]), "token_bytes must have an item for every id: 26, not 1"),
+        (wrong(token_bytes=["a"] * 26, decode=lambda tokens: b""), r"must be bytes, got 'a'"),
+        (wrong(tokenizer_json=lambda: "[]"), "tokenizer_json must be the text of a tokenizer.json"),
+        (wrong(Flag, width=0), "length must be more than the tokens of a start"),
+        (wrong(Flag, colors=[(0, 0, 300)] * 2), "colors must be 0 to 255"),
+        (wrong(Flag, colors=[(0, 0)] * 2), "colors must be red, green and blue"),
+        (wrong(Flag, starts=[[2], [3]]), "starts must be one per class"),
+        (wrong(Flag, sheet=lambda samples: "x"), "sheet must return bytes"),
+        (wrong(Flag, preview=lambda contents, *, width: 1), "preview must be text or None"),
+        (wrong(Flag), "must announce Wrong"),
     ],
 )
 def test_a_bad_codec_fails(codec: Codec, fault: str) -> None:
-    with pytest.raises(AssertionError, match=fault or None) as caught:
+    with pytest.raises(AssertionError, match=fault):
         check_codec(codec, vocab_size=26)
-    assert "torch" not in str(caught.value)
 
 
 def test_the_letter_codec_writes_what_it_reads() -> None:

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from gptkit.analysis.classification import classify
-from gptkit.runs.loaded import LoadedModel, load_run
+from gptkit.codec import TextCodec
+from gptkit.data.order import walk
+from gptkit.data.split import IGNORE
+from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
 from gptkit.training.evaluate import Evaluation, evaluate
 
 
@@ -16,6 +21,8 @@ class RunEvaluation:
     result: Evaluation
     accuracy: float | None
     """From `classify`; None if it was not requested."""
+    bits_per_byte: float | None
+    """The loss of text in bits per byte of UTF-8, comparable between codecs; None for images."""
 
 
 def evaluate_run(
@@ -34,4 +41,15 @@ def evaluate_run(
     result = evaluate(
         run.model.model, run.data.val, run_device=run.run_device, batch_size=run.batch_size
     )
-    return RunEvaluation(run.model, result, accuracy)
+    return RunEvaluation(run.model, result, accuracy, _bits_per_byte(run, result))
+
+
+def _bits_per_byte(run: LoadedRun, result: Evaluation) -> float | None:
+    """All bits divided by the bytes of the tokens that were measured."""
+    codec = run.model.codec
+    if not isinstance(codec, TextCodec):
+        return None
+    sizes = torch.tensor([len(piece) for piece in codec.token_bytes])
+    counted = (y[y != IGNORE] for _, y in walk(run.data.val, run.batch_size))
+    size = sum(int(sizes[ids].sum()) for ids in counted)
+    return result.bits_per_token * result.tokens / size if size else None

@@ -7,7 +7,6 @@ regression on them, its accuracy on the validation split.
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptkit.analysis.classification import labels_of
+from gptkit.codec import ImageCodec
 from gptkit.data.split import Split
 from gptkit.files import write_atomically, write_json, writing
 from gptkit.runs.loaded import LoadedModel, load_run
@@ -137,12 +137,11 @@ def _features(loaded: LoadedModel, split: Split, items: int, batch_size: int) ->
 
 
 def _numbers(loaded: LoadedModel) -> Tensor | None:
-    """The numbers that each token id stands for, in 0 to 1, (V, n); None for text."""
-    legend: dict[str, Any] = loaded.codec.legend() or {}
-    if "width" not in legend:
+    """The numbers that each token id stands for, in 0 to 1, (V, n); None if not images."""
+    codec = loaded.codec
+    if not isinstance(codec, ImageCodec):
         return None
-    colors = legend.get("colors") or [[level] for level in range(256)]
-    return torch.tensor(colors) / 255
+    return torch.tensor(codec.colors or [[level] for level in range(256)]) / 255
 
 
 def _accuracy(x: Tensor, labels: Tensor, x_val: Tensor, labels_val: Tensor) -> float:

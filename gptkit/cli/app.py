@@ -112,6 +112,7 @@ def sample(
 
     RUN may also be an exported model.onnx or bundle, which runs without torch.
     """
+    from gptkit.codec import ImageCodec
     from gptkit.loading import load
     from gptkit.sampling import output
     from gptkit.sampling.rule import SamplingOptions
@@ -122,18 +123,19 @@ def sample(
     if model.provider and device == "auto":
         _report(f"running on {model.provider}")
     codec = None if ids else model.codec
-    if out:
-        output.check_file(out, codec)
+    files = output.sample_files(out, codec, samples) if out else []
     temperature = model.temperature if temperature is None else temperature
     drawn = model.draw(
         SampleRequest(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
         SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         streaming=out is None and sys.stdout.isatty(),
     )
-    if out:
-        contents = output.write_samples(drawn, codec, out)
-        if codec:
-            show.print_image(contents, codec)
+    if files:
+        contents = output.write_samples(drawn, codec, files)
+        if len(files) > 1:
+            _report(f"written: {files[0]} to {files[-1]}")
+        if isinstance(codec, ImageCodec):
+            show.print_image(contents[0], codec)
     elif codec:
         show.stream(drawn, codec, sys.stdout.buffer)
     else:

@@ -1,6 +1,5 @@
 """Model: what was loaded from a checkpoint or from an exported file. Imports no torch."""
 
-import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from gptkit.codec import Codec, TextCodec
 from gptkit.errors import UsageError
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
-from gptkit.sampling.samples import SampleRequest, Samples
+from gptkit.sampling.samples import SampleRequest, Samples, text_of
 
 
 class Model(ABC):
@@ -109,10 +108,11 @@ class Model(ABC):
         """
         request = SampleRequest(prompt, tokens=tokens, samples=samples or 1, keep=keep, label=label)
         drawn = self.draw(request, self._sampling(temperature, top_k, top_p, seed))
-        contents = [self.codec.decode(row) for row in drawn.token_ids()]
-        if isinstance(self.codec, TextCodec):
-            texts = [text.decode(errors="replace") for text in contents]
+        rows, codec = drawn.token_ids(), self.codec
+        if isinstance(codec, TextCodec):
+            texts = [text_of(codec, row) for row in rows]
             return texts[0] if samples is None else texts
+        contents = [codec.decode(row) for row in rows]
         return contents[0] if samples is None else contents
 
     def stream(
@@ -151,7 +151,7 @@ class Model(ABC):
             )
         request = SampleRequest(prompt, tokens=tokens, keep=keep)
         sampling = self._sampling(temperature, top_k, top_p, seed)
-        return _pieces(self.draw(request, sampling, streaming=True), self.codec)
+        return self.draw(request, sampling, streaming=True).pieces(self.codec)
 
     def logprobs(self, text: str) -> Floats:
         """How likely a text is: the logarithm of the probability of each token but the first.
@@ -219,16 +219,6 @@ def windows(count: int, block_size: int) -> Iterator[tuple[int, int, int]]:
         yield start, stop, skip
         start = stop + 1 - restart_length(block_size)
         skip = stop - start
-
-
-def _pieces(samples: Samples, codec: TextCodec) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    yield decoder.decode(codec.decode(samples.starts[0]))
-    for (token,) in samples.stream:
-        if piece := decoder.decode(codec.decode([token])):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest
 
 
 def _log_softmax(logits: Floats, tokens: Ints) -> Floats:

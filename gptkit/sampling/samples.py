@@ -1,15 +1,19 @@
 """Requests for samples, and samples while they are drawn. Imports no torch."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from gptkit.codec import Codec
+from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.errors import PromptError
 from gptkit.sampling.generate import Decoder, generate
 from gptkit.sampling.rule import SamplingOptions
 
 DEFAULT_TEXT_TOKENS = 500
 """Default number of tokens for text."""
+RULE = "\n----------\n"
+"""What is between texts in one file."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,37 @@ class Samples:
         """Draw to the end; the token ids as text, a line for every sample."""
         return "".join(" ".join(map(str, row)) + "\n" for row in self.token_ids()).encode()
 
-    def contents(self, codec: Codec) -> bytes:
-        """Draw all tokens; return one file's contents with all samples, in the codec's format."""
-        return codec.sheet(self.token_ids(), prompt=self.prompt, kept=len(self.starts[0]))
+    def contents(self, codec: Codec) -> list[bytes]:
+        """Draw all tokens; return the contents of files in the codec's format.
+
+        Texts share one file, with a line of dashes between them, and so do images, on a sheet. In
+        any other format every sample is a file of its own.
+        """
+        rows = self.token_ids()
+        match codec:
+            case TextCodec():
+                return [RULE.join(text_of(codec, row) for row in rows).encode()]
+            case ImageCodec():
+                return [codec.sheet(rows, prompt=self.prompt, kept=len(self.starts[0]))]
+            case _:
+                return [codec.decode(row) for row in rows]
+
+    def pieces(self, codec: TextCodec) -> Iterator[str]:
+        """Draw the first sample's text piece by piece: its start, then what each token adds.
+
+        A character appears when its last token is drawn. Joined, the pieces are the whole text.
+        """
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        for tokens in chain(self.starts[:1], (row[:1] for row in self.stream)):
+            if piece := utf8.decode(codec.decode(tokens)):
+                yield piece
+        if rest := utf8.decode(b"", final=True):
+            yield rest
+
+
+def text_of(codec: TextCodec, tokens: Sequence[int]) -> str:
+    """The text of a sample; bytes that are not UTF-8 become U+FFFD."""
+    return codec.decode(tokens).decode(errors="replace")
 
 
 def sample(

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from gptkit.analysis.evaluation import RunEvaluation
 from gptkit.analysis.probes import Probe
+from gptkit.codec import ImageCodec
 from gptkit.show.tables import print_rows
 
 
 def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     """Print what `gptkit eval` measured."""
     result, accuracy, step = found.result, found.accuracy, found.model.state.step
-    lossless = found.model.codec.lossless
+    codec = found.model.codec
+    lossless = codec.lossless if isinstance(codec, ImageCodec) else None
     values = {
         "loss": result.loss,
         "perplexity": result.perplexity,
@@ -21,6 +23,8 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     }
     if lossless:
         values["bits_per_dim"] = result.bits_per_token
+    if found.bits_per_byte is not None:
+        values["bits_per_byte"] = found.bits_per_byte
     if accuracy is not None:
         values["accuracy"] = accuracy
     if as_json:
@@ -33,6 +37,8 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
         print(f"bits per dim    {result.bits_per_token:.4f}")
     elif lossless is False:
         print("bits per dim    not comparable: the codec drops information")
+    if found.bits_per_byte is not None:
+        print(f"bits per byte   {found.bits_per_byte:.4f}")
     print(f"tokens          {result.tokens:,} (the whole validation split)")
     if accuracy is not None:
         print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from gptkit.codec import Codec
+from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.errors import GptkitError, UsageError
 from gptkit.sampling.samples import Samples
 
@@ -15,23 +15,24 @@ def stream(samples: Samples, codec: Codec, file: IO[bytes]) -> None:
     """Write one text while it is drawn, several when they are complete; show images.
 
     Raises:
-        UsageError: `file` cannot show images.
+        UsageError: `file` cannot show samples of this kind.
         GptkitError: `file` cannot be written.
     """
-    if codec.suffix != ".txt":
-        if not _shows_images(file):
+    match codec:
+        case TextCodec() if len(samples.starts) == 1:
+            for piece in samples.pieces(codec):
+                _print(piece.encode(), file)
+            _print(b"\n", file)
+        case TextCodec():
+            (contents,) = samples.contents(codec)
+            _print(contents + b"\n", file)
+        case ImageCodec() if _shows_images(file):
+            _show(samples.contents(codec)[0], codec)
+        case _:
             raise UsageError(f"samples are {codec.suffix} files", hint=f"--out out{codec.suffix}")
-        _show(samples.contents(codec), codec)
-    elif len(samples.starts) > 1:
-        _print(samples.contents(codec) + b"\n", file)
-    else:
-        _print(codec.decode(samples.starts[0]), file)
-        for (token,) in samples.stream:
-            _print(codec.decode([token]), file)
-        _print(b"\n", file)
 
 
-def print_image(contents: bytes, codec: Codec) -> None:
+def print_image(contents: bytes, codec: ImageCodec) -> None:
     """Show the contents of an image file, if standard output is a terminal that can."""
     if _shows_images(sys.stdout):
         _show(contents, codec)
@@ -58,7 +59,7 @@ def _shows_images(file: IO[Any]) -> bool:
     return file.isatty() and Console().color_system == "truecolor"
 
 
-def _show(contents: bytes, codec: Codec) -> None:
+def _show(contents: bytes, codec: ImageCodec) -> None:
     text = codec.preview(contents, width=shutil.get_terminal_size().columns)
     if text:
         print(text)

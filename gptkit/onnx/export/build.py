@@ -6,6 +6,7 @@ from typing import Literal, assert_never
 import onnx_ir as ir
 
 from gptkit import __version__
+from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
 from gptkit.onnx.graphs.scope import OPSET
@@ -48,7 +49,7 @@ def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Met
             length=codec.length,
             temperature=codec.temperature,
             suffix=codec.suffix,
-            legend=codec.legend(),
+            legend=make_legend(codec),
         ),
         dataset=state.dataset,
         step=state.step,

@@ -4,12 +4,16 @@ Formats: transformers' config.json, onnxruntime-genai's genai_config.json (type 
 Hugging Face tokenizers' tokenizer.json.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from gptkit.codec import Codec, TextCodec
+from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
+from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.runtime.decode_session import STEP_FILE
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs.loaded import LoadedModel
@@ -37,9 +41,8 @@ def config_files(loaded: LoadedModel, *, device: str, end_token: int) -> dict[st
             device=device,
         ),
     }
-    symbols = (codec.legend() or {}).get("text")
-    if symbols and all(len(symbol) == 1 for symbol in symbols):
-        files["tokenizer.json"] = tokenizer(symbols)
+    if contents := tokenizer_contents(codec):
+        files["tokenizer.json"] = contents
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
@@ -121,6 +124,29 @@ def genai_config(
             "top_p": 1.0,
         },
     }
+
+
+def tokenizer_contents(codec: Codec) -> dict[str, Any] | None:
+    """The contents of tokenizer.json: the codec's own, or a tokenizer of single characters.
+
+    None if the codec has none and its tokens are not one character each.
+
+    Raises:
+        PluginError: the codec's own is not a JSON object.
+    """
+    if not isinstance(codec, TextCodec):
+        return None
+    own = codec.tokenizer_json()
+    if own is None:
+        symbols = (make_legend(codec) or {}).get("text", [""])
+        return tokenizer(symbols) if all(len(symbol) == 1 for symbol in symbols) else None
+    try:
+        contents = json.loads(own)
+    except ValueError as error:
+        raise PluginError(f"{type(codec).__name__}.tokenizer_json is no JSON: {error}") from error
+    if not isinstance(contents, dict):
+        raise PluginError(f"{type(codec).__name__}.tokenizer_json is no JSON object")
+    return contents
 
 
 def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class Tokens(StoredJson):
     suffix: str
     """File name ending of samples, e.g. ".txt"."""
     legend: dict[str, Any] | None
-    """What the ids stand for; see `gptkit.codec.Codec.legend`."""
+    """What the ids stand for; see `gptkit.onnx.export.legend`. None for other data than text and
+    images."""
 
 
 class Metadata(StoredJson):

@@ -54,10 +54,6 @@ class CharCodec(TextCodec):
         """The characters in UTF-8, by id."""
         return [character.encode() for character in self.vocabulary]
 
-    def legend(self) -> dict[str, list[str]]:
-        """The characters by id."""
-        return {"text": list(self.vocabulary)}
-
     def _known(self) -> str:
         shown = self.vocabulary[:SHOWN_KNOWN]
         return repr(shown) + _more(len(self.vocabulary) - SHOWN_KNOWN)

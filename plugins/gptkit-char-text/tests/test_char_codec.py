@@ -60,5 +60,5 @@ def test_the_codec_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_legend_says_what_the_ids_stand_for() -> None:
-    assert CharCodec(vocabulary="\n aö").legend() == {"text": ["\n", " ", "a", "ö"]}
+def test_every_token_is_a_character_in_utf_8() -> None:
+    assert CharCodec(vocabulary="\n aö").token_bytes == [b"\n", b" ", b"a", "ö".encode()]

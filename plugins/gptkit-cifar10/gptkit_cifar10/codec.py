@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
@@ -113,11 +113,6 @@ class PixelCodec(ImageCodec):
         known = np.vstack([colors, np.full_like(colors[:1], GREY)])
         picture: Pixels = known[ids.clip(max=self.first_start)]
         return picture.reshape(self.size, self.size, 3)
-
-    def legend(self) -> dict[str, Any]:
-        """The image's size, the colours by id, and the class of each start token."""
-        colors = {"colors": self.palette} if self.palette else {"channels": 3}
-        return {"width": self.size, "height": self.size, **colors, "classes": self.classes}
 
     @property
     def scale(self) -> int:

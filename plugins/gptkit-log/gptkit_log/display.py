@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -22,6 +23,9 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 DROP_ORDER = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
 """The values that a narrow terminal leaves out, first to last."""
+
+OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Bidirectional classes of characters after which a terminal writes in another direction."""
 
 BAR = 12
 SMALLEST_BAR = 4
@@ -139,9 +143,19 @@ def fitted(record: Mapping[str, float], steps: int, *, width: int) -> str:
 
 
 def quote(text: str) -> str:
-    """A sample with a bar at its left; control characters, which a terminal obeys, are replaced."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    """A sample with a bar at its left; characters that steer a terminal are replaced.
+
+    Every other one stays, among them wide and narrow spaces, and what joins letters or emoji.
+    """
+    lines = text.replace("\r\n", "\n")
+    shown = "".join("\ufffd" if c not in "\n\t" and _steers(c) else c for c in lines)
     return textwrap.indent(shown, "  | ", lambda _: True)
+
+
+def _steers(character: str) -> bool:
+    """Whether it is a control character, ends a line, or overrides the direction of writing."""
+    steering = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return steering or unicodedata.bidirectional(character) in OVERRIDES
 
 
 def duration(seconds: float) -> str:

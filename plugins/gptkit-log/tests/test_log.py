@@ -242,7 +242,13 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 def test_a_sample_cannot_steer_the_terminal() -> None:
-    assert quote("a\tb\x1b[2J\r\n\n\x9bc") == "  | a\tb\ufffd[2J\ufffd\n  | \n  | \ufffdc"
+    assert quote("a\tb\x1b[2J\n\n\x9bc\r") == "  | a\tb\ufffd[2J\n  | \n  | \ufffdc\ufffd"
+    assert quote("\u202eabc\u2028\u2067") == "  | \ufffdabc\ufffd\ufffd"
+
+
+def test_a_sample_in_any_language_stays_as_it_is() -> None:
+    text = "\u3000吾輩は\u00a0« Où\u202f? »\u00adمی\u200cخو\u200e क्\u200dष 👩\u200d🚀\ufe0f \ue000"
+    assert quote(f"{text}\r\nb") == f"  | {text}\n  | b"
 
 
 def test_samples_are_files_in_the_codecs_format(state: TrainState) -> None:

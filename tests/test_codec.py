@@ -1,0 +1,241 @@
+"""Codecs: what the core makes of texts, images and other files, with foreign codecs as examples."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from typer.testing import Result
+
+from gptkit.codec import Codec, ImageCodec, PromptError, TextCodec
+from gptkit.onnx.export.legend import make_legend
+from gptkit.sampling.samples import Samples
+from gptkit.testing import LetterCodec
+
+Cli = Callable[..., Result]
+JAPANESE = "吾輩は猫である。"
+
+BYTES = '''
+    """The bytes of a file, one token each; the last token begins and ends a text."""
+
+    from collections.abc import Sequence
+    from functools import cached_property
+    from typing import ClassVar
+
+    from gptkit.codec import Codec, TextCodec
+    from gptkit.plugin import Data, Dataset, LocalPath, TokenFile
+
+
+    class ByteCodec(TextCodec):
+        contract: ClassVar[int] = 1
+
+        @cached_property
+        def token_bytes(self):
+            return [bytes([byte]) for byte in range(256)]
+
+        def encode(self, prompt):
+            return list(prompt.encode() or b"\\n")
+
+
+    class SvgCodec(Codec):
+        contract: ClassVar[int] = 1
+        suffix: ClassVar[str] = ".svg"
+
+        def encode(self, prompt):
+            return list(prompt.encode() or b"\\n")
+
+        def decode(self, tokens):
+            return b"<svg>%s</svg>" % bytes(tokens).hex().encode()
+
+
+    class Bytes(Dataset):
+        """Bytes of a file."""
+
+        contract: ClassVar[int] = 1
+        path: LocalPath
+        """The file."""
+        svg: bool = False
+        """Whether they are pictures."""
+
+        def load(self):
+            part = TokenFile(self.path, "uint8", start=0, stop=4000, block_size=32)
+            codec = SvgCodec() if self.svg else ByteCodec()
+            return Data(part, part, codec, vocab_size=256, block_size=32)
+'''
+
+
+class Pieces(TextCodec):
+    """Pieces of text that need not be whole characters, as in byte-pair encoding."""
+
+    contract: ClassVar[int] = 1
+    pieces: tuple[bytes, ...]
+
+    @property
+    def token_bytes(self) -> Sequence[bytes]:
+        return self.pieces
+
+    def encode(self, prompt: str) -> list[int]:
+        return [0]
+
+
+class Flag(ImageCodec):
+    """Three columns, two rows."""
+
+    contract: ClassVar[int] = 1
+    palette: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (255, 255, 255))
+
+    @property
+    def width(self) -> int:
+        return 3
+
+    @property
+    def height(self) -> int:
+        return 2
+
+    @property
+    def colors(self) -> Sequence[tuple[int, int, int]]:
+        return self.palette
+
+    def encode(self, prompt: str) -> list[int]:
+        return [*self.starts[0], *map(int, prompt)]
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        return bytes(tokens)
+
+    def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
+        return b"|".join(map(bytes, samples))
+
+
+@pytest.fixture
+def train(
+    distribution: Callable[..., Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Trains a model of a Japanese text's bytes into the folder "r"."""
+    folder = distribution(
+        "acorn-bytes",
+        BYTES,
+        datasets="bytes = Bytes",
+        codecs="bytes = ByteCodec\nsvg = SvgCodec",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    (tmp_path / "text").write_text(JAPANESE * 250, encoding="utf-8")
+    recipe = """
+        dataset = {use = "bytes", path = "text", svg = SVG}
+        model = {n_layer = 1, n_head = 2, n_embd = 64, position = "rotary"}
+        train = {steps = STEPS, learning_rate = 1e-2, eval_batches = 1, device = "cpu"}
+        callbacks = [{use = "log", sample_tokens = 20}]
+    """
+
+    def call(*, steps: int = 60, svg: bool = False) -> None:
+        text = recipe.replace("STEPS", str(steps)).replace("SVG", str(svg).lower())
+        (tmp_path / "r.toml").write_text(text)
+        done = cli("train", "r.toml", "--out", "r")
+        assert done.exit_code == 0, done.stderr
+
+    return call
+
+
+def test_a_character_of_several_tokens_is_shown_when_it_is_complete(
+    train: Callable[..., None], cli: Cli, tmp_path: Path
+) -> None:
+    train()
+    assert cli("export", "r", "--out", "r.onnx").exit_code == 0
+    asked = ["--prompt", "吾", "--tokens", "45", "--temperature", "0"]
+    for model in ("r", "r.onnx"):
+        assert cli("sample", model, *asked, "--out", "drawn.txt").exit_code == 0
+        written = (tmp_path / "drawn.txt").read_bytes()
+        assert written.decode() == 2 * JAPANESE
+        command = [sys.executable, "-m", "gptkit", "sample", model, *asked]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            parts = list(iter(lambda: os.read(process.stdout.fileno(), 1 << 16), b""))
+        assert b"".join(parts) == written + b"\n"
+        assert [part.decode() for part in parts]  # each of them has whole characters
+
+
+def test_a_loss_in_bits_per_byte(train: Callable[..., None], cli: Cli) -> None:
+    train(steps=1)
+    found = json.loads(cli("eval", "r", "--json").stdout)
+    assert found["bits_per_byte"] == pytest.approx(found["bits_per_token"])  # a byte each
+    assert "bits per byte" in cli("eval", "r").stdout
+
+
+def test_other_files_are_numbered(train: Callable[..., None], cli: Cli, tmp_path: Path) -> None:
+    train(steps=1, svg=True)
+    assert next((tmp_path / "r/samples").iterdir()).name == "step-00000001.svg"
+    asked = ["sample", "r", "--tokens", 2, "--out"]
+    assert cli(*asked, "one.svg").exit_code == 0
+    assert (tmp_path / "one.svg").read_bytes().startswith(b"<svg>0a")
+    several = cli(*asked, "w.svg", "--samples", 2)
+    assert several.exit_code == 0
+    assert several.stderr == "written: w-1.svg to w-2.svg\n"
+    drawn = [path.read_bytes() for path in sorted(tmp_path.glob("w*.svg"))]
+    assert [each.count(b"<svg>") for each in drawn] == [1, 1]
+    assert drawn[0] != drawn[1]
+    (tmp_path / "v-2.svg").mkdir()
+    assert "v-2.svg: is a folder" in cli(*asked, "v.svg", "--samples", 2).stderr
+    assert "--out w.svg" in cli(*asked, "w.txt", "--samples", 2).stderr
+    assert "2 samples are 2 .svg files" in cli(*asked, "/dev/null", "--samples", 2).stderr
+    assert cli(*asked, "/dev/null").exit_code == 0
+    assert "samples are .svg files" in cli("sample", "r").stderr
+
+
+def test_pieces_of_text_are_the_text() -> None:
+    """Also where characters begin in the prompt, and where bytes are no text at all."""
+    generator = random.Random(1)
+    text = "aé吾🦊".encode() * 3
+    for length in (1, 2, 3, 5):
+        pieces = [text[i : i + length] for i in range(0, len(text), length)]
+        codec = Pieces(pieces=(*pieces, b"", b"\xff", b"\xe5", b"\xf0\x9f"))
+        for _ in range(50):
+            ids = [generator.randrange(len(codec.pieces)) for _ in range(20)]
+            samples = [Samples("", [ids[:3]], ([i] for i in ids[3:])) for _ in range(2)]
+            shown = list(samples[0].pieces(codec))
+            assert "".join(shown).encode() == samples[1].contents(codec)[0]
+            assert all(shown)
+        whole = Samples("", [[0]], ([i] for i in range(1, len(pieces))))
+        assert "\ufffd" not in "".join(whole.pieces(codec))
+
+
+def test_several_texts_are_in_one_file_with_a_line_between_them() -> None:
+    samples = Samples("", [[0], [1]], iter([[2, 3], [4, 5]]))
+    assert samples.contents(LetterCodec()) == [b"ace\n----------\nbdf"]
+
+
+def test_an_image_has_a_size_a_start_for_each_class_and_a_prompt() -> None:
+    flag = Flag(classes=("day", "night"))
+    assert (flag.starts, flag.length, flag.lossless) == ([[2], [3]], 7, False)
+    assert flag.start("", label="night") == [3]
+    assert flag.start("010101", keep=0.5, label="day") == [2, 0, 1, 0]
+    with pytest.raises(PromptError, match="nite") as caught:
+        flag.start("", label="nite")
+    assert caught.value.hint == 'known: day, night; did you mean "night"?'
+    with pytest.raises(PromptError, match="knows no classes"):
+        Flag().start("", label="day")
+    rgb = Flag(palette=())
+    assert (rgb.starts, rgb.length, rgb.lossless) == ([[256]], 19, True)
+    assert Samples("", [[2], [2]], iter([[0, 1]])).contents(flag) == [b"\x02\x00|\x02\x01"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "legend"),
+    [
+        (Pieces(pieces=(b"", b"a", "é".encode())), {"text": ["", "a", "é"]}),
+        (Pieces(pieces=(b"a", b"\xc3", b"\xa9")), {"bytes": ["YQ==", "ww==", "qQ=="]}),
+        (
+            Flag(classes=("x",)),
+            {"width": 3, "height": 2, "colors": [[0, 0, 0], [255, 255, 255]], "classes": ["x"]},
+        ),
+        (Flag(palette=()), {"width": 3, "height": 2, "channels": 3, "classes": []}),
+    ],
+)
+def test_the_legend_of_an_exported_file(codec: Codec, legend: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(make_legend(codec))) == legend
+    if "bytes" in legend:
+        assert b"".join(map(b64decode, legend["bytes"])).decode() == "aé"
