@@ -17,6 +17,7 @@ BENCHMARKS = {
     "time_to_loss": "benchmarks.time_to_loss",
     "memory": "benchmarks.memory",
     "tokens": "benchmarks.tokens",
+    "read_ahead": "benchmarks.read_ahead",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
     "gpu": "benchmarks.gpu",

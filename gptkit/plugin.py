@@ -96,7 +96,18 @@ class Plugin(BaseModel):
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded data set: everything that training and sampling need."""
+    """A loaded data set: everything that training and sampling need.
+
+    Attributes:
+        train: The split to train on.
+        val: The split to measure the loss on.
+        codec: Turns prompts into token ids, and token ids into text, images or other files.
+        vocab_size: Number of token ids, which are 0 .. vocab_size - 1.
+        block_size: Tokens of a window or an item: the model's context.
+        sha256: Digest of the source, recorded with the run; a resumed run refuses another one.
+            None is not compared.
+        classes: Names of the classes, by label; empty if items have no classes.
+    """
 
     train: Split
     val: Split
@@ -104,9 +115,7 @@ class Data:
     vocab_size: int
     block_size: int
     sha256: str | None = None
-    """Digest of the source, recorded with the run."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, by label."""
 
     def __post_init__(self) -> None:
         for name, split in (("training", self.train), ("validation", self.val)):

@@ -15,6 +15,7 @@ NAMES = [
     "time_to_loss",
     "memory",
     "tokens",
+    "read_ahead",
     "sample",
     "onnx",
     "gpu",

@@ -1,4 +1,6 @@
+import inspect
 import mmap
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from gptkit.data.order import walk
 from gptkit.errors import PluginError
-from gptkit.plugin import IGNORE, Split, TokenFile
+from gptkit.plugin import IGNORE, Data, Split, TokenFile
 
 BLOCK = 5
 
@@ -150,3 +152,9 @@ def test_a_token_file_refuses_other_types(tmp_path: Path) -> None:
     assert (
         caught.value.hint == "write them as uint8, uint16, uint32: the smallest that holds every id"
     )
+
+
+@pytest.mark.parametrize("kind", [Data, Split])
+def test_help_tells_every_field(kind: type) -> None:
+    described = re.findall(r"(?m)^ {4}(\w+): [A-Z]", inspect.getdoc(kind) or "")
+    assert described == list(inspect.get_annotations(kind))

@@ -11,14 +11,19 @@ IGNORE = -100
 
 
 class Split(ABC):
-    """One part of a data set: windows or items that are gathered by index."""
+    """One part of a data set: windows or items that are gathered by index.
+
+    gptkit calls a split in one thread at a time: during training in a thread of its own, which
+    reads one step ahead.
+
+    Attributes:
+        stride: Step between the indices in one pass over the split: 1 for separate items,
+            block_size for a stream, in which the windows of neighbouring indices overlap.
+        labels: The class of every item, int64 (len(self),); None if items have no classes.
+    """
 
     stride: int = 1
-    """Step between the indices in one pass over the split: 1 for separate items, block_size for a
-    stream, in which the windows of neighbouring indices overlap."""
-
     labels: Tensor | None = None
-    """The class of every item, int64 (len(self),); None if items have no classes."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -36,7 +41,7 @@ class Split(ABC):
         """
 
     def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """The windows or items of a step's batch; over all ranks, which share it evenly.
+        """The windows or items of a step's batch, over all ranks, which share it evenly.
 
         A function of its arguments alone, so that a resumed run sees the same batches. Override it
         for another order, such as epochs. As it stands, it draws with replacement from the
