@@ -26,6 +26,7 @@ from benchmarks.timing import Spread, take_turns, timed
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TokenFile
 from gptkit.recipe.options import AdamWOptions, TrainOptions
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
@@ -126,7 +127,7 @@ def _trainer(model: GPT, shape: Shape, path: Path) -> Trainer:
         options=options,
         run_device=resolve_device(options),
         seed=SEED,
-        callbacks={"grad-clip": GradClip(max_norm=MAX_NORM)},
+        callbacks=Callbacks({"grad-clip": GradClip(max_norm=MAX_NORM)}),
     )
 
 

@@ -22,6 +22,7 @@ from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from gptkit.plugin import Data, TokenFile
 from gptkit.recipe.options import TrainOptions
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 from gptkit_char_text.codec import CharCodec
@@ -150,7 +151,7 @@ def _ours(shape: Shape, path: Path, *, recompute: bool) -> tuple[nn.Module, Call
         options=options,
         run_device=resolve_device(options),
         seed=SEED,
-        callbacks={"grad-clip": GradClip(max_norm=1.0)},
+        callbacks=Callbacks({"grad-clip": GradClip(max_norm=1.0)}),
     )
     return model, trainer.step
 

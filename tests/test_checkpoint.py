@@ -319,8 +319,8 @@ def test_a_state_without_its_seal_is_refused(tmp_path: Path, damage: Any) -> Non
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), files())
-    edit(folder, format=2, without="step", surprise={"unheard": "of"})
-    with pytest.raises(CheckpointError, match=r"state\.json: written in format 2, .* 1$") as caught:
+    edit(folder, format=3, without="step", surprise={"unheard": "of"})
+    with pytest.raises(CheckpointError, match=r"state\.json: written in format 3, .* 2$") as caught:
         checkpoint.load(folder)
     assert caught.value.hint == "pip install --upgrade gptkit"
 

@@ -13,6 +13,7 @@ from gptkit.model.gpt import GPT
 from gptkit.plugin import EVENTS, Callback, Data, Split, TokenFile, TrainState
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.testing import LetterCodec
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
 
@@ -85,7 +86,8 @@ def trainer(data: Data, callbacks: dict[str, Callback], **options: Any) -> Train
         **{"steps": 4, "batch_size": 4, "eval_every": 2, "device": "cpu"} | options
     )
     return Trainer(
-        model, data, options=chosen, run_device=resolve_device(chosen), seed=1, callbacks=callbacks,
+        model, data, options=chosen, run_device=resolve_device(chosen), seed=1,
+        callbacks=Callbacks(callbacks),
         save=lambda snapshot: Path(f"step-{snapshot.step}"),
     )  # fmt: skip
 

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from gptkit.model.gpt import GPT
 from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, GPTConfig, MuonOptions
+from gptkit.training import groups
 from gptkit.training.optimizer import (
     Muon,
-    group_numbers,
     load_state,
     make_optimizer,
     orthogonal,
@@ -227,7 +227,8 @@ def restored(
     fresh = make_optimizer(twin, chosen)
     tensors = {name: value.clone() for name, value in state_tensors(optimizer, model).items()}
     shuffled = dict(sorted(tensors.items(), reverse=True))  # a file has an order of its own
-    load_state(fresh, twin, shuffled, group_numbers(optimizer))
+    assert groups.load(fresh, twin, groups.describe(optimizer, model))
+    load_state(fresh, twin, shuffled)
     return twin, fresh
 
 
@@ -263,7 +264,7 @@ def test_rates_and_decays_come_back(name: str) -> None:
     for i, group in enumerate(optimizer.param_groups):
         group["lr"], group["weight_decay"] = 0.5 + i, 0.25 + i
     twin, fresh = restored(model, optimizer, options(name, learning_rate=0.9))
-    assert group_numbers(fresh) == group_numbers(optimizer)
+    assert groups.describe(fresh, twin) == groups.describe(optimizer, model)
     assert [g["name"] for g in fresh.param_groups] == [g["name"] for g in optimizer.param_groups]
     assert names(twin, fresh) == names(model, optimizer)
 

@@ -315,10 +315,11 @@ def test_a_relative_path_is_the_same_from_anywhere(
     assert built.recipe.dataset.options["path"] == str(tmp_path / "my.txt")
 
 
-def test_callbacks_go_by_position_and_origin(tiny_recipe: TinyRecipe) -> None:
+def test_callbacks_go_by_name_and_errors_add_position_and_origin(tiny_recipe: TinyRecipe) -> None:
     callbacks = [{"use": "log"}, {"use": "grad-clip"}, {"use": "log", "every": 3}]
     built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
-    assert list(built.callbacks) == [
+    assert list(built.callbacks) == ["log", "grad-clip", "log-2"]
+    assert list(built.labels.values()) == [
         "callbacks[0] (log, gptkit-log 0.3.0)",
         "callbacks[1] (grad-clip, gptkit-grad-clip 0.3.0)",
         "callbacks[2] (log, gptkit-log 0.3.0)",

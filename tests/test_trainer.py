@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.train import read_snapshot, saver
 from gptkit.testing import LetterCodec
+from gptkit.training import snapshot
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
 from gptkit.training.evaluate import Evaluation, evaluate
 from gptkit.training.trainer import Trainer
@@ -133,8 +136,8 @@ def trainer(
         save_to, keep=chosen.keep, config=model.config, dataset="letters", codec=codec
     )
     return Trainer(
-        model, data, options=chosen, run_device=resolve_device(chosen), seed=3, callbacks=callbacks,
-        save=save,
+        model, data, options=chosen, run_device=resolve_device(chosen), seed=3,
+        callbacks=Callbacks(callbacks), save=save,
     )  # fmt: skip
 
 
@@ -520,7 +523,7 @@ def test_a_checkpoint_holds_what_callbacks_learned_from_its_evaluation(
 ) -> None:
     state = trainer(data, callbacks={"a": Remembering()}, save_to=tmp_path, steps=2).fit()
     saved = checkpoint.load_state(tmp_path / "step-00000002")
-    assert saved.callbacks[0]["best"] == saved.val_loss == state.val_loss
+    assert saved.callbacks["a"]["best"] == saved.val_loss == state.val_loss
 
 
 def steps_saved(folder: Path) -> list[int]:
@@ -582,16 +585,21 @@ def test_a_checkpoint_of_another_model_is_refused(data: Data, tmp_path: Path) ->
         other.load(read_snapshot(tmp_path / "step-00000001"))
 
 
-@pytest.mark.parametrize(
-    "callbacks", [{}, {"a": Remembering(), "b": Callback()}], ids=["none", "two"]
-)
-def test_a_checkpoint_of_other_callbacks_is_refused(
-    data: Data, tmp_path: Path, callbacks: dict[str, Callback]
-) -> None:
-    trainer(data, callbacks={"a": Remembering()}, save_to=tmp_path, steps=1).fit()
-    other = trainer(data, callbacks=callbacks)
-    with pytest.raises(CheckpointError, match="callbacks"):
-        other.load(read_snapshot(tmp_path / "step-00000001"))
+def test_states_of_callbacks_come_back_by_name(data: Data, tmp_path: Path) -> None:
+    first, second = Remembering(), Remembering()
+    first._values["mine"], second._values["mine"] = "a", "b"
+    trainer(data, callbacks={"a": first, "b": second}, save_to=tmp_path, steps=1).fit()
+    saved = read_snapshot(tmp_path / "step-00000001")
+
+    moved, new = Remembering(), Remembering()
+    other = trainer(data, callbacks={"new": new, "b": moved})
+    other.load(saved)
+    assert moved._values["mine"] == "b"
+    assert torch.equal(moved._values["mean"], second._values["mean"])
+    assert new._values == {}
+    change = "callbacks changed since the checkpoint: added new; removed a"
+    assert snapshot.describe_changes(saved, other.callbacks) == change
+    assert snapshot.describe_changes(saved, {"b": moved, "a": first}) is None
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(data: Data, tmp_path: Path) -> None:
@@ -602,16 +610,25 @@ def test_a_checkpoint_of_another_optimizer_is_refused(data: Data, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "value", [np.int64(3), {1, 2}, [torch.ones(2)]], ids=["numpy", "set", "list"]
+    ("value", "fault", "hint"),
+    [
+        (np.int64(3), r"\['strange'\] is a numpy\.int64", r"use \.item\(\)"),
+        (np.float64(3), r"\['strange'\] is a numpy\.float64", r"use float\(\.\.\.\)"),
+        ({"a": [{1, 2}]}, r"\['strange'\]\['a'\]\[0\] is a set", "use a sorted list"),
+        ([(1, torch.ones(2))], r"\['strange'\]\[0\] is a tuple", "use a list"),
+        ({1: 2}, r"\['strange'\] has the key 1, an int", 'use "1"'),
+    ],
+    ids=["numpy", "numpy-float", "set", "tuple", "key"],
 )
 def test_a_state_that_is_neither_json_nor_tensor_names_its_callback(
-    data: Data, tmp_path: Path, value: object
+    data: Data, tmp_path: Path, value: object, fault: str, hint: str
 ) -> None:
     odd = Remembering()
     odd.load_state_dict({"strange": value})
     made = trainer(data, callbacks={"a": Callback(), "odd": odd}, save_to=tmp_path / "checkpoints")
-    with pytest.raises(PluginError, match=r"odd.*strange"):
+    with pytest.raises(PluginError, match=rf"^odd: state_dict\(\){fault}") as caught:
         made.fit()
+    assert re.search(hint, caught.value.hint or "")
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 

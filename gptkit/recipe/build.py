@@ -1,7 +1,8 @@
 """A recipe with its plugins: `read` checks their options, `build` makes the objects."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,11 +27,14 @@ class Plugins:
     """The recipe with every plugin's options filled in."""
     dataset: Dataset
     callbacks: Mapping[str, Callback]
-    """By the name that errors use, in the recipe's order."""
+    """In the recipe's order, by the name under which checkpoints keep their states: that in the
+    recipe, for the second of one name NAME-2."""
     on_error: Mapping[str, OnError]
     """What an exception of a callback does, by the same names."""
     entries: tuple[Entry, ...]
     """Their entry points: the data set's, then the callbacks'."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What errors call each callback, by its name."""
 
 
 def read(path: Path, overrides: Iterable[str] = (), *, report: Report | None = None) -> Recipe:
@@ -68,18 +72,27 @@ def build(recipe: Recipe) -> Plugins:
     dataset_entry = registry.find("dataset", recipe.dataset.use)
     dataset = _make(dataset_entry, recipe.dataset)
     assert isinstance(dataset, Dataset)
-    entries, callbacks, on_error, specs = [dataset_entry], {}, {}, []
+    entries, specs = [dataset_entry], []
+    callbacks: dict[str, Callback] = {}
+    labels: dict[str, str] = {}
+    on_error: dict[str, OnError] = {}
     for i, spec in enumerate(recipe.callbacks):
         entry = registry.find("callback", spec.use)
         callback = _make(entry, spec)
         assert isinstance(callback, Callback)
         entries.append(entry)
-        name = f"callbacks[{i}] ({entry.name}, {entry.origin})"
+        name = _unused_name(entry.name, callbacks)
         callbacks[name], on_error[name] = callback, spec.on_error
+        labels[name] = f"callbacks[{i}] ({entry.name}, {entry.origin})"
         specs.append(_complete(spec, callback))
     complete = {"dataset": _complete(recipe.dataset, dataset), "callbacks": tuple(specs)}
     recipe = recipe.model_copy(update=complete)
-    return Plugins(recipe, dataset, callbacks, on_error, tuple(entries))
+    return Plugins(recipe, dataset, callbacks, on_error, tuple(entries), labels)
+
+
+def _unused_name(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}-{i}" for i in itertools.count(2))
+    return next(new for new in itertools.chain([name], numbered) if new not in taken)
 
 
 def _make(entry: Entry, spec: PluginSpec) -> BaseModel:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from gptkit.runs.checkpoint import State
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
-from gptkit.training import distributed
+from gptkit.training import distributed, snapshot
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice, resolve_device
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.snapshot import Snapshot
@@ -32,6 +34,8 @@ from gptkit.training.trainer import Trainer
 
 Report = Callable[[str], None]
 """Shows the user a line of text."""
+SAVED = tuple(field.name for field in fields(Snapshot) if field.name != "tensors")
+"""What `state.json` says of a snapshot, under the same names."""
 
 
 def train(
@@ -151,7 +155,8 @@ def build_trainer(
         seed=plugins.recipe.seed,
         dataset=plugins.recipe.dataset.use,
         ranks=ranks,
-        callbacks=plugins.callbacks,
+        callbacks=Callbacks(plugins.callbacks, labels=plugins.labels, on_error=plugins.on_error),
+        recipe=plugins.recipe.model_dump(mode="json", exclude_none=True),
         run_dir=run.path if run else None,
         save=save,
     )
@@ -159,8 +164,8 @@ def build_trainer(
 
 def saver(
     folder: Path, *, keep: int, config: GPTConfig, dataset: str, codec: CodecRecord
-) -> Callable[[Snapshot], None]:
-    """The function that writes a run's checkpoints and deletes old ones.
+) -> Callable[[Snapshot], Path]:
+    """The function that writes a run's checkpoints, deletes old ones and returns the step folder.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -170,21 +175,13 @@ def saver(
         codec: the record that `make_codec` makes the codec from.
     """
 
-    def save(snapshot: Snapshot) -> None:
-        state = State(
-            gptkit=__version__,
-            config=config,
-            dataset=dataset,
-            codec=codec,
-            step=snapshot.step,
-            val_loss=snapshot.val_loss,
-            val_step=snapshot.val_step,
-            optimizer_groups=snapshot.optimizer_groups,
-            callbacks=snapshot.callbacks,
-        )
-        checkpoint.save(folder, state, snapshot.tensors)
+    def save(snapshot: Snapshot) -> Path:
+        about = {"gptkit": __version__, "config": config, "dataset": dataset, "codec": codec}
+        saved = {name: getattr(snapshot, name) for name in SAVED}
+        step_folder = checkpoint.save(folder, State(**about, **saved), snapshot.tensors)
         checkpoint.prune(folder, keep)
         checkpoint.link(folder)
+        return step_folder
 
     return save
 
@@ -196,14 +193,7 @@ def read_snapshot(step_folder: Path) -> Snapshot:
         CheckpointError: the folder is damaged, incomplete or of a newer format.
     """
     state, tensors = checkpoint.load(step_folder)
-    return Snapshot(
-        step=state.step,
-        val_loss=state.val_loss,
-        val_step=state.val_step,
-        optimizer_groups=state.optimizer_groups,
-        callbacks=state.callbacks,
-        tensors=tensors,
-    )
+    return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors=tensors)
 
 
 def _new_model(recipe: Recipe, data: Data) -> GPT:
@@ -235,6 +225,9 @@ def _continue(
         )
         if saved:
             trainer.load(saved)
+            if told := snapshot.describe_changes(saved, trainer.callbacks):
+                report(told)
+            trainer.state.checkpoint = run.step_folder(str(step)) if ranks.first else None
         if ranks.first:
             changes.write(run, plugins.recipe, changed, step=step)
         ranks.barrier()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.errors import DivergedError
-from gptkit.training.sharding import full_tensor
+from gptkit.training.distributed import ALONE, Ranks
+from gptkit.training.sharding import full_tensor, local_tensor
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,14 @@ class FiniteCheck:
 
     On a CPU the check happens at once, before the weights change. On a GPU it happens one step
     later, so that the host never waits for the step that it has just launched.
+
+    Args:
+        model: its gradients and weights are checked.
+        ranks: the processes that train it; all of them call the same methods.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+        self.model, self.ranks = model, ranks
         self._pending: _PendingCheck | None = None
 
     def after_step(self, step: int, loss: Tensor, norm: Tensor) -> None:
@@ -51,8 +56,9 @@ class FiniteCheck:
         """
         previous, self._pending = self._pending, None
         self._raise_if_not_finite(previous)
-        largest = nn.utils.get_total_norm(self.model.parameters(), math.inf)
-        if not full_tensor(largest).isfinite():
+        parts = map(local_tensor, self.model.parameters())
+        largest = nn.utils.get_total_norm([part for part in parts if part.numel()], math.inf)
+        if self.ranks.any(not largest.isfinite()):
             raise _diverged(step, ["a weight"])
 
     def _raise_if_not_finite(self, check: _PendingCheck | None) -> None:

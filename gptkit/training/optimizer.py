@@ -81,12 +81,16 @@ class Muon(Optimizer):
 
 
 class Optimizers(Optimizer):
-    """Several optimizers as one; it shares their `param_groups`, so schedules reach all of them."""
+    """Several optimizers as one: each updates the groups of its own parameters.
+
+    `param_groups` are those of all parts; what a callback changes, adds or splits there counts.
+    """
 
     def __init__(self, parts: Iterable[Optimizer]) -> None:
         self.parts = tuple(parts)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._owners = {p: part for part in self.parts for p in _parameters(part)}
 
     add_param_group = AdamW.add_param_group
     zero_grad = AdamW.zero_grad
@@ -94,8 +98,28 @@ class Optimizers(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every group by its own optimizer."""
+        self.assign_groups()
         for part in self.parts:
             part.step()
+
+    def owner(self, group: Mapping[str, Any]) -> Optimizer | None:
+        """The part that updates a group; None if no part updates all of its parameters."""
+        found = {self._owners.get(parameter) for parameter in group["params"]}
+        return found.pop() if len(found) == 1 else None
+
+    def assign_groups(self) -> None:
+        """Give every part its groups.
+
+        Raises:
+            ValueError: a group has parameters of two parts, or of none.
+        """
+        owners = [self.owner(group) for group in self.param_groups]
+        if None in owners:
+            kinds = " or of ".join(type(part).__name__ for part in self.parts)
+            raise ValueError(f"a parameter group should hold parameters of {kinds} alone")
+        for part in self.parts:
+            groups = zip(self.param_groups, owners, strict=True)
+            part.param_groups = [group for group, owner in groups if owner is part]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -117,8 +141,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, options: AnyOptimizerOptions) -> Optimizer:
-    """The recipe's optimizer for a model; every group carries `name` and `initial_lr`."""
-    named = dict(model.named_parameters())
+    """The recipe's optimizer for a model; every group carries `name` and `initial_lr`.
+
+    Parameters that require no gradient are left out.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     match options:
         case AdamWOptions():
             optimizer = _adamw(named, options)
@@ -171,34 +198,18 @@ def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def group_numbers(optimizer: Optimizer) -> list[dict[str, float]]:
-    """The numbers of every group: rates, decays and what a callback added."""
-    return [
-        {key: value for key, value in group.items() if isinstance(value, int | float)}
-        for group in optimizer.param_groups
-    ]
-
-
-def load_state(
-    optimizer: Optimizer,
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    numbers: Iterable[Mapping[str, float]],
-) -> None:
-    """Restore what `state_tensors` and `group_numbers` returned."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def load_state(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `state_tensors` returned."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition(":")
         states.setdefault(name, {})[kind] = tensor
     for part in _parts(optimizer):
-        parameters = [p for group in part.param_groups for p in group["params"]]
-        state = {i: states[names[p]] for i, p in enumerate(parameters) if names[p] in states}
+        state = {i: states[names[p]] for i, p in enumerate(_parameters(part)) if names[p] in states}
+        groups = part.param_groups
         part.load_state_dict({**part.state_dict(), "state": state})
-    if isinstance(optimizer, Optimizers):  # loading replaces the groups of the parts
-        optimizer.param_groups = [g for part in optimizer.parts for g in part.param_groups]
-    for group, saved in zip(optimizer.param_groups, numbers, strict=True):
-        group.update(saved)
+        part.param_groups = groups  # loading has replaced them by equal ones
 
 
 def _by_shape(matrices: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -210,3 +221,7 @@ def _by_shape(matrices: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 def _parts(optimizer: Optimizer) -> tuple[Optimizer, ...]:
     return optimizer.parts if isinstance(optimizer, Optimizers) else (optimizer,)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -61,6 +61,12 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, which may be empty; any other tensor as it is."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
 def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """The full tensors, sharded ones on the CPU; an empty dict on ranks that do not keep them."""
     kept = {}
@@ -79,13 +85,19 @@ def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
         model: its parameters determine how the tensors are sharded.
     """
     parameters = dict(model.named_parameters())
-    return {
-        key: _shard_like(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()
-    }
+    return {key: shard_like(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()}
 
 
-def _shard_like(tensor: Tensor, parameter: Any) -> Tensor:
+def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
+    """A tensor sharded like a parameter; as it is if their shapes differ or there is nothing to do.
+
+    Args:
+        tensor: equal on every rank, or sharded already.
+        parameter: one of the model's, or None.
+    """
     if parameter is None or not is_sharded(parameter) or parameter.shape != tensor.shape:
+        return tensor
+    if is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

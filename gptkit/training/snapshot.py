@@ -1,20 +1,23 @@
 """Snapshot: what a checkpoint captures of a training, and restores."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptkit import state_tree
 from gptkit.errors import CheckpointError, PluginError
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Callback, TrainState
-from gptkit.training import optimizer
-from gptkit.training.sharding import full_state, shard_state
+from gptkit.plugin import TrainState
+from gptkit.training import groups, optimizer, weight_sets
+from gptkit.training.callbacks import Callbacks
+from gptkit.training.sharding import full_state, shard_like, shard_state
 
 Tensors = dict[str, Tensor]
+WEIGHTS = "model."
+"""Before the name of a further set of weights, in `Snapshot.tensors` and in file names."""
 
 
 @dataclass(frozen=True)
@@ -22,102 +25,164 @@ class Snapshot:
     """A training after a step: everything that a resumed run needs to continue exactly."""
 
     step: int
+    tokens: int | None
+    """Target tokens seen; None in format 1, which did not count them."""
+    batch_size: int | None
+    """Sequences per update, if a callback changed it."""
     val_loss: float | None
     """Of the latest evaluation, in nats per token."""
+    val_losses: dict[str, float]
+    """Of the further sets of weights at that evaluation."""
     val_step: int | None
     """The step of the latest evaluation."""
     optimizer_groups: list[dict[str, Any]]
-    """Numbers of every parameter group."""
-    callbacks: list[dict[str, Any]]
-    """JSON values of every callback, in the recipe's order."""
-    tensors: dict[str, Tensors]
-    """"model": the weights; "optimizer": moments and generator states; "callbacks": tensors of
-    callbacks, as `<position>:<key>`."""
+    """Every parameter group, as `groups.describe` does."""
+    callbacks: dict[str, Any] | list[dict[str, Any]]
+    """JSON values of every callback by name; in format 1 in the recipe's order."""
+    weights: dict[str, str]
+    """The callback that offered each further set of weights, by the set's name."""
+    tensors: dict[str, Tensors] = field(repr=False)
+    """"model": the weights; "model.NAME": further sets of them; "optimizer": moments and generator
+    states; "callbacks": tensors of callbacks by their paths, in format 1 as `<position>:<key>`."""
 
 
-def take(state: TrainState, model: GPT, callbacks: Mapping[str, Callback]) -> Snapshot:
+def take(
+    state: TrainState, model: GPT, callbacks: Callbacks, *, batch_size: int | None = None
+) -> Snapshot:
     """Capture a training.
 
     Under `shard = true` every rank must take part; only on rank 0 the tensors are complete.
 
+    Args:
+        state: of the training.
+        model: its model.
+        callbacks: their states and weights are part of the snapshot.
+        batch_size: sequences per update, if that is not what the recipe says.
+
     Raises:
-        PluginError: a callback's state is neither JSON nor tensors.
+        PluginError: a callback's state is neither JSON nor tensors, or its weights do not fit.
     """
-    values, tensors = _callback_states(callbacks)
+    values, tensors = _callback_states(callbacks, state)
+    sets = weight_sets.collect(callbacks, model, state)
     keep = state.rank == 0
     moments = full_state(optimizer.state_tensors(state.optimizer, model), keep=keep)
     return Snapshot(
         step=state.step,
+        tokens=state.tokens,
+        batch_size=batch_size,
         val_loss=state.val_loss,
+        val_losses=dict(state.val_losses),
         val_step=state.val_step,
-        optimizer_groups=optimizer.group_numbers(state.optimizer),
+        optimizer_groups=groups.describe(state.optimizer, model),
         callbacks=values,
+        weights={name: offered.callback for name, offered in sets.items()},
         tensors={
             "model": full_state(model.weights(), keep=keep),
+            **{WEIGHTS + name: full_state(s.tensors, keep=keep) for name, s in sets.items()},
             "optimizer": moments | _generator_states(model.wte.weight.device),
-            "callbacks": tensors,
+            "callbacks": full_state(tensors, keep=keep),
         },
     )
 
 
-def restore(
-    snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Mapping[str, Callback]
-) -> None:
+def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callbacks) -> None:
     """Restore a snapshot into a training that was set up from the same recipe.
 
+    The parameter groups are left to `groups.load` and `groups.regroup`.
+
     Raises:
-        CheckpointError: it was taken with another model, optimizer or other callbacks.
+        CheckpointError: it was taken with another model or optimizer.
     """
-    groups = len(state.optimizer.param_groups)
-    _check_equal("callbacks", len(snapshot.callbacks), len(callbacks), snapshot.step)
-    _check_equal("optimizer groups", len(snapshot.optimizer_groups), groups, snapshot.step)
     model.load_weights(shard_state(snapshot.tensors["model"], model))
     moments = shard_state(snapshot.tensors["optimizer"], model)
     _set_generator_states(moments, model.wte.weight.device)
-    optimizer.load_state(state.optimizer, model, moments, snapshot.optimizer_groups)
-    tensors = snapshot.tensors.get("callbacks", {})
-    saved = zip(callbacks.values(), snapshot.callbacks, strict=True)
-    for i, (callback, values) in enumerate(saved):
-        own = {k.partition(":")[2]: v for k, v in tensors.items() if k.startswith(f"{i}:")}
-        callback.load_state_dict(values | own)
+    optimizer.load_state(state.optimizer, model, moments)
     state.step = snapshot.step
     state.val_loss, state.val_step = snapshot.val_loss, snapshot.val_step
-    state.tokens = snapshot.step * state.tokens_per_step
+    state.val_losses = dict(snapshot.val_losses)
+    state.batch_size = snapshot.batch_size or state.batch_size
+    tokens = snapshot.tokens
+    state.tokens = snapshot.step * state.tokens_per_step if tokens is None else tokens
+    _restore_callbacks(snapshot, state, model, callbacks)
 
 
-def _check_equal(what: str, saved: int, present: int, step: int) -> None:
-    if saved != present:
-        raise CheckpointError(
-            f"the checkpoint of step {step} has {saved} {what}, the recipe {present}",
-            hint="resume with the recipe that the run was started with",
-        )
+def describe_changes(snapshot: Snapshot, callbacks: Mapping[str, Any]) -> str | None:
+    """Which callbacks the recipe has in addition to the snapshot's, and which it lacks.
+
+    None if they are the same.
+    """
+    if isinstance(snapshot.callbacks, list):
+        return None
+    added = [name for name in callbacks if name not in snapshot.callbacks]
+    removed = [name for name in snapshot.callbacks if name not in callbacks]
+    parts = [
+        f"{verb} {', '.join(names)}"
+        for verb, names in (("added", added), ("removed", removed))
+        if names
+    ]
+    return f"callbacks changed since the checkpoint: {'; '.join(parts)}" if parts else None
 
 
-def _callback_states(
-    callbacks: Mapping[str, Callback],
-) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Every callback's JSON values, in order, and all their tensors."""
-    states = [callback.state_dict() for callback in callbacks.values()]
-    for name, state in zip(callbacks, states, strict=True):
-        for key, value in state.items():
-            _check_storable(value, f"{name}: state_dict()[{key!r}]")
-    values = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in states]
-    tensors = {
-        f"{i}:{k}": v for i, s in enumerate(states) for k, v in s.items() if isinstance(v, Tensor)
-    }
+def _callback_states(callbacks: Callbacks, state: TrainState) -> tuple[dict[str, Any], Tensors]:
+    """Every callback's JSON values by name, and all their tensors by path."""
+    values: dict[str, Any] = {}
+    tensors: Tensors = {}
+    for name, callback in callbacks.items():
+        values[name] = {}
+        with callbacks.blaming(name, "state_dict", state):
+            place = f"{callbacks.label(name)}: state_dict()"
+            own = callback.state_dict()
+            if not isinstance(own, Mapping):
+                raise PluginError(
+                    f"{place} should be a dict, got {type(own).__name__}",
+                    hint='return {"what": it}',
+                )
+            values[name], found = state_tree.separate(own, name=name, place=place)
+            tensors |= found
     return values, tensors
 
 
-def _check_storable(value: Any, place: str) -> None:
-    if isinstance(value, Tensor):
-        return
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise PluginError(
-            f"{place} is neither a JSON value nor a tensor: {error}",
-            hint="lists, dicts, strings, numbers, booleans, None or one tensor per key",
-        ) from error
+def _restore_callbacks(
+    snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callbacks
+) -> None:
+    parameters = dict(model.named_parameters())
+    for name, values in _states_by_name(snapshot, callbacks, parameters).items():
+        if name in callbacks:
+            with callbacks.blaming(name, "load_state_dict", state):
+                callbacks[name].load_state_dict(values)
+    for name in callbacks:
+        sets = {
+            of: weight_sets.like_parameters(snapshot.tensors[WEIGHTS + of], model)
+            for of, owner in snapshot.weights.items()
+            if owner == name
+        }
+        if sets:
+            with callbacks.blaming(name, "load_weights", state):
+                callbacks[name].load_weights(sets)
+
+
+def _states_by_name(
+    snapshot: Snapshot, callbacks: Callbacks, parameters: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What every callback's `state_dict` returned."""
+    tensors = snapshot.tensors.get("callbacks", {})
+    if isinstance(snapshot.callbacks, dict):
+        sharded = {
+            path: shard_like(t, parameters.get(state_tree.last_key(path)))
+            for path, t in tensors.items()
+        }
+        states: dict[str, Any] = state_tree.join(snapshot.callbacks, sharded)
+        return states
+    if len(snapshot.callbacks) != len(callbacks):
+        raise CheckpointError(
+            f"the checkpoint of step {snapshot.step} has {len(snapshot.callbacks)} callbacks, "
+            f"the recipe {len(callbacks)}",
+            hint="resume with the recipe that the run was started with",
+        )
+    return {
+        name: values | {k.partition(":")[2]: t for k, t in tensors.items() if k.startswith(f"{i}:")}
+        for i, (name, values) in enumerate(zip(callbacks, snapshot.callbacks, strict=True))
+    }
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:

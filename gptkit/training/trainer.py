@@ -4,16 +4,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gptkit.data.split import IGNORE
+from gptkit.data.split import IGNORE, Split
+from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Callback, Data, TrainState
+from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
 from gptkit.sampling.preview import previewer
-from gptkit.training import optimizer, sharding, snapshot
+from gptkit.training import groups, optimizer, sharding, snapshot, weight_sets
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.evaluate import evaluate
@@ -33,9 +36,10 @@ class Trainer:
         ranks: the processes that train together.
         seed: determines the order of the data; dropout uses torch's own generators.
         dataset: the data set's name, for errors.
-        callbacks: by the name that errors use, in the order in which they run.
+        callbacks: run at the events of training.
+        recipe: the complete recipe as JSON values, for callbacks.
         run_dir: the run folder, for callbacks that write.
-        save: writes a checkpoint, on rank 0; None writes none.
+        save: writes a checkpoint, on rank 0, and returns its folder; None writes none.
 
     Raises:
         UsageError: the batch cannot be divided evenly among the ranks.
@@ -51,19 +55,23 @@ class Trainer:
         seed: int,
         dataset: str = "of this training",
         ranks: Ranks = ALONE,
-        callbacks: Mapping[str, Callback] | None = None,
+        callbacks: Callbacks | None = None,
+        recipe: Mapping[str, Any] | None = None,
         run_dir: Path | None = None,
-        save: Callable[[Snapshot], None] | None = None,
+        save: Callable[[Snapshot], Path] | None = None,
     ) -> None:
         self.model, self.data, self.ranks = model, data, ranks
         self.options, self.run_device = options, run_device
-        self.seed, self.callbacks, self._save = seed, dict(callbacks or {}), save
+        self.seed, self._save = seed, save
+        self.callbacks = Callbacks() if callbacks is None else callbacks
         self.part = ranks.batch_slice(options.batch_size)
+        """This rank's part of the step's batch."""
+        self.eval_batch_size = self.micro_batch_size
         self.module = sharding.parallelize(
             model, ranks, device=run_device.device, shard=options.shard, compiled=run_device.compile
         )
         """The module to call in training: the model, or DDP around it."""
-        self.finite_check = FiniteCheck(model)
+        self.finite_check = FiniteCheck(model, ranks)
         self.reader = Reader(data.train, seed=seed, ranks=ranks, name=dataset)
         self.state = TrainState(
             model=model,
@@ -72,11 +80,14 @@ class Trainer:
             steps=options.steps,
             batch_size=options.batch_size,
             block_size=data.block_size,
+            recipe=recipe or {},
             run_dir=run_dir if ranks.first else None,
             rank=ranks.rank,
             sample=previewer(model, data.codec),
+            evaluate=self.measure,
         )
         self._interrupted = False
+        self._saved_groups: groups.Groups | None = None
         self.saved_step: int | None = None
 
     def fit(self) -> TrainState:
@@ -91,12 +102,15 @@ class Trainer:
 
     def steps(self) -> Iterator[TrainState]:
         """`fit` as an iterator: yields after each step with its evaluation and checkpoint."""
-        state = self.state
+        state, callbacks = self.state, self.callbacks
         with ExitStack() as stack:
             stack.callback(self.reader.close)
-            for name in reversed(self.callbacks):
-                stack.callback(self.call, name, "on_fit_end")
+            stack.callback(callbacks.tell_failures, state)
+            for name in reversed([*callbacks]):
+                stack.callback(callbacks.call, name, "on_fit_end", state)
+            stack.push(self._keep_error)
             self.emit("on_fit_start")
+            self._restore_groups()
             self.model.train()
             while state.step < state.steps and not self.stopping():
                 self.step()
@@ -106,7 +120,7 @@ class Trainer:
                     self.save()
                 yield state
             if self.stopping():
-                self.save()
+                self._end_early()
 
     def interrupt(self) -> None:
         """End training after the current step, for a signal; callbacks cannot undo it."""
@@ -127,11 +141,17 @@ class Trainer:
         self.emit("on_backward_end")
         self.state.optimizer.step()
         self.state.step += 1
-        self.state.tokens += self.state.tokens_per_step
+        self.state.tokens += self.batch_tokens
         self.emit("on_step_end")
 
     def reset(self) -> None:
-        """Clear gradients and loss for a new step; seed the dropout of all ranks but the first."""
+        """Clear gradients and loss for a new step; seed the dropout of all ranks but the first.
+
+        Raises:
+            PluginError: a callback set a batch size that cannot be divided among the ranks.
+        """
+        self.part = self._part_of(self.state.batch_size)
+        self.batch_tokens = self.state.tokens_per_step
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.loss = torch.zeros((), device=self.run_device.device)
         self.ranks.reseed(self.seed, self.state.step)
@@ -140,7 +160,7 @@ class Trainer:
         """This rank's part of the step's batch, in micro-batches: x, y (b, T) and a loss weight."""
         step, put = self.state.step, self.run_device.put
         ahead = step + 1 < self.state.steps
-        x, y = self.reader.read(step, self.options.batch_size, ahead=ahead)
+        x, y = self.reader.read(step, self.state.batch_size, ahead=ahead)
         total = int(self.ranks.all_reduce_sum(_n_targets(y)))
         b = self.micro_batch_size
         for i in range(0, len(x), b):
@@ -182,41 +202,50 @@ class Trainer:
         self.finite_check.after_step(state.step + 1, state.loss, state.grad_norm)
 
     def evaluate(self) -> None:
-        """Measure the validation loss, then emit `on_eval_end`.
+        """Measure the losses of the model and of further sets of weights; emit `on_eval_end`.
 
         Raises:
             DivergedError: a weight is not finite.
         """
-        self.finite_check.before_save(self.state.step)
+        state, limit = self.state, self.options.eval_batches
+        self.finite_check.before_save(state.step)
+        state.val_loss, state.val_step, state.val_losses = (
+            self.measure(batches=limit),
+            state.step,
+            {},
+        )
+        for name, offered in weight_sets.collect(self.callbacks, self.model, state).items():
+            with weight_sets.swapped(self.model, offered.tensors):
+                state.val_losses[name] = self.measure(batches=limit)
+        self.emit("on_eval_end")
+
+    def measure(
+        self, split: Literal["val", "train"] | Split = "val", *, batches: int | None = None
+    ) -> float:
+        """The mean loss of the current weights over a split, in nats per token.
+
+        Args:
+            split: one of the data's, by name, or another one.
+            batches: how many to measure, of the recipe's size; None measures the whole split.
+        """
+        named = {"val": self.data.val, "train": self.data.train}
+        if batches:  # this rank's may be smaller than the recipe's
+            size = self.options.micro_batch_size or self.options.batch_size
+            batches *= size // self.eval_batch_size
         self.state.recorder.stop()
         self.reader.wait()
-        limit = self.options.eval_batches
-        if limit:  # in batches of the recipe's size; this rank's may be smaller
-            size = self.options.micro_batch_size or self.options.batch_size
-            limit *= size // self.micro_batch_size
-        result = evaluate(
+        return evaluate(
             self.model,
-            self.data.val,
+            named[split] if isinstance(split, str) else split,
             run_device=self.run_device,
-            batch_size=self.micro_batch_size,
-            batches=limit,
+            batch_size=self.eval_batch_size,
+            batches=batches,
             ranks=self.ranks,
-        )
-        self.state.val_loss, self.state.val_step = result.loss, self.state.step
-        self.emit("on_eval_end")
+        ).loss
 
     def emit(self, event: str) -> None:
         """Call an event's method on every callback, in order."""
-        for name in self.callbacks:
-            self.call(name, event)
-
-    def call(self, name: str, event: str) -> None:
-        """Call one callback; a note on its exception names the callback, the event and the step."""
-        try:
-            getattr(self.callbacks[name], event)(self.state)
-        except Exception as error:
-            error.add_note(f"raised by {name} in {event} at step {self.state.step}")
-            raise
+        self.callbacks.emit(event, self.state)
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one.
@@ -229,9 +258,11 @@ class Trainer:
             return
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
-        taken = snapshot.take(self.state, self.model, self.callbacks)
+        size = self.state.batch_size
+        changed = size if size != self.options.batch_size else None
+        taken = snapshot.take(self.state, self.model, self.callbacks, batch_size=changed)
         if self.ranks.first:
-            self._save(taken)
+            self.state.checkpoint = self._save(taken)
         self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
         self.saved_step = self.state.step
         self.emit("on_save_end")
@@ -240,10 +271,37 @@ class Trainer:
         """Continue from a snapshot, exactly.
 
         Raises:
-            CheckpointError: it was taken with another model, optimizer or other callbacks.
+            CheckpointError: it was taken with another model or optimizer.
         """
-        snapshot.restore(saved, self.state, self.model, self.callbacks)
+        state, self._saved_groups = self.state, saved.optimizer_groups
+        if groups.load(state.optimizer, self.model, saved.optimizer_groups):
+            self._saved_groups = None
+        snapshot.restore(saved, state, self.model, self.callbacks)
         self.saved_step = saved.step
+
+    def _restore_groups(self) -> None:
+        """Restore parameter groups that a callback had split; it may have done it again by now."""
+        saved, self._saved_groups = self._saved_groups, None
+        if saved is not None and not groups.load(self.state.optimizer, self.model, saved):
+            groups.regroup(self.state.optimizer, self.model, saved)
+
+    def _part_of(self, batch_size: int) -> slice:
+        if type(batch_size) is not int or batch_size < 1 or batch_size % self.ranks.size:
+            raise PluginError(
+                f"a callback set state.batch_size to {batch_size!r}",
+                hint=f"set a multiple of {self.ranks.size}, the number of processes",
+            )
+        return self.ranks.batch_slice(batch_size)
+
+    def _end_early(self) -> None:
+        """Save, and keep for `on_fit_end` whether a signal was the reason."""
+        if self.ranks.any(self._interrupted) and self.state.step < self.state.steps:
+            self.state.error = KeyboardInterrupt()
+        self.save()
+
+    def _keep_error(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and not isinstance(error, GeneratorExit):
+            self.state.error = error
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.state.steps

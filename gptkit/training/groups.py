@@ -1,0 +1,105 @@
+"""Parameter groups in checkpoints: their numbers, and the names of the parameters in each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gptkit.errors import CheckpointError
+from gptkit.training.optimizer import Optimizers
+
+Groups = Sequence[dict[str, Any]]
+"""As `describe` returns them: JSON values, with the names of the parameters as "params"."""
+
+
+def describe(optimizer: Optimizer, model: nn.Module) -> list[dict[str, Any]]:
+    """Every group's optimizer, numbers, texts and tuples of numbers, and its parameters' names."""
+    names = _names(model)
+    return [
+        {
+            "optimizer": _kind(optimizer, group),
+            **{key: value for key, value in group.items() if _is_plain(value)},
+            "params": [names[parameter] for parameter in group["params"]],
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def load(optimizer: Optimizer, model: nn.Module, saved: Groups) -> bool:
+    """Load the numbers of saved groups; returns whether the optimizer has just these groups.
+
+    If it does not, nothing is changed. Format 1 named no parameters: its groups are those of equal
+    position.
+
+    Raises:
+        CheckpointError: the groups are those of another optimizer.
+    """
+    _check(optimizer, model, saved)
+    names, groups = _names(model), optimizer.param_groups
+    if all("params" in group for group in saved):
+        present = {frozenset(names[p] for p in group["params"]): group for group in groups}
+        found = [present.get(frozenset(group["params"])) for group in saved]
+        if None in found or len(saved) != len(groups):
+            return False
+        groups[:] = [group for group in found if group is not None]
+    for group, values in zip(groups, saved, strict=True):
+        group.update(_numbers(values))
+    return True
+
+
+def regroup(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
+    """Make the optimizer's groups those that were saved."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    origin = {p: group for group in optimizer.param_groups for p in group["params"]}
+    groups = []
+    for values in saved:
+        members = [parameters[name] for name in values["params"]]
+        template = next((origin[p] for p in members if p in origin), optimizer.param_groups[0])
+        groups.append({**template, **_numbers(values), "params": members})
+    optimizer.param_groups[:] = groups
+
+
+def _check(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
+    """Raise a CheckpointError if the groups were saved from another optimizer."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+
+    def fits(values: dict[str, Any]) -> bool:
+        if "params" not in values:
+            return len(saved) == len(optimizer.param_groups)
+        if not parameters.keys() >= set(values["params"]):
+            return False
+        members = {"params": [parameters[name] for name in values["params"]]}
+        return bool(_kind(optimizer, members) == values["optimizer"])
+
+    if not all(map(fits, saved)):
+        raise CheckpointError(
+            "the optimizer's parameter groups are not those of the checkpoint",
+            hint="resume with the recipe that the run was started with",
+        )
+
+
+def _kind(optimizer: Optimizer, group: dict[str, Any]) -> str:
+    """The class of the optimizer that updates a group."""
+    if isinstance(optimizer, Optimizers):
+        optimizer = optimizer.owner(group) or optimizer
+    return type(optimizer).__name__
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """What was saved of a group, without its optimizer and its parameters."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key not in ("optimizer", "params")
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(item, int | float) for item in value)
+    return isinstance(value, int | float | str)
+
+
+def _names(model: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
