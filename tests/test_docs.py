@@ -1,5 +1,6 @@
 """The pages show real files: what docs/plugins.md prints is installed, used and tested here."""
 
+import importlib.util
 import os
 import re
 import socket
@@ -8,11 +9,13 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gptkit.model.gpt import GPT
+from gptkit.plugin import TokenFile
 from gptkit.recipe.options import GPTConfig
 from tests.support import execute
 
@@ -22,6 +25,12 @@ ROOT = Path(__file__).parent.parent
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def block_with(text: str) -> str:
+    """The Python of docs/plugins.md that contains a text."""
+    (found,) = (block for block in blocks("docs/plugins.md", "python") if text in block)
+    return found
 
 
 @pytest.fixture
@@ -68,7 +77,9 @@ def test_the_data_set_of_the_page_learns_to_add(
     installed: Callable[..., Callable[..., str]], tmp_path: Path
 ) -> None:
     *_, pyproject, recipe = blocks("docs/plugins.md", "toml")
-    *_, codec, dataset, test = blocks("docs/plugins.md", "python")
+    codec, dataset, test = (
+        block_with(text) for text in ("class SumCodec", "class Sums", "check_dataset(Sums()")
+    )
     run = installed("sums", pyproject=pyproject, sums_codec=codec, sums=dataset, test_sums=test)
     (tmp_path / "sums.toml").write_text(recipe)
     run("pytest", "-q", "-p", "no:cacheprovider", "sums")
@@ -77,6 +88,51 @@ def test_the_data_set_of_the_page_learns_to_add(
     assert run("gptkit", "sample", "runs/sums", *asked) == "23+58=081\n"
     run("gptkit", "export", "runs/sums", "--onnx", "--out", "sums.onnx")
     assert run("gptkit", "sample", "sums.onnx", *asked) == "23+58=081\n"
+
+
+def load(path: Path, source: str) -> Any:
+    """The module of a file with this source."""
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ITEMS = """
+import torch
+from gptkit.plugin import Split
+
+class Items(Split):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, indices):
+        raise NotImplementedError
+
+"""
+
+
+def test_the_order_of_the_page_reads_every_item_once_per_epoch(tmp_path: Path) -> None:
+    split = load(tmp_path / "page.py", ITEMS + block_with("class Epochs")).Epochs()
+    seen = torch.cat([split.indices(7, step, 4) for step in range(10)]).view(4, 10)
+    assert all(epoch.sort().values.equal(torch.arange(10)) for epoch in seen)
+    assert not seen[0].equal(seen[1])
+    assert split.indices(7, 2, 25).equal(torch.cat([split.order(7, e) for e in (5, 6, 7)])[:25])
+
+
+def test_the_tokens_of_the_page_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.txt").write_bytes(b"to be")
+    tokens_of = load(tmp_path / "page.py", block_with("def tokens_of")).tokens_of
+    made = tokens_of(tmp_path / "data.txt").stat().st_mtime_ns
+    tokens = tokens_of(tmp_path / "data.txt")
+    assert tokens.stat().st_mtime_ns == made
+    x, y = TokenFile(tokens, "uint8", stop=5, block_size=4)[torch.tensor([0])]
+    assert bytes(x[0].tolist()) + bytes(y[0].tolist()) == b"to bo be"
 
 
 def test_the_tables_of_the_scaling_page_are_what_its_program_prints() -> None:
