@@ -224,6 +224,19 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
 
 
 @app.command()
+def convert(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="A nanoGPT config, a .py file.")],
+) -> None:
+    """Print the recipe of a nanoGPT config, which is parsed and never executed."""
+    from gptkit.recipe import nanogpt
+
+    converted = nanogpt.convert(config)
+    typer.echo(converted.recipe, nl=False)
+    for note in converted.notes:
+        _report(f"{config}: {note}")
+
+
+@app.command()
 def doctor(json: JsonOption = False) -> None:
     """Show versions and devices, and run a model on each onnxruntime provider."""
     from gptkit.onnx import doctor

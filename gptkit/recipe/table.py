@@ -1,6 +1,7 @@
 """A recipe's TOML and the overrides of `--set` as one table, whose values are not yet checked."""
 
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,7 +54,9 @@ def _parse(path: Path) -> dict[str, Any]:
         fault = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be read: {fault}", hint="name a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(str(path), [Problem("", f"not valid TOML: {error}")]) from None
+        convert = f"gptkit convert {shlex.quote(str(path))} reads a nanoGPT config"
+        advice = convert if path.suffix == ".py" else None
+        raise RecipeError(str(path), [Problem("", f"not valid TOML: {error}", advice)]) from None
 
 
 def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:

@@ -1,0 +1,129 @@
+"""The constants of a Python file, found by parsing it. The file is never executed."""
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptkit.errors import UsageError
+
+LARGEST = 2**64
+"""Larger results of arithmetic are refused, so that a file cannot cost minutes."""
+
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+    ast.Not: operator.not_,
+}
+
+
+class _NotConstantError(Exception):
+    """An expression is not a constant."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a file assigns on its top level."""
+
+    values: dict[str, Any]
+    """By name; the last assignment counts."""
+    unread: dict[str, str]
+    """Assignments that are not constants: by name, their source with the line's number."""
+    skipped: tuple[str, ...]
+    """Other statements that could change a value: their first lines, with their numbers."""
+
+
+def read_constants(path: Path, known: Mapping[str, Any]) -> Constants:
+    """Read the assignments on the top level of a Python file: literals, and arithmetic with them.
+
+    Args:
+        path: the file.
+        known: names that expressions may use besides those that the file assigns before.
+
+    Raises:
+        UsageError: the file cannot be read, or is not Python.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        statements = ast.parse(text).body
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file", hint="give the path of a config file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{path}: is not a Python file: {str(error) or 'too nested'}") from None
+    found = Constants({}, {}, ())
+    skipped = []
+    for statement in statements:
+        name, expression = _assignment(statement)
+        source = f"line {statement.lineno}: {_first_line(text, statement)}"
+        if name is None or expression is None:
+            if not _has_no_effect(statement):
+                skipped.append(source)
+            continue
+        found.values.pop(name, None)
+        found.unread.pop(name, None)
+        try:
+            found.values[name] = _value(expression, {**known, **found.values})
+        except (_NotConstantError, ArithmeticError, TypeError, RecursionError):
+            found.unread[name] = source
+    return Constants(found.values, found.unread, tuple(skipped))
+
+
+def _assignment(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=expression):
+            return name, expression
+        case ast.AnnAssign(target=ast.Name(id=name), value=expression):
+            return name, expression
+    return None, None
+
+
+def _has_no_effect(statement: ast.stmt) -> bool:
+    """Imports alone, pass, and texts that stand for themselves."""
+    text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return text or isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass)
+
+
+def _first_line(text: str, statement: ast.stmt) -> str:
+    return (ast.get_source_segment(text, statement) or "").partition("\n")[0]
+
+
+def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.Tuple(elts=parts) | ast.List(elts=parts):
+            return [_value(part, names) for part in parts]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_number(operand, names))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _number(left, names), _number(right, names)
+            if isinstance(op, ast.Pow) and (abs(b) > 64 or abs(a) > LARGEST):
+                raise _NotConstantError
+            return _bounded(_OPERATORS[type(op)](a, b))
+    raise _NotConstantError
+
+
+def _number(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    value = _value(node, names)
+    if not isinstance(value, int | float):
+        raise _NotConstantError
+    return value
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, complex) or (isinstance(value, int) and abs(value) > LARGEST):
+        raise _NotConstantError
+    return value
