@@ -119,7 +119,7 @@ use = ""
     found = problems(text)
     unknown = found.pop("train.qqqqqqqq")
     assert unknown.startswith("unknown key; known: batch_size, compile, ")
-    assert unknown.endswith("shard, steps")
+    assert unknown.endswith("steps, tokens")
     wrong_type = found.pop("train.steps")
     assert wrong_type.startswith("should be a valid integer")
     assert wrong_type.endswith(", got 'many'")

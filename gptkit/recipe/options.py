@@ -177,11 +177,20 @@ OPTIMIZERS: dict[str, type[OptimizerOptions]] = {"adamw": AdamWOptions, "muon": 
 """The options of each optimizer, by its name in recipes."""
 
 
+LENGTHS = ("steps", "tokens", "epochs")
+"""The options of `[train]` that say how long a training is; one of them is set."""
+
+
 class TrainOptions(Options):
     """The table `[train]`: steps, batches, optimizer, evaluation, checkpoints and device."""
 
-    steps: PositiveInt = 1000
-    """Updates of the weights."""
+    steps: PositiveInt | None = 1000
+    """Updates of the weights. In its place: tokens or epochs."""
+    tokens: PositiveInt | None = None
+    """Target tokens to train on, masked ones included; rounded up to whole steps."""
+    epochs: PositiveFloat | None = None
+    """Training takes as many windows as so many passes over the training split; rounded up to
+    whole steps. A step's windows are drawn at random, unless the data set has another order."""
     batch_size: PositiveInt = 32
     """Sequences per update, over all micro-batches and processes."""
     micro_batch_size: PositiveInt | None = None
@@ -210,6 +219,13 @@ class TrainOptions(Options):
     optimizer: Annotated[AnyOptimizerOptions, Field(discriminator="use")] = AdamWOptions()
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and any(values.get(name) is not None for name in LENGTHS[1:]):
+            return {"steps": None} | values
+        return values
+
     @field_validator("optimizer", mode="before")
     @classmethod
     def _default_optimizer(cls, value: Any) -> Any:
@@ -217,6 +233,10 @@ class TrainOptions(Options):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        lengths = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(lengths) != 1:
+            given = " and ".join(lengths) or "none"
+            raise ValueError(f"one of {', '.join(LENGTHS)} should be set, got {given}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} should be a multiple of "

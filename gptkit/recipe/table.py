@@ -9,6 +9,7 @@ from typing import Any
 
 from gptkit.errors import Problem, RecipeError, UsageError, closest
 from gptkit.recipe import older
+from gptkit.recipe.options import LENGTHS
 
 Report = Callable[[str], None]
 """Shows the user a line of text."""
@@ -78,6 +79,9 @@ def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:
     if not isinstance(node, dict):
         raise UsageError(f"--set {override}: {key} is not an option", hint=SET_HINT)
     node[last] = value
+    if parents == ["train"] and last in LENGTHS:
+        for other in set(LENGTHS) - {last}:
+            node.pop(other, None)
     if [*parents, last] == written:
         return []
     report(f"hint:  --set {override} is now written --set {'.'.join([*parents, last])}={text}")

@@ -211,11 +211,9 @@ def _continue(
         saved = _newest_snapshot(run, ranks, report)
         plugins, changed = _reread(run, overrides, report)
         step = saved.step if saved else 0
-        if step >= plugins.recipe.train.steps:
-            report(f"{run.path}: complete at step {step}")
-            longer = f"gptkit resume {run_folder.quote(run.path)} --set train.steps={2 * step}"
-            report(f"hint:  train longer: {longer}")
-            return run
+        steps = plugins.recipe.train.steps
+        if steps and step >= steps:  # else the data is needed to know
+            return _complete(run, step, report)
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.dataset.load)
         check_same_data(run, data)
@@ -223,6 +221,8 @@ def _continue(
         trainer = build_trainer(
             plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
         )
+        if step >= trainer.state.steps:
+            return _complete(run, step, report)
         if saved:
             trainer.load(saved)
             if told := snapshot.describe_changes(saved, trainer.callbacks):
@@ -236,6 +236,14 @@ def _continue(
         where = f"from step {step}" if saved else "which has no checkpoint yet, from its start"
         report(f"{_summary(trainer, run)}, {where}")
         _fit(trainer, run)
+    return run
+
+
+def _complete(run: RunFolder, step: int, report: Report) -> RunFolder:
+    """Say that a run is complete, and how to train longer."""
+    report(f"{run.path}: complete at step {step}")
+    longer = f"gptkit resume {run_folder.quote(run.path)} --set train.steps={2 * step}"
+    report(f"hint:  train longer: {longer}")
     return run
 
 
@@ -324,7 +332,8 @@ def _summary(trainer: Trainer, run: RunFolder) -> str:
     device = str(run_device.device)
     if ranks.size > 1:
         device = f"{ranks.size} x {run_device.device.type}"
-    return f"{run.path}: {millions:.2f} M parameters on {device} in {run_device.dtype_name}"
+    steps = "" if trainer.options.steps else f", {trainer.state.steps} steps"
+    return f"{run.path}: {millions:.2f} M parameters on {device} in {run_device.dtype_name}{steps}"
 
 
 def _on_rank_0(report: Report, ranks: Ranks) -> Report:

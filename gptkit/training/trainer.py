@@ -23,6 +23,7 @@ from gptkit.training.evaluate import evaluate
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.reader import Reader
 from gptkit.training.snapshot import Snapshot
+from gptkit.training.steps import total_steps
 
 
 class Trainer:
@@ -77,7 +78,12 @@ class Trainer:
             model=model,
             optimizer=optimizer.make_optimizer(model, options.optimizer),
             codec=data.codec,
-            steps=options.steps,
+            steps=total_steps(
+                options,
+                block_size=data.block_size,
+                windows=len(data.train),
+                stride=data.train.stride,
+            ),
             batch_size=options.batch_size,
             block_size=data.block_size,
             recipe=recipe or {},
