@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptkit.errors import CheckpointError
+from pydantic import ValidationError
+
+from gptkit.errors import CheckpointError, GptkitError
 from gptkit.recipe import recipe as recipe_file
+from gptkit.recipe.recipe import Recipe
 from gptkit.runs import checkpoint
 from gptkit.runs.run_folder import RunFolder
 from gptkit.show.tables import print_columns, print_rows
@@ -37,7 +40,7 @@ def print_run(found: RunFolder, *, as_json: bool) -> None:
 
 def print_comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
     """Print runs side by side: losses, and the recipe fields in which they differ."""
-    recipes = [recipe_file.read(run.recipe).flat() for run in found]
+    recipes = _fields([recipe_file.read(run.recipe) for run in found])
     keys = dict.fromkeys(key for fields in recipes for key in fields)
     differing = [k for k in keys if any(r.get(k) != recipes[0].get(k) for r in recipes[1:])]
     rows = [
@@ -49,6 +52,26 @@ def print_comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
         return
     headings = [str(run.path) for run in found]
     print_columns(headings, rows, ["step", "val_loss", "best_val_loss", *differing])
+
+
+def _fields(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """Every recipe's fields; options that a plugin got later have their defaults in each."""
+    fields = [recipe.flat() for recipe in recipes]
+    plugins = ("dataset.", "callbacks.")
+    named = [{key for key in each if key.startswith(plugins)} for each in fields]
+    if all(keys == named[0] for keys in named):
+        return fields  # without importing the plugins
+    return [_completed(recipe).flat() for recipe in recipes]
+
+
+def _completed(recipe: Recipe) -> Recipe:
+    """The recipe with all of its plugins' options; as it is if a plugin is missing."""
+    from gptkit.recipe import build  # imports torch
+
+    try:
+        return build.build(recipe).recipe
+    except (GptkitError, ValidationError):
+        return recipe
 
 
 def _run_row(found: RunFolder) -> dict[str, Any]:
