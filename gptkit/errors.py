@@ -7,6 +7,7 @@ prints a `GptkitError` as two lines; any other exception is a bug and keeps its 
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 class GptkitError(Exception):
@@ -18,6 +19,8 @@ class GptkitError(Exception):
     """
 
     exit_code = 1
+    run: Any = None
+    """The `gptkit.Run` that stopped or failed, if `gptkit.train` or `gptkit.resume` made one."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

@@ -1,5 +1,6 @@
 """`gptkit.load`: a trained model, from a checkpoint or, without torch, from an exported file."""
 
+import os
 from pathlib import Path
 
 from gptkit.errors import UsageError
@@ -7,7 +8,7 @@ from gptkit.sampling.model import Model
 
 
 def load(
-    path: Path | str | None = None, *, checkpoint: str = "last", device: str = "auto"
+    path: str | os.PathLike[str] | None = None, *, checkpoint: str = "last", device: str = "auto"
 ) -> Model:
     """Load a trained model.
 
@@ -19,17 +20,19 @@ def load(
     Raises:
         GptkitError: the path is none of these, or the model in it cannot be used.
     """
-    path = Path(path) if path is not None else None
-    if path and (path.suffix == ".onnx" or (path / "generate.onnx").is_file()):
+    folder = None if path is None else Path(path)
+    if folder and (folder.suffix == ".onnx" or (folder / "generate.onnx").is_file()):
         from gptkit.onnx.runtime.model import load_exported
 
         if checkpoint != "last":
-            raise UsageError(f"{path}: an exported model has no checkpoints to choose from")
-        return load_exported(path, device=device)
-    if path and (path / "model.onnx").is_file() and not (path / "recipe.toml").exists():
+            raise UsageError(f"{folder}: an exported model has no checkpoints to choose from")
+        return load_exported(folder, device=device)
+    if folder and (folder / "model.onnx").is_file() and not (folder / "recipe.toml").exists():
         raise UsageError(
-            f"{path}: not a run folder or a bundle", hint=f"gptkit sample {path / 'model.onnx'}"
+            f"{folder}: not a run folder or a bundle", hint=f"gptkit sample {folder / 'model.onnx'}"
         )
     from gptkit.runs.loaded import load_checkpoint
+    from gptkit.training.process_state import untouched
 
-    return load_checkpoint(path, checkpoint=checkpoint, device=device)
+    with untouched():
+        return load_checkpoint(folder, checkpoint=checkpoint, device=device)

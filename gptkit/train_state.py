@@ -60,6 +60,7 @@ class TrainState:
         recipe: The complete recipe as JSON values. Changing it changes nothing.
         run_dir: The run folder; None if nothing is written, and on all ranks but 0.
         rank: This process's number among those that train together; only 0 prints and writes.
+        quiet: Whether the program that trains wants nothing to be shown.
         step: Updates done.
         tokens: Target tokens seen so far, masked ones included.
         loss: Training loss of the latest batch, on the device: `.item()` waits for the device.
@@ -94,6 +95,7 @@ class TrainState:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     run_dir: Path | None = None
     rank: int = 0
+    quiet: bool = False
     step: int = 0
     tokens: int = 0
     loss: Tensor = field(default_factory=lambda: torch.tensor(float("nan")))

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -37,11 +37,16 @@ class Plugins:
     """What errors call each callback, by its name."""
 
 
-def read(path: Path, overrides: Iterable[str] = (), *, report: Report | None = None) -> Recipe:
+def read(
+    recipe: Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    report: Report | None = None,
+) -> Recipe:
     """Read a recipe and check it together with its plugins' options.
 
     Args:
-        path: a TOML file.
+        recipe: a TOML file, or the same as nested tables.
         overrides: `key=value` texts as given to `--set`; later ones win.
         report: shown a line for keys of earlier versions; None shows nothing.
 
@@ -49,7 +54,7 @@ def read(path: Path, overrides: Iterable[str] = (), *, report: Report | None = N
         UsageError: the file is missing, or an override is malformed.
         RecipeError: every problem in the contents at once.
     """
-    return recipe_file.read(path, overrides, check=check_plugin, report=report)
+    return recipe_file.read(recipe, overrides, check=check_plugin, report=report)
 
 
 def check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:

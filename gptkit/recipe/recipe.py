@@ -17,7 +17,7 @@ from gptkit.errors import Problem, RecipeError, closest
 from gptkit.recipe.older import MOVED
 from gptkit.recipe.options import OPTIMIZERS, ModelOptions, MuonOptions, Options, TrainOptions
 from gptkit.recipe.registry import Kind
-from gptkit.recipe.table import Report, read_table
+from gptkit.recipe.table import Report, read_table, source_name
 
 OnError = Literal["stop", "warn"]
 
@@ -86,7 +86,7 @@ PluginCheck = Callable[[Kind, PluginSpec, str], Sequence[Problem]]
 
 
 def read(
-    path: Path,
+    recipe: Path | Mapping[str, Any],
     overrides: Iterable[str] = (),
     *,
     check: PluginCheck | None = None,
@@ -95,7 +95,7 @@ def read(
     """Read and validate a recipe.
 
     Args:
-        path: a TOML file.
+        recipe: a TOML file, or the same as nested tables.
         overrides: `key=value` texts as given to `--set`; later ones win.
         check: checks each plugin that the recipe names; None skips that, so a run's recipe can be
             read if its plugins are not installed.
@@ -105,19 +105,19 @@ def read(
         UsageError: the file is missing or an override is malformed.
         RecipeError: all problems of the contents.
     """
-    table = read_table(path, overrides, report)
+    table = read_table(recipe, overrides, report)
     problems: list[Problem] = []
-    recipe = None
+    valid = None
     try:
-        recipe = Recipe.model_validate(table)
+        valid = Recipe.model_validate(table)
     except ValidationError as error:
         problems += problems_of(error, Recipe)
     if check:
         for named in _named_plugins(table):
             problems += check(*named)
-    if problems or recipe is None:
-        raise RecipeError(str(path), problems)
-    return recipe
+    if problems or valid is None:
+        raise RecipeError(source_name(recipe), problems)
+    return valid
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], place: str = "") -> list[Problem]:

@@ -3,7 +3,8 @@
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
 
 
 def read_table(
-    path: Path, overrides: Iterable[str], report: Report | None = None
+    recipe: Path | Mapping[str, Any], overrides: Iterable[str], report: Report | None = None
 ) -> dict[str, Any]:
     """A recipe's table with the overrides applied, all keys as this version names them.
 
     Args:
-        path: a TOML file.
+        recipe: a TOML file, or the same as nested tables, which stay as they are.
         overrides: `key=value` texts; later ones win.
         report: shown a line for keys of earlier versions; None shows nothing.
 
@@ -31,17 +32,22 @@ def read_table(
         RecipeError: the file is not TOML.
     """
     report = report or (lambda line: None)
-    table = _parse(path)
+    table = _parse(recipe) if isinstance(recipe, Path) else deepcopy(dict(recipe))
     moved = older.move_keys(table)
     if moved:
         older.drop_unused(table, moved)
-        line = older.table_line(table["train"]["optimizer"])
-        report(f"hint:  {path}: the optimizer's options have a table of their own now: {line}")
+        line, source = older.table_line(table["train"]["optimizer"]), source_name(recipe)
+        report(f"hint:  {source}: the optimizer's options have a table of their own now: {line}")
     for override in overrides:
         moved += _apply(override, table, report)
     moved += older.move_keys(table)
     older.drop_unused(table, moved)
     return table
+
+
+def source_name(recipe: Path | Mapping[str, Any]) -> str:
+    """What errors call a recipe: its path, or "recipe" for tables."""
+    return str(recipe) if isinstance(recipe, Path) else "recipe"
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -91,19 +91,19 @@ class RunFolder:
 
 
 @contextmanager
-def claim(path: Path | None, recipe: Path) -> Iterator[RunFolder]:
+def claim(path: Path | None, name: str) -> Iterator[RunFolder]:
     """A new run folder, locked for this process; removed at the end if it has no recipe.
 
     Args:
-        path: where; None takes a new name under `runs/`, from the recipe's name and the time.
-        recipe: the file that is trained.
+        path: where; None takes a new one under `runs/`, called after `name` and the time.
+        name: of the recipe.
 
     Raises:
         UsageError: something is there already.
         RunError: it cannot be written, or another process holds it.
     """
     with writing(path or RUNS, hint=OTHER_FOLDER):
-        run = RunFolder(path or _make_new_name(recipe))
+        run = RunFolder(path or _make_new_name(name))
         run.path.mkdir(parents=True, exist_ok=True)
     with run.lock(hint=f"wait for it, stop it, or {OTHER_FOLDER}"):
         check_unused(run.path)
@@ -168,11 +168,11 @@ def _is_unused(path: Path) -> bool:
     return not names or (".lock" in names and names <= {".lock", "environment.json"})
 
 
-def _make_new_name(recipe: Path) -> Path:
+def _make_new_name(name: str) -> Path:
     """Make a folder with an unused name, even if two runs start in the same second."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     RUNS.mkdir(exist_ok=True)
-    names = (f"{recipe.stem}-{stamp}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
+    names = (f"{name}-{stamp}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
     while True:
         path = RUNS / next(names)
         with suppress(FileExistsError):

@@ -1,11 +1,17 @@
-"""Ctrl-C and SIGTERM: the first ends training after the step, the second at once."""
+"""Ctrl-C and SIGTERM: the first ends training after the step, the second at once.
+
+The process may be the command line's own, or a Python program, whose handlers are respected.
+"""
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
+Handling = Callable[..., AbstractContextManager[list[signal.Signals]]]
+"""`handled` or `ctrl_c`."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -41,3 +47,37 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def ctrl_c(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[signal.Signals]]:
+    """Call `stop` at the first Ctrl-C, and raise KeyboardInterrupt at the second, in a program.
+
+    Nothing is changed outside the main thread, where Python allows no handlers, and where the
+    program has a handler of its own. Other signals are the program's.
+
+    Args:
+        stop: ends training after the current step.
+        under_torchrun: torchrun sends the first signal twice, so a second one is ignored.
+
+    Yields:
+        The signals received so far, at most one.
+    """
+    received: list[signal.Signals] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if not received:
+            received.append(signal.Signals(signum))
+            stop()
+        elif not under_torchrun:
+            signal.default_int_handler(signum, frame)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+        yield received
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,9 +1,9 @@
 """Train and resume: from a recipe to a run folder."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gptkit import __version__
 from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
 from gptkit.files import remove_temporaries, write_json
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Data
+from gptkit.plugin import Callback, Data
 from gptkit.recipe import build, registry
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig
@@ -34,30 +34,49 @@ from gptkit.training.trainer import Trainer
 
 Report = Callable[[str], None]
 """Shows the user a line of text."""
-SAVED = tuple(field.name for field in fields(Snapshot) if field.name != "tensors")
+SAVED = tuple(saved.name for saved in fields(Snapshot) if saved.name != "tensors")
 """What `state.json` says of a snapshot, under the same names."""
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who trains: by default the command line, else a Python program."""
+
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    """Run before the recipe's, by the name that errors and checkpoints use."""
+    handling: signals.Handling = signals.handled
+    """What Ctrl-C does."""
+    quiet: bool = False
+    """Whether callbacks should show nothing."""
+    started: Callable[[RunFolder], None] = lambda run: None
+    """Is told the run folder as soon as it is known."""
+
+
+COMMAND_LINE = Caller()
+
+
 def train(
-    recipe_path: Path,
+    recipe: Path | Mapping[str, Any],
     overrides: Overrides = (),
     *,
     out: Path | None = None,
     start: Path | None = None,
     which: str = "last",
     report: Report,
+    caller: Caller = COMMAND_LINE,
 ) -> RunFolder:
     """Train a recipe from the start into a new run folder.
 
     Recipe, plugins, data and model are checked first; if one is wrong, no folder remains.
 
     Args:
-        recipe_path: a TOML file.
+        recipe: a TOML file, or the same as nested tables.
         overrides: fields to change.
         out: the run folder; None makes a new one below `runs/`.
         start: a run whose weights to begin with; None begins with random ones.
         which: of its checkpoints, "last", "best" or a step's number.
         report: shows a line of text.
+        caller: who trains.
 
     Raises:
         GptkitError: what went wrong, in the user's words.
@@ -66,16 +85,18 @@ def train(
     with distributed.join() as ranks:
         report = _on_rank_0(report, ranks)
         if previous := _previous_run(ranks, out):
-            return _continue(previous, ranks, report=report)
-        texts = changes.texts(overrides)
-        plugins = build.build(build.read(recipe_path, texts, report=report))
+            return _continue(previous, ranks, report=report, caller=caller)
+        valid = build.read(recipe, changes.texts(overrides), report=report)
+        plugins = with_callbacks(build.build(valid), caller.callbacks)
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             run_folder.check_unused(out)  # before the data, which may take long
         begin = origin.find(start, which) if start else None
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.dataset.load)
-        with _claim(out, recipe_path, ranks) as run:
+        name = recipe.stem if isinstance(recipe, Path) else valid.dataset.use
+        with _claim(out, name, ranks) as run:
+            caller.started(run)
             trainer = build_trainer(
                 plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
             )
@@ -85,11 +106,17 @@ def train(
                 write_json(run.environment, about | came_from)
                 changes.write_recipe(run, plugins.recipe)
             report(_summary(trainer, run) + (f", from {begin}" if begin else ""))
-            _fit(trainer, run)
+            _fit(trainer, run, caller)
     return run
 
 
-def resume(path: Path | None, overrides: Overrides = (), *, report: Report) -> RunFolder:
+def resume(
+    path: Path | None,
+    overrides: Overrides = (),
+    *,
+    report: Report,
+    caller: Caller = COMMAND_LINE,
+) -> RunFolder:
     """Continue a run from its newest intact checkpoint, as if it had never stopped.
 
     A run that has no checkpoint yet is started from its recipe.
@@ -98,6 +125,7 @@ def resume(path: Path | None, overrides: Overrides = (), *, report: Report) -> R
         path: the run folder; None takes the newest one.
         overrides: fields to change from now on; the run's recipe is rewritten with them.
         report: shows a line of text.
+        caller: who trains.
 
     Raises:
         GptkitError: what went wrong, in the user's words.
@@ -107,7 +135,13 @@ def resume(path: Path | None, overrides: Overrides = (), *, report: Report) -> R
         found = str(run_folder.open_run(path).path) if ranks.first else ""
         run = RunFolder(Path(ranks.broadcast(found)))
         report = _on_rank_0(report, ranks)
-        return _continue(run, ranks, overrides=changes.texts(overrides), report=report)
+        texts = changes.texts(overrides)
+        return _continue(run, ranks, overrides=texts, report=report, caller=caller)
+
+
+def with_callbacks(plugins: Plugins, callbacks: Mapping[str, Callback]) -> Plugins:
+    """The objects of a recipe, with callbacks that run before its own."""
+    return replace(plugins, callbacks={**callbacks, **plugins.callbacks})
 
 
 def build_trainer(
@@ -204,12 +238,19 @@ def _new_model(recipe: Recipe, data: Data) -> GPT:
 
 
 def _continue(
-    run: RunFolder, ranks: Ranks, *, overrides: Sequence[str] = (), report: Report
+    run: RunFolder,
+    ranks: Ranks,
+    *,
+    overrides: Sequence[str] = (),
+    report: Report,
+    caller: Caller,
 ) -> RunFolder:
     """Continue a run; from its start if it has no checkpoint yet."""
+    caller.started(run)
     with run.lock() if ranks.first else nullcontext():
         saved = _newest_snapshot(run, ranks, report)
         plugins, changed = _reread(run, overrides, report)
+        plugins = with_callbacks(plugins, caller.callbacks)
         step = saved.step if saved else 0
         steps = plugins.recipe.train.steps
         if steps and step >= steps:  # else the data is needed to know
@@ -235,7 +276,7 @@ def _continue(
             trainer.state.batch_size = plugins.recipe.train.batch_size
         where = f"from step {step}" if saved else "which has no checkpoint yet, from its start"
         report(f"{_summary(trainer, run)}, {where}")
-        _fit(trainer, run)
+        _fit(trainer, run, caller)
     return run
 
 
@@ -260,9 +301,9 @@ def _reread(
     return wanted, changed
 
 
-def _fit(trainer: Trainer, run: RunFolder) -> None:
-    ranks = trainer.ranks
-    with signals.handled(trainer.interrupt, under_torchrun=ranks.job is not None) as received:
+def _fit(trainer: Trainer, run: RunFolder, caller: Caller) -> None:
+    ranks, trainer.state.quiet = trainer.ranks, caller.quiet
+    with caller.handling(trainer.interrupt, under_torchrun=ranks.job is not None) as received:
         trainer.fit()
         signum = int(ranks.all_reduce_max(received[0] if received else 0))
     if signum and trainer.state.step < trainer.state.steps:
@@ -288,10 +329,10 @@ def _previous_run(ranks: Ranks, out: Path | None) -> RunFolder | None:
 
 
 @contextmanager
-def _claim(out: Path | None, recipe_path: Path, ranks: Ranks) -> Iterator[RunFolder]:
+def _claim(out: Path | None, name: str, ranks: Ranks) -> Iterator[RunFolder]:
     """A new run folder, which the first rank makes and locks."""
     if ranks.first:
-        with run_folder.claim(out, recipe_path) as run:
+        with run_folder.claim(out, name) as run:
             ranks.broadcast(str(run.path))
             yield run
     else:

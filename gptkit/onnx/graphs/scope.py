@@ -28,7 +28,8 @@ IR_VERSION = 10
 SHOWN_NUMBERS = 4
 """A constant of at most this many numbers has them in its name."""
 
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT: ir.DataType = ir.DataType.FLOAT
+FLOAT16: ir.DataType = ir.DataType.FLOAT16
 INT32, INT64, UINT64 = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT64
 BOOL = ir.DataType.BOOL
 

@@ -1,0 +1,247 @@
+"""Train in Python: `gptkit.train`, `gptkit.resume` and the Run that they return.
+
+They do what the commands do, in a program of somebody else's: also in a notebook cell and outside
+the main thread. Errors are a `GptkitError`. The program's random numbers, threads and signal
+handlers are afterwards as they were.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptkit import loading
+from gptkit.analysis.evaluation import evaluate_run
+from gptkit.errors import GptkitError
+from gptkit.onnx.export.export import export
+from gptkit.plugin import Callback, Data
+from gptkit.recipe import build
+from gptkit.recipe.recipe import Recipe
+from gptkit.runs import checkpoint, signals
+from gptkit.runs import train as training
+from gptkit.runs.changes import Overrides, texts
+from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.train import Caller
+from gptkit.sampling.model import Model
+from gptkit.training.evaluate import Evaluation
+from gptkit.training.process_state import untouched
+from gptkit.training.trainer import Trainer
+
+RecipeSource = str | os.PathLike[str] | Recipe | Mapping[str, Any]
+"""The path of a TOML file, a Recipe, or its tables as a dict."""
+
+
+class SavedStep(NamedTuple):
+    """A checkpoint of a run."""
+
+    step: int
+    val_loss: float | None
+    """In nats per token; None before the first evaluation."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: what was trained, and what can be done with it.
+
+    A Run is accepted wherever gptkit takes the path of a run folder.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        """The folder's path."""
+        return str(self.path)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, oldest first; empty if no callback wrote it."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def best(self) -> SavedStep | None:
+        """The checkpoint with the lowest validation loss; None if there is none."""
+        return _saved(checkpoint.best(RunFolder(self.path).checkpoints))
+
+    @property
+    def last(self) -> SavedStep | None:
+        """The newest checkpoint; None if there is none."""
+        folders = checkpoint.step_folders(RunFolder(self.path).checkpoints)
+        return _saved(folders[-1] if folders else None)
+
+    def load(self, *, checkpoint: str = "last", device: str = "auto") -> Model:
+        """Load the model of a checkpoint; see `gptkit.load`."""
+        return loading.load(self.path, checkpoint=checkpoint, device=device)
+
+    def evaluate(self, *, checkpoint: str = "last", device: str = "auto") -> Evaluation:
+        """The loss of a checkpoint over the whole validation split, as `gptkit eval` measures it.
+
+        Args:
+            checkpoint: "last", "best" or a step's number.
+            device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        """
+        with untouched():
+            return evaluate_run(self.path, checkpoint=checkpoint, device=device).result
+
+    def export(
+        self,
+        path: str | os.PathLike[str] = "model.onnx",
+        *,
+        checkpoint: str = "last",
+        **options: Any,
+    ) -> Path:
+        """Write the model of a checkpoint for other programs, as `gptkit export` does.
+
+        Args:
+            path: a file that ends in .onnx, or a folder for a bundle; an earlier one is replaced.
+            checkpoint: "last", "best" or a step's number.
+            options: of the format, e.g. dtype="float16".
+
+        Returns:
+            The path.
+
+        Raises:
+            ExportError: what was written is not equal to the checkpoint; it was deleted.
+        """
+        with untouched():
+            return export(self.path, out=Path(path), checkpoint=checkpoint, **options).path
+
+
+def train(
+    recipe: RecipeSource,
+    overrides: Overrides = (),
+    *,
+    callbacks: Sequence[Callback] = (),
+    out: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+    checkpoint: str = "last",
+    quiet: bool = False,
+) -> Run:
+    """Train a recipe from the start into a new run folder.
+
+    The first Ctrl-C ends training after the step, with a checkpoint; the second one at once.
+
+    Args:
+        recipe: the path of a TOML file, a Recipe, or its tables as a dict.
+        overrides: values by key, e.g. {"train.steps": 300}, as `--set` takes them.
+        callbacks: run before the recipe's, so that its log writes what they record. A resumed run
+            needs them again: the run folder keeps only their state.
+        out: the run folder; None makes a new one under `runs/`.
+        start: a run whose weights to begin with; None begins with random ones.
+        checkpoint: of `start`: "last", "best" or a step's number.
+        quiet: show nothing.
+
+    Raises:
+        GptkitError: what went wrong. If there is a run folder, `error.run` is its Run.
+        StoppedError: Ctrl-C ended it, after a checkpoint.
+    """
+    folder = None if out is None else Path(out)
+    with _call(callbacks, quiet) as (caller, report):
+        found = training.train(
+            _source(recipe),
+            overrides,
+            out=folder,
+            start=None if start is None else Path(start),
+            which=checkpoint,
+            report=report,
+            caller=caller,
+        )
+    return Run(found.path)
+
+
+def resume(
+    path: str | os.PathLike[str] | None = None,
+    overrides: Overrides = (),
+    *,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+) -> Run:
+    """Continue a run from its newest checkpoint, exactly; one without is started from its recipe.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        overrides: fields to change from now on, e.g. {"train.steps": 600} to train longer.
+        callbacks: those that `train` was given.
+        quiet: show nothing.
+
+    Raises:
+        GptkitError: what went wrong; `error.run` is the Run.
+        StoppedError: Ctrl-C ended it, after a checkpoint.
+    """
+    folder = None if path is None else Path(path)
+    with _call(callbacks, quiet) as (caller, report):
+        found = training.resume(folder, overrides, report=report, caller=caller)
+    return Run(found.path)
+
+
+def trainer(
+    recipe: RecipeSource,
+    overrides: Overrides = (),
+    *,
+    data: Data | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """A Trainer that is ready, for loops of your own; it makes no run folder.
+
+    `for state in trainer.steps()` trains; `trainer.model` is the GPT.
+
+    Args:
+        recipe: the path of a TOML file, a Recipe, or its tables as a dict.
+        overrides: values by key, as for `train`.
+        data: what to train on; None loads the recipe's data set.
+        callbacks: run before the recipe's.
+    """
+    with untouched():
+        plugins = build.build(build.read(_source(recipe), texts(overrides)))
+        plugins = training.with_callbacks(plugins, named(callbacks))
+        return training.build_trainer(plugins, data or plugins.dataset.load())
+
+
+def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Callbacks by the name of their class, numbered from the second one on."""
+    found: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        count = sum(type(other).__name__ == name for other in found.values())
+        found[f"{name}-{count + 1}" if count else name] = callback
+    return found
+
+
+@contextmanager
+def _call(
+    callbacks: Sequence[Callback], quiet: bool
+) -> Iterator[tuple[Caller, Callable[[str], None]]]:
+    """What a call of `train` or `resume` needs; a GptkitError gets the Run."""
+    started: list[RunFolder] = []
+    caller = Caller(
+        callbacks=named(callbacks), handling=signals.ctrl_c, quiet=quiet, started=started.append
+    )
+    try:
+        with untouched():
+            yield caller, (lambda line: None) if quiet else _report
+    except GptkitError as error:
+        if started and started[0].recipe.exists():
+            error.run = Run(started[0].path)
+        raise
+
+
+def _source(recipe: RecipeSource) -> Path | Mapping[str, Any]:
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json", exclude_none=True)
+    return recipe if isinstance(recipe, Mapping) else Path(recipe)
+
+
+def _saved(step_folder: Path | None) -> SavedStep | None:
+    if step_folder is None:
+        return None
+    state = checkpoint.load_state(step_folder)
+    return SavedStep(state.step, state.val_loss)
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(line + "\n")
