@@ -1,6 +1,7 @@
 """The numbers that a step is logged with, and the speed of training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from time import perf_counter
 
 from torch import Tensor
@@ -9,14 +10,12 @@ Values = Mapping[str, float | Tensor]
 
 
 class Recorder:
-    """Turns a step's values into numbers and measures the speed, once per step.
+    """Turns a step's values into numbers and measures the speed, once per step."""
 
-    Args:
-        elapsed: seconds of training before this process.
-    """
-
-    def __init__(self, *, elapsed: float = 0.0) -> None:
-        self._earlier = elapsed
+    def __init__(self) -> None:
+        self.earlier = 0.0
+        """Seconds of training before this process. Checkpoints hold no times, so that equal runs
+        have equal ones: a logger that has kept them sets it in `on_fit_start`."""
         self._began: float | None = None
         self._clock = _Clock()
         self._complete: Values = {}
@@ -26,7 +25,7 @@ class Recorder:
     @property
     def elapsed(self) -> float:
         """Seconds since the first step began, including earlier processes of a resumed run."""
-        return self._earlier + (perf_counter() - self._began if self._began is not None else 0.0)
+        return self.earlier + (perf_counter() - self._began if self._began is not None else 0.0)
 
     def start(self, values: Values) -> None:
         """Begin a step: start the clock, and keep the values of the step before.
@@ -43,6 +42,15 @@ class Recorder:
     def stop(self) -> None:
         """Stop the clock until the next step: evaluating and saving are not training."""
         self._clock.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of a block, which may be within a step."""
+        running = self._clock.running
+        self._clock.stop()
+        yield
+        if running:
+            self._clock.start()
 
     def record(self, values: Values) -> dict[str, float]:
         """The values as numbers, with `tokens_per_second` and `elapsed`.
@@ -80,6 +88,10 @@ class _Clock:
         self._seconds = 0.0
         self._since: float | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._since is not None
+
     def start(self) -> None:
         self._since = perf_counter() if self._since is None else self._since
 
@@ -90,7 +102,7 @@ class _Clock:
 
     def rate(self, tokens: float) -> float | None:
         """Tokens per second since the latest measurement; None if there was no step."""
-        running = self._since is not None
+        running = self.running
         self.stop()
         seconds, new = self._seconds, tokens - self.tokens
         self._seconds, self.tokens = 0.0, tokens

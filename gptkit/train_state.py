@@ -83,7 +83,8 @@ class TrainState:
         evaluate: `evaluate("val" | "train" | a Split, batches=None)` is the loss of the current
             weights in nats per token, over the whole split or its first `batches` batches. Call it
             on all ranks or on none.
-        recorder: Makes what `record()` returns; the trainer starts and stops its clock.
+        recorder: Makes what `record()` returns; the trainer starts and stops its clock. A logger
+            that has kept the seconds of earlier processes sets `recorder.earlier`.
     """
 
     model: nn.Module

@@ -74,6 +74,16 @@ def test_the_speed_is_that_since_the_record_before_and_of_training_alone(
     assert state.record()["tokens_per_second"] == 64 / 4
 
 
+def test_an_evaluation_within_a_step_is_not_counted(clock: list[float]) -> None:
+    state = make_state()
+    state.begin_step()
+    with state.recorder.paused():
+        clock[0] += 10
+    clock[0] += 2
+    state.step, state.tokens = 1, 64
+    assert state.record()["tokens_per_second"] == 32
+
+
 def test_the_validation_loss_belongs_to_the_step_of_its_evaluation(clock: list[float]) -> None:
     state = make_state()
     state.val_losses = {"ema": 1.5}

@@ -215,6 +215,7 @@ class Trainer:
         """
         state, limit = self.state, self.options.eval_batches
         self.finite_check.before_save(state.step)
+        state.recorder.stop()
         state.val_loss, state.val_step, state.val_losses = (
             self.measure(batches=limit),
             state.step,
@@ -238,16 +239,16 @@ class Trainer:
         if batches:  # this rank's may be smaller than the recipe's
             size = self.options.micro_batch_size or self.options.batch_size
             batches *= size // self.eval_batch_size
-        self.state.recorder.stop()
         self.reader.wait()
-        return evaluate(
-            self.model,
-            named[split] if isinstance(split, str) else split,
-            run_device=self.run_device,
-            batch_size=self.eval_batch_size,
-            batches=batches,
-            ranks=self.ranks,
-        ).loss
+        with self.state.recorder.paused():
+            return evaluate(
+                self.model,
+                named[split] if isinstance(split, str) else split,
+                run_device=self.run_device,
+                batch_size=self.eval_batch_size,
+                batches=batches,
+                ranks=self.ranks,
+            ).loss
 
     def emit(self, event: str) -> None:
         """Call an event's method on every callback, in order."""

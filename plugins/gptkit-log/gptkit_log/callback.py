@@ -45,6 +45,7 @@ class Log(Callback):
         if state.run_dir:
             metrics = MetricsFile(state.run_dir / "metrics.jsonl", step=state.step)
             self._metrics = self._open.enter_context(closing(metrics))
+            state.recorder.earlier = metrics.elapsed
         console = Console(stderr=True, quiet=state.quiet or state.rank > 0)
         display = open_display(console, step=state.step, steps=state.steps)
         self._display = self._open.enter_context(closing(display))

@@ -23,6 +23,8 @@ class MetricsFile:
     def __init__(self, path: Path, *, step: int) -> None:
         self._path = path
         records = records_until(path.read_bytes(), step) if path.exists() else []
+        self.elapsed: float = max((record.get("elapsed", 0.0) for record in records), default=0.0)
+        """Seconds of training until the last record."""
         write_file(path, b"".join(json_line(record) for record in records))
         # Unbuffered: every line is written at once, so that closing has nothing to write.
         self._file = path.open("ab", buffering=0)

@@ -141,6 +141,14 @@ def test_a_resumed_run_drops_what_it_repeats_and_a_torn_line(state: TrainState) 
     assert after[:3] == before[:3]
 
 
+def test_a_resumed_run_counts_the_seconds_of_earlier_processes(state: TrainState) -> None:
+    assert state.run_dir
+    (state.run_dir / "metrics.jsonl").write_text('{"step": 2, "elapsed": 100.0}\n')
+    state.step = 2
+    train(Log(every=1), state)
+    assert 100 <= metrics(state)[1]["elapsed"] < 110
+
+
 def test_damaged_lines_are_left_out() -> None:
     content = b'{"step": 1}\n\x00\xff\n[3]\n{"loss": 1.0}\n\n{"step": 2}\n{"step": 3}\n{"st'
     assert records_until(content, 2) == [{"step": 1}, {"step": 2}]
