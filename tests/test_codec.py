@@ -16,6 +16,7 @@ from typer.testing import Result
 from gptkit.codec import Codec, ImageCodec, PromptError, TextCodec
 from gptkit.onnx.export.legend import make_legend
 from gptkit.sampling.samples import Samples
+from gptkit.sampling.stops import Stops
 from gptkit.testing import LetterCodec
 
 Cli = Callable[..., Result]
@@ -195,16 +196,18 @@ def test_pieces_of_text_are_the_text() -> None:
         codec = Pieces(pieces=(*pieces, b"", b"\xff", b"\xe5", b"\xf0\x9f"))
         for _ in range(50):
             ids = [generator.randrange(len(codec.pieces)) for _ in range(20)]
-            samples = [Samples("", [ids[:3]], ([i] for i in ids[3:])) for _ in range(2)]
+            samples = [
+                Samples.start("", [ids[:3]], Stops(), ([i] for i in ids[3:])) for _ in range(2)
+            ]
             shown = list(samples[0].pieces(codec))
             assert "".join(shown).encode() == samples[1].contents(codec)[0]
             assert all(shown)
-        whole = Samples("", [[0]], ([i] for i in range(1, len(pieces))))
+        whole = Samples.start("", [[0]], Stops(), ([i] for i in range(1, len(pieces))))
         assert "\ufffd" not in "".join(whole.pieces(codec))
 
 
 def test_several_texts_are_in_one_file_with_a_line_between_them() -> None:
-    samples = Samples("", [[0], [1]], iter([[2, 3], [4, 5]]))
+    samples = Samples.start("", [[0], [1]], Stops(), iter([[2, 3], [4, 5]]))
     assert samples.contents(LetterCodec()) == [b"ace\n----------\nbdf"]
 
 
@@ -220,7 +223,9 @@ def test_an_image_has_a_size_a_start_for_each_class_and_a_prompt() -> None:
         Flag().start("", label="day")
     rgb = Flag(palette=())
     assert (rgb.starts, rgb.length, rgb.lossless) == ([[256]], 19, True)
-    assert Samples("", [[2], [2]], iter([[0, 1]])).contents(flag) == [b"\x02\x00|\x02\x01"]
+    assert Samples.start("", [[2], [2]], Stops(), iter([[0, 1]])).contents(flag) == [
+        b"\x02\x00|\x02\x01"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_the_generate_graph_says_what_it_takes(bundle: Path) -> None:
         ("prompt_ids", "tensor(int64)", ["batch", "prompt"]),
         ("max_new_tokens", "tensor(int64)", []), ("temperature", "tensor(float)", []),
         ("top_k", "tensor(int64)", []), ("top_p", "tensor(float)", []),
-        ("seed", "tensor(int64)", []), ("stop_token", "tensor(int64)", []),
+        ("seed", "tensor(int64)", []), ("stop_tokens", "tensor(int64)", ["stops"]),
     ]  # fmt: skip
     (tokens,) = graph.get_outputs()
     assert (tokens.name, tokens.type, tokens.shape) == (

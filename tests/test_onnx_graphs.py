@@ -313,14 +313,14 @@ def test_a_stop_token_ends_a_row(shape: dict[str, Any], rows: int) -> None:
     model = make(**shape)
     graph = session(build(generate_model, model))
     prompts, sampling = prompts_of(model, rows, 3), SamplingOptions(seed=9)
-    endless = torch_tokens(model, prompts, 100, sampling)
+    endless = torch_tokens(model, prompts, 100, sampling).tolist()
     lengths = set()
-    for stop in range(model.config.vocab_size):
-        drawn_before = np.cumsum(endless == stop, axis=1) - (endless == stop) > 0
-        expected = np.where(drawn_before, stop, endless)
-        going = ~drawn_before.all(axis=0)
-        (tokens,) = graph.run(None, feeds(prompts, 100, sampling, stop_token=stop))
-        assert tokens.tolist() == expected[:, going].tolist(), stop
+    for stops in [[], *([stop] for stop in range(9)), [0, 1], [8, 3, 5], [7, -1, 99, 7], [99]]:
+        ends = [next((i for i, t in enumerate(row) if t in stops), 99) for row in endless]
+        (tokens,) = graph.run(None, feeds(prompts, 100, sampling, stop_tokens=stops))
+        for row, whole, end in zip(tokens.tolist(), endless, ends, strict=True):
+            assert row[: end + 1] == whole[: end + 1], stops
+            assert row[end + 1 :] == [whole[end]] * (max(ends) - end), stops
         lengths.add(tokens.shape[1])
     assert min(lengths) < 8  # within the first context
     assert len(lengths) > 3
@@ -584,7 +584,7 @@ PARTS = {
 }  # fmt: skip
 """Operators by role, for some of the roles in the second block."""
 ROLES = r"(wte|position|position\.wpe|embed_norm|ln_f|lm_head|shape|cache|sampling"
-ROLES += r"|prompt|blocks|tokens|next|cache\.\w+|sampling\.\w+|h\.[01]"
+ROLES += r"|prompt|blocks|tokens|stops|next|cache\.\w+|sampling\.\w+|h\.[01]"
 ROLES += r"|h\.[01]\.(ln_[12]|attn|attn\.(qkv|qk_norm|rotary|cache|proj)|mlp\.(up|act|proj)))"
 
 

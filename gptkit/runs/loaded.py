@@ -67,7 +67,7 @@ class LoadedModel(Model):
         size = request.samples
         decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
         drawn = samples.sample(decoder, self.codec, request, sampling)
-        return replace(drawn, stream=self._keeping(decoder, size, drawn.stream))
+        return replace(drawn, steps=self._keeping(decoder, size, drawn.steps))
 
     @torch.inference_mode()
     def logits(self, tokens: Ints) -> Floats:
@@ -84,12 +84,10 @@ class LoadedModel(Model):
     def _row(self, tokens: Ints) -> torch.Tensor:
         return torch.from_numpy(tokens)[None].to(self.device)
 
-    def _keeping(
-        self, decoder: TorchDecoder, size: int, stream: Iterator[list[int]]
-    ) -> Iterator[list[int]]:
-        """The stream; the decoder is kept for the next one when it ends."""
+    def _keeping(self, decoder: TorchDecoder, size: int, steps: Iterator[None]) -> Iterator[None]:
+        """The steps; the decoder is kept for the next samples when they end."""
         try:
-            yield from stream
+            yield from steps
         finally:
             self._decoders[size] = decoder
 

@@ -1,7 +1,7 @@
 """Model: what was loaded from a checkpoint or from an exported file. Imports no torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from gptkit.codec import Codec, TextCodec
 from gptkit.errors import UsageError
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
-from gptkit.sampling.samples import SampleRequest, Samples, text_of
+from gptkit.sampling.samples import SampleRequest, Samples
 
 
 class Model(ABC):
@@ -85,6 +85,8 @@ class Model(ABC):
         top_p: float = 1.0,
         keep: float = 1.0,
         label: str | None = None,
+        stop: Sequence[str] = (),
+        ignore_stop: bool = False,
     ) -> str | bytes | list[str] | list[bytes]:
         """Draw a sample, or a list of samples that are drawn together.
 
@@ -98,6 +100,8 @@ class Model(ABC):
             top_p: keep the likeliest tokens until their probabilities sum to this.
             keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
             label: the class to draw from.
+            stop: texts that end a sample, each before itself.
+            ignore_stop: do not end at the codec's stop tokens.
 
         Returns:
             A text as `str`; a picture, or what else the codec writes, as the `bytes` of a file.
@@ -106,13 +110,21 @@ class Model(ABC):
             UsageError: an option is out of range.
             PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
         """
-        request = SampleRequest(prompt, tokens=tokens, samples=samples or 1, keep=keep, label=label)
+        request = SampleRequest(
+            prompt,
+            tokens=tokens,
+            samples=samples or 1,
+            keep=keep,
+            label=label,
+            stop=tuple(stop),
+            ignore_stop=ignore_stop,
+        )
         drawn = self.draw(request, self._sampling(temperature, top_k, top_p, seed))
-        rows, codec = drawn.token_ids(), self.codec
+        codec = self.codec
         if isinstance(codec, TextCodec):
-            texts = [text_of(codec, row) for row in rows]
+            texts = drawn.texts(codec)
             return texts[0] if samples is None else texts
-        contents = [codec.decode(row) for row in rows]
+        contents = [codec.decode(row) for row in drawn.token_ids()]
         return contents[0] if samples is None else contents
 
     def stream(
@@ -125,6 +137,8 @@ class Model(ABC):
         top_k: int = 0,
         top_p: float = 1.0,
         keep: float = 1.0,
+        stop: Sequence[str] = (),
+        ignore_stop: bool = False,
     ) -> Iterator[str]:
         """Draw a text piece by piece; the pieces together are what `sample` returns.
 
@@ -136,9 +150,11 @@ class Model(ABC):
             top_k: as for `sample`.
             top_p: as for `sample`.
             keep: as for `sample`.
+            stop: as for `sample`.
+            ignore_stop: as for `sample`.
 
         Yields:
-            Whole characters, as soon as they are drawn.
+            Whole characters, as soon as it is certain that they do not belong to a stop text.
 
         Raises:
             UsageError: an option is out of range, or the model draws no text.
@@ -149,7 +165,9 @@ class Model(ABC):
                 f"samples are {self.codec.suffix} files, which cannot be streamed",
                 hint="model.sample(...) returns the contents of a file",
             )
-        request = SampleRequest(prompt, tokens=tokens, keep=keep)
+        request = SampleRequest(
+            prompt, tokens=tokens, keep=keep, stop=tuple(stop), ignore_stop=ignore_stop
+        )
         sampling = self._sampling(temperature, top_k, top_p, seed)
         return self.draw(request, sampling, streaming=True).pieces(self.codec)
 

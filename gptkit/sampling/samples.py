@@ -1,14 +1,13 @@
 """Requests for samples, and samples while they are drawn. Imports no torch."""
 
-import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
-from gptkit.errors import PromptError
+from gptkit.errors import PromptError, UsageError
 from gptkit.sampling.generate import Decoder, generate
 from gptkit.sampling.rule import SamplingOptions
+from gptkit.sampling.stops import Sample, Stops
 
 DEFAULT_TEXT_TOKENS = 500
 """Default number of tokens for text."""
@@ -26,6 +25,11 @@ class SampleRequest:
         samples: how many samples to draw, as one batch.
         keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
         label: the class to draw from.
+        stop: texts that end a sample, each before itself.
+        ignore_stop: do not end at the codec's stop tokens.
+
+    Raises:
+        UsageError: a stop text is empty.
     """
 
     prompt: str = ""
@@ -33,6 +37,12 @@ class SampleRequest:
     samples: int = 1
     keep: float = 1.0
     label: str | None = None
+    stop: tuple[str, ...] = ()
+    ignore_stop: bool = False
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise UsageError("a stop text should not be empty", hint=r"--stop $'\n' is a newline")
 
     @property
     def needs_codec(self) -> bool:
@@ -52,6 +62,23 @@ class SampleRequest:
     def in_turn(self, starts: Sequence[list[int]]) -> list[list[int]]:
         """A start for each sample: the given ones, in turn."""
         return [starts[i % len(starts)] for i in range(self.samples)]
+
+    def stops(self, stop_tokens: Sequence[int], codec: Codec | None) -> Stops:
+        """What ends each sample.
+
+        Args:
+            stop_tokens: those of the codec.
+            codec: needed for stop texts only.
+
+        Raises:
+            UsageError: there are stop texts, but the samples are no text.
+        """
+        tokens = () if self.ignore_stop else tuple(stop_tokens)
+        if not self.stop:
+            return Stops(tokens)
+        if not isinstance(codec, TextCodec):
+            raise UsageError("only text can end at a stop text", hint="leave --stop out")
+        return Stops(tokens, tuple(text.encode() for text in self.stop), codec.token_bytes)
 
     def count(self, start: list[int], length: int | None) -> int:
         """How many tokens to draw.
@@ -73,55 +100,87 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples while they are drawn: their starts, then one token of every row at a time.
-
-    Iterating `stream` draws the tokens; it can be done once.
-    """
+    """Samples while they are drawn. Each is drawn once: at the first call that needs it."""
 
     prompt: str
-    starts: list[list[int]]
-    stream: Iterator[list[int]]
+    samples: list[Sample]
+    steps: Iterator[None]
+    """Iterating it draws: a step adds a token to each sample that is under way."""
+
+    @classmethod
+    def start(
+        cls,
+        prompt: str,
+        starts: Sequence[list[int]],
+        stops: Stops,
+        drawn: Iterable[Sequence[int]],
+    ) -> "Samples":
+        """Samples of which nothing is drawn yet.
+
+        Args:
+            prompt: that they continue.
+            starts: the token ids that each begins with.
+            stops: what ends each.
+            drawn: yields the next token of every sample; asked for no more once all have ended.
+        """
+        samples = [Sample(start, stops) for start in starts]
+
+        def steps() -> Iterator[None]:
+            for tokens in drawn:
+                for sample, token in zip(samples, tokens, strict=True):
+                    sample.add(token)
+                yield
+                if all(sample.ended for sample in samples):
+                    return
+
+        return cls(prompt, samples, steps())
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """The token ids that each sample begins with."""
+        return [sample.start for sample in self.samples]
+
+    def drawn(self) -> list[Sample]:
+        """Draw to the end."""
+        for _ in self.steps:
+            pass
+        return self.samples
 
     def token_ids(self) -> list[list[int]]:
-        """Draw all tokens; return the token ids of every sample with its start."""
-        drawn = zip(*self.stream, strict=True)
-        return [[*start, *row] for start, row in zip(self.starts, drawn, strict=True)]
+        """Draw to the end; the token ids of every sample with its start."""
+        return [sample.tokens for sample in self.drawn()]
 
     def id_lines(self) -> bytes:
         """Draw to the end; the token ids as text, a line for every sample."""
         return "".join(" ".join(map(str, row)) + "\n" for row in self.token_ids()).encode()
 
+    def texts(self, codec: TextCodec) -> list[str]:
+        """Draw to the end; the text of every sample with its start."""
+        return [sample.text(codec) for sample in self.drawn()]
+
     def contents(self, codec: Codec) -> list[bytes]:
-        """Draw all tokens; return the contents of files in the codec's format.
+        """Draw to the end; return the contents of files in the codec's format.
 
         Texts share one file, with a line of dashes between them, and so do images, on a sheet. In
         any other format every sample is a file of its own.
         """
-        rows = self.token_ids()
         match codec:
             case TextCodec():
-                return [RULE.join(text_of(codec, row) for row in rows).encode()]
+                return [RULE.join(self.texts(codec)).encode()]
             case ImageCodec():
-                return [codec.sheet(rows, prompt=self.prompt, kept=len(self.starts[0]))]
+                kept = len(self.starts[0])
+                return [codec.sheet(self.token_ids(), prompt=self.prompt, kept=kept)]
             case _:
-                return [codec.decode(row) for row in rows]
+                return [codec.decode(row) for row in self.token_ids()]
 
     def pieces(self, codec: TextCodec) -> Iterator[str]:
-        """Draw the first sample's text piece by piece: its start, then what each token adds.
+        """Draw a single text piece by piece: its start, then what each token adds.
 
-        A character appears when its last token is drawn. Joined, the pieces are the whole text.
+        A character appears when its last token is drawn, and when it is certain that it does not
+        belong to a stop text. Joined, the pieces are the whole text.
         """
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        for tokens in chain(self.starts[:1], (row[:1] for row in self.stream)):
-            if piece := utf8.decode(codec.decode(tokens)):
-                yield piece
-        if rest := utf8.decode(b"", final=True):
-            yield rest
-
-
-def text_of(codec: TextCodec, tokens: Sequence[int]) -> str:
-    """The text of a sample; bytes that are not UTF-8 become U+FFFD."""
-    return codec.decode(tokens).decode(errors="replace")
+        (sample,) = self.samples
+        return sample.pieces(codec, self.steps)
 
 
 def sample(
@@ -146,4 +205,5 @@ def sample(
         sampling=sampling,
         samples=request.samples,
     )
-    return Samples(request.prompt, starts, (chosen.tolist() for chosen in drawn))
+    stops = request.stops(codec.stop_tokens, codec)
+    return Samples.start(request.prompt, starts, stops, (chosen.tolist() for chosen in drawn))

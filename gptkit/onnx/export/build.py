@@ -46,6 +46,7 @@ def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Met
         codec=state.codec,
         tokens=Tokens(
             starts=codec.starts,
+            stop_tokens=list(codec.stop_tokens),
             length=codec.length,
             temperature=codec.temperature,
             suffix=codec.suffix,

@@ -29,9 +29,9 @@ LOGITS = "logits"
 def generate_model(source: ExportSource) -> ir.Model:
     """The graph `generate`: from a prompt to the tokens that continue it, in standard operators.
 
-    Inputs: prompt_ids int64 (batch, prompt); the scalars max_new_tokens, top_k, seed and
-    stop_token (-1: none) int64, temperature and top_p float32. Output: tokens int64 (batch,
-    generated). A row that drew the stop token repeats it.
+    Inputs: prompt_ids int64 (batch, prompt); the scalars max_new_tokens, top_k and seed int64,
+    temperature and top_p float32; stop_tokens int64 (stops,), which may be empty. Output: tokens
+    int64 (batch, generated). A row that drew a stop token repeats it until all rows have drawn one.
     """
     return _GenerateGraph(source).model()
 
@@ -42,11 +42,14 @@ class _GenerateGraph:
         self.prompt = declare("prompt_ids", INT64, ["batch", "prompt"])
         self.count = declare("max_new_tokens", INT64)
         self.options = SamplingInputs.declare()
-        self.seed, self.stop = declare("seed", INT64), declare("stop_token", INT64)
+        self.seed = declare("seed", INT64)
+        self.stops = declare("stop_tokens", INT64, ["stops"])
 
     def model(self) -> ir.Model:
         """The outermost graph: what is computed once, and the Loop over blocks."""
         g = Scope()
+        with g.named("stops"):
+            self.stop_tokens = g.Concat(self.stops, [-1], axis=0)  # never empty, for ReduceSum
         with g.named("prompt"):
             self.batch = g.Slice(g.Shape(self.prompt), [0], [1])
             self.total = g.Max(self.count, 0)
@@ -64,7 +67,7 @@ class _GenerateGraph:
             tokens = g.Slice(history, start, [LAST], [1])
         return g.model(
             "generate",
-            [self.prompt, self.count, *self.options.values, self.seed, self.stop],
+            [self.prompt, self.count, *self.options.values, self.seed, self.stops],
             [typed(tokens, INT64, ["batch", "generated"], name="tokens")],
             doc="A GPT with its cache and the sampling rule: a prompt to the tokens that continue "
             "it. A Loop over blocks of tokens holds a Loop over tokens.",
@@ -153,14 +156,19 @@ class _GenerateGraph:
         logits.name = LOGITS
         with g.named("sampling"):
             u = g.Gather(self.uniforms, g.Add(drawn, turn), axis=0)
-            token = g.Where(finished, self.stop, self.rule.choose(g, logits, u))
-        finished_next = g.Or(finished, g.Equal(token, self.stop))
+            token = self.rule.choose(g, logits, u)
+        with g.named("stops"):
+            token = g.Where(finished, g.Gather(fed, -1, axis=1), token)
+            fed_next = g.Unsqueeze(token, [1])
+            is_stop = g.Cast(g.Equal(fed_next, self.stop_tokens), to=INT64)
+            stops = g.ReduceSum(is_stop, [1], keepdims=0)  # repeated, so it stays above 0
+            go_on = g.Equal(g.ReduceMin(stops, keepdims=0), 0)
         outputs = [
-            typed(g.Not(all_true(g, finished_next)), BOOL),
+            typed(go_on, BOOL),
             *self._typed(cache.grown),
-            typed(g.Unsqueeze(token, [1]), INT64, ["batch", 1]),
+            typed(fed_next, INT64, ["batch", 1]),
             typed(length_next, INT64),
-            typed(finished_next, BOOL, ["batch"]),
+            typed(g.Cast(stops, to=BOOL), BOOL, ["batch"]),
             typed(token, INT64, ["batch"]),
         ]
         inputs = [turn, condition, *_flat(tail), fed, length, finished]

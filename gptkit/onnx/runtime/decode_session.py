@@ -5,7 +5,7 @@ buffers on the device. Two bindings alternate: each reads what the other one wro
 recorded as a CUDA graph, so that a step is a single launch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gptkit.onnx.runtime.providers import CUDA, open_session, provider
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import Ints, SamplingOptions, uniforms
+from gptkit.sampling.stops import Stops
 
 STEP_FILE, DECODE_FILE = "model.onnx", "decode.onnx"
 NEXT_INPUTS = {
@@ -27,6 +28,8 @@ NEXT_INPUTS = {
 """Inputs of a step, and the outputs of the step before it that they are taken from."""
 MAX_TABLE = 1024
 """Draws for which random numbers and tokens are kept on the device at a time."""
+SEARCHED = 16
+"""Tokens drawn before the host looks whether all rows have come to a stop."""
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,9 +44,6 @@ class DecodeSession:
         device: "cpu", "cuda", "cuda:N" or "auto".
     """
 
-    first_chunk = 1
-    """Tokens that `stream` draws before it yields when the samples are shown as they are drawn."""
-
     def __init__(self, folder: Path, device: str) -> None:
         self.step_session = open_session(folder / STEP_FILE, device)
         self.session = open_session(folder / DECODE_FILE, device, enable_cuda_graph="1")
@@ -51,6 +51,10 @@ class DecodeSession:
         self.caches = [x for x in inputs if x.name.startswith("past_key_values.")]
         self.recorded = 0
         """Number of CUDA graphs so far."""
+
+    def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
+        """Tokens to draw before they are fetched, to be shown or searched; None for all."""
+        return 1 if streaming else SEARCHED if stops else None
 
     @property
     def on_cuda(self) -> bool:
@@ -74,7 +78,13 @@ class DecodeSession:
         return np.zeros((batch_size, n_kv_head, length, head_size), DTYPES[self.caches[0].type])
 
     def stream(
-        self, prompts: Ints, count: int, sampling: SamplingOptions, *, chunk: int = 1
+        self,
+        prompts: Ints,
+        count: int,
+        sampling: SamplingOptions,
+        *,
+        chunk: int = 1,
+        stop_tokens: Sequence[int] = (),
     ) -> Iterator[Ints]:
         """Draw tokens by the rule of `gptkit.sampling.generate`.
 
@@ -83,20 +93,23 @@ class DecodeSession:
             count: tokens to draw.
             sampling: temperature, top-k, top-p and seed.
             chunk: tokens to draw before yielding them, which waits for the device.
+            stop_tokens: drawing ends when every row has drawn one of these.
 
         Yields:
-            The next tokens, int64 (B, at most chunk).
+            The next tokens, int64 (B, at most chunk); after its first stop token a row means
+            nothing.
         """
         context = prompts[:, -self.block_size :]
         steps = _Steps(self, len(prompts), count, sampling)
         steps.start(context)
-        drawn = 0
-        while drawn < count:
+        drawn, ended = 0, np.zeros(len(prompts), np.bool_)
+        while drawn < count and not ended.all():
             room = self.block_size - context.shape[1] + 1
             size = min(chunk, room, count - drawn, steps.left)
             new = steps.run(size)
             yield new
             drawn += size
+            ended |= np.isin(new, stop_tokens).any(axis=1)
             context = np.concatenate([context, new], axis=1)
             if context.shape[1] > self.block_size:  # the cache is full
                 context = context[:, -restart_length(self.block_size) :]

@@ -3,7 +3,7 @@
 Imports no torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from gptkit.onnx.runtime import metadata
 from gptkit.onnx.runtime.providers import open_session
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import GOLDEN, Ints, SamplingOptions
+from gptkit.sampling.stops import Stops
 
 GROWTH = 2
 """How many times the tokens of one run the next run draws."""
@@ -36,18 +37,26 @@ class GenerateSession:
     def __init__(self, path: Path, device: str) -> None:
         self.session = open_session(path, device)
         self.metadata = metadata.of_session(self.session, path)
+        names = {node.name for node in self.session.get_inputs()}
+        self._single_stop = "stop_token" in names  # a file of gptkit 0.1 or 0.2
 
-    @property
-    def first_chunk(self) -> int | None:
-        """Tokens of the first run when the samples are shown as they are drawn; None for all.
+    def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
+        """Tokens of the first run: few if samples are shown or searched as they are drawn.
 
-        Each run reads its context again, which rounds differently from feeding it token by token:
-        only in float32 are the tokens still the same.
+        None draws all in one run, which ends by itself at stop tokens. Each run reads its context
+        again, which rounds differently from feeding it token by token: only in float32 are the
+        tokens still the same.
         """
-        return 16 if self.metadata.dtype == "float32" else None
+        return 16 if (streaming or stops.texts) and self.metadata.dtype == "float32" else None
 
     def stream(
-        self, prompts: Ints, count: int, sampling: SamplingOptions, *, chunk: int
+        self,
+        prompts: Ints,
+        count: int,
+        sampling: SamplingOptions,
+        *,
+        chunk: int,
+        stop_tokens: Sequence[int] = (),
     ) -> Iterator[Ints]:
         """Draw tokens by the rule of `gptkit.sampling.generate`.
 
@@ -56,15 +65,18 @@ class GenerateSession:
             count: tokens to draw.
             sampling: temperature, top-k, top-p and seed.
             chunk: tokens of the first run; later runs are longer.
+            stop_tokens: drawing ends when every row has drawn one of these.
 
         Yields:
-            The next tokens, int64 (B, n).
+            The next tokens, int64 (B, n); after its first stop token a row means nothing.
         """
         context = prompts[:, -self.metadata.block_size :]
-        drawn, size = 0, chunk
-        while drawn < count:
-            new = self.generate(context, min(size, count - drawn), sampling, draw=drawn)
+        drawn, size, ended = 0, chunk, np.zeros(len(prompts), np.bool_)
+        while drawn < count and not ended.all():
+            size = min(size, count - drawn)
+            new = self.generate(context, size, sampling, draw=drawn, stop_tokens=stop_tokens)
             yield new
+            ended |= np.isin(new, stop_tokens).any(axis=1)
             context = next_context(context, new, self.metadata.block_size)
             drawn, size = drawn + new.shape[1], size * GROWTH
 
@@ -75,7 +87,7 @@ class GenerateSession:
         sampling: SamplingOptions,
         *,
         draw: int = 0,
-        stop_token: int = -1,
+        stop_tokens: Sequence[int] = (),
     ) -> Ints:
         """One run of the graph.
 
@@ -84,13 +96,17 @@ class GenerateSession:
             count: tokens to draw.
             sampling: temperature, top-k, top-p and seed.
             draw: number of the first draw; random numbers continue from there.
-            stop_token: ends a row; -1 for none.
+            stop_tokens: a row that drew one repeats it until all rows have drawn one. A file of
+                gptkit 0.1 or 0.2 can be given one; given more, it draws on.
 
         Returns:
             int64 (B, at most count).
         """
         binding = self.session.io_binding()
-        inputs = feeds(prompt, count, sampling, draw=draw, stop_token=stop_token)
+        inputs = feeds(prompt, count, sampling, draw=draw, stop_tokens=stop_tokens)
+        if self._single_stop:
+            stops = inputs.pop("stop_tokens")
+            inputs["stop_token"] = np.array(stops[0] if len(stops) == 1 else -1, np.int64)
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         binding.bind_output("tokens")
@@ -111,7 +127,12 @@ class GenerateSession:
 
 
 def feeds(
-    prompt: Ints, count: int, sampling: SamplingOptions, *, draw: int = 0, stop_token: int = -1
+    prompt: Ints,
+    count: int,
+    sampling: SamplingOptions,
+    *,
+    draw: int = 0,
+    stop_tokens: Sequence[int] = (),
 ) -> dict[str, NDArray[Any]]:
     """The inputs of a graph `generate`; see `GenerateSession.generate`."""
     seed = (sampling.seed + draw * len(prompt) * GOLDEN) % 2**64
@@ -122,7 +143,7 @@ def feeds(
         "top_k": np.array(sampling.top_k, np.int64),
         "top_p": np.array(sampling.top_p, np.float32),
         "seed": np.array(seed, np.uint64).view(np.int64),
-        "stop_token": np.array(stop_token, np.int64),
+        "stop_tokens": np.array(stop_tokens, np.int64),
     }
 
 

@@ -23,8 +23,11 @@ from gptkit.errors import ModelFileError
 from gptkit.files import digest
 from gptkit.recipe.registry import CodecRecord
 
-FORMAT: Literal[1] = 1
-"""Increased when an older gptkit could not use what a newer one exports."""
+FORMAT: Literal[2] = 2
+"""Increased when an older gptkit could not use what a newer one exports. 2: `stop_tokens` are an
+input of the graph `generate`, in place of 1's `stop_token`."""
+PROOF_FORMAT: Literal[1] = 1
+"""The same for proofs."""
 KEY, PROOF_KEY = "gptkit", "gptkit.proof"
 
 MAX_PROOF_BYTES = 1 << 16
@@ -45,6 +48,8 @@ class Tokens(StoredJson):
 
     starts: list[list[int]] = Field(min_length=1)
     """Ids that a sample without a prompt starts with: one list per class, or a single one."""
+    stop_tokens: list[int] = []
+    """Ids that end a sample and are not part of it."""
     length: PositiveInt | None
     """Ids of a whole sample, its start included; null if samples have no fixed length."""
     temperature: float
@@ -68,7 +73,7 @@ class Metadata(StoredJson):
             raise ValueError(f"tokens.starts should be ids below {self.vocab_size}")
         return self
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     graph: Literal["generate", "step", "decode"]
     """Which of the graphs the file holds."""
     dtype: str
@@ -128,7 +133,7 @@ class Comparison(StoredJson):
 class Proof(StoredJson):
     """The evidence that a file equals its checkpoint, and its size and digest."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = PROOF_FORMAT
     size: PositiveInt
     """Bytes of the file before the proof was appended."""
     sha256: str
@@ -227,8 +232,9 @@ def _proof(path: Path) -> tuple[Proof, str, bytes]:
 def _malformed(path: Path, key: str, error: ValidationError) -> ModelFileError:
     first = error.errors(include_url=False)[0]
     if first["loc"] == ("format",) and isinstance(first["input"], int):
+        known = FORMAT if key == KEY else PROOF_FORMAT
         return ModelFileError(
-            f"{path}: exported in format {first['input']}, this gptkit reads {FORMAT}",
+            f"{path}: exported in format {first['input']}, this gptkit reads {known}",
             hint="pip install --upgrade gptkit",
         )
     where = ".".join(map(str, (key, *first["loc"])))

@@ -4,7 +4,7 @@ A single file holds the graph `generate`, which draws everything in one run. A b
 `model.onnx` and `decode.onnx`, which draw token by token without copying the cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from gptkit.recipe import registry
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
+from gptkit.sampling.stops import Stops
 
 GENERATE_FILE, SELFTEST_FILE = "generate.onnx", "selftest.json"
 """Files of a bundle: the graph `generate`, and inputs of it with the tokens that it should draw."""
@@ -37,14 +38,25 @@ class SampleSession(Protocol):
     def session(self) -> ort.InferenceSession:
         """The graph that draws."""
 
-    @property
-    def first_chunk(self) -> int | None:
-        """The `chunk` for samples that are shown as they are drawn; None draws all at once."""
+    def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
+        """The `chunk` for samples that are shown as they are drawn, or that stops may end.
+
+        None draws all at once.
+        """
 
     def stream(
-        self, prompts: Ints, count: int, sampling: SamplingOptions, *, chunk: int
+        self,
+        prompts: Ints,
+        count: int,
+        sampling: SamplingOptions,
+        *,
+        chunk: int,
+        stop_tokens: Sequence[int] = (),
     ) -> Iterator[Ints]:
-        """Draw tokens after prompts (B, T) in parts, int64 (B, n), the first of size `chunk`."""
+        """Draw tokens after prompts (B, T) in parts, int64 (B, n), the first of size `chunk`.
+
+        Ends when every row has drawn a stop token; after it a row means nothing.
+        """
 
 
 def load_exported(path: Path, *, device: str = "auto") -> "OnnxModel":
@@ -139,11 +151,16 @@ class OnnxModel(Model):
         needs_codec = request.needs_codec
         starts = request.starts(self.codec) if needs_codec else request.in_turn(known.starts)
         count = request.count(starts[0], known.length)
-        chunk = (self.session.first_chunk if streaming else None) or count
-        prompts = np.array(starts, dtype=np.int64)
-        parts = self.session.stream(prompts, count, sampling, chunk=chunk)
-        tokens = (row for part in parts for row in part.T.tolist())
-        return Samples(request.prompt, starts, tokens)
+        stops = request.stops(known.stop_tokens, self.codec if request.stop else None)
+        parts = self.session.stream(
+            np.array(starts, dtype=np.int64),
+            count,
+            sampling,
+            chunk=self.session.first_chunk(streaming=streaming, stops=stops) or count,
+            stop_tokens=stops.tokens,
+        )
+        drawn = (row for part in parts for row in part.T.tolist())
+        return Samples.start(request.prompt, starts, stops, drawn)
 
     @cached_property
     def text_session(self) -> TextSession:
