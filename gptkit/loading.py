@@ -8,13 +8,18 @@ from gptkit.sampling.model import Model
 
 
 def load(
-    path: str | os.PathLike[str] | None = None, *, checkpoint: str = "last", device: str = "auto"
+    path: str | os.PathLike[str] | None = None,
+    *,
+    checkpoint: str = "last",
+    weights: str | None = None,
+    device: str = "auto",
 ) -> Model:
     """Load a trained model.
 
     Args:
         path: a run folder, an exported .onnx file or a bundle; None takes the newest run.
         checkpoint: "last", "best" or a step's number of a run.
+        weights: the name of a further set of weights of a run, such as "ema".
         device: "auto", "cpu", "cuda", "cuda:N" or, for a run, "mps".
 
     Raises:
@@ -26,6 +31,11 @@ def load(
 
         if checkpoint != "last":
             raise UsageError(f"{folder}: an exported model has no checkpoints to choose from")
+        if weights is not None:
+            raise UsageError(
+                f"{folder}: an exported model has one set of weights",
+                hint=f"gptkit export RUN --weights {weights}",
+            )
         return load_exported(folder, device=device)
     if folder and (folder / "model.onnx").is_file() and not (folder / "recipe.toml").exists():
         raise UsageError(
@@ -35,4 +45,4 @@ def load(
     from gptkit.training.process_state import untouched
 
     with untouched():
-        return load_checkpoint(folder, checkpoint=checkpoint, device=device)
+        return load_checkpoint(folder, checkpoint=checkpoint, weights=weights, device=device)

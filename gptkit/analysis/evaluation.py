@@ -26,17 +26,23 @@ class RunEvaluation:
 
 
 def evaluate_run(
-    path: Path | None, *, checkpoint: str = "last", device: str = "auto", by_class: bool = False
+    path: Path | None,
+    *,
+    checkpoint: str = "last",
+    weights: str | None = None,
+    device: str = "auto",
+    by_class: bool = False,
 ) -> RunEvaluation:
     """Measure a run's model on the whole validation split.
 
     Args:
         path: the run folder; None takes the newest one.
         checkpoint: "last", "best" or a step's number.
+        weights: the name of a further set of weights; None: the model's own.
         device: where to compute.
         by_class: whether to measure the accuracy, too.
     """
-    run = load_run(path, checkpoint=checkpoint, device=device)
+    run = load_run(path, checkpoint=checkpoint, weights=weights, device=device)
     accuracy = classify(run) if by_class else None
     result = evaluate(
         run.model.model, run.data.val, run_device=run.run_device, batch_size=run.batch_size

@@ -15,6 +15,7 @@ from gptkit.cli.options import (
     RecipeArgument,
     RunArgument,
     SetOption,
+    WeightsOption,
 )
 from gptkit.errors import UsageError
 from gptkit.training import torchrun
@@ -106,6 +107,7 @@ def sample(
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Print token ids instead.")] = False,
     checkpoint: CheckpointOption = "last",
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Draw from a trained model: text is shown while it is drawn, images go to --out.
@@ -119,7 +121,7 @@ def sample(
     from gptkit.sampling.samples import SampleRequest
     from gptkit.show import samples as show
 
-    model = load(run_folder, checkpoint=checkpoint, device=device)
+    model = load(run_folder, checkpoint=checkpoint, weights=weights, device=device)
     if model.provider and device == "auto":
         _report(f"running on {model.provider}")
     codec = None if ids else model.codec
@@ -146,6 +148,7 @@ def sample(
 def evaluate(
     run_folder: RunArgument = None,
     checkpoint: CheckpointOption = "last",
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     classify: Annotated[
         bool, typer.Option("--classify", help="Also classify by the highest p(x | class).")
@@ -156,7 +159,9 @@ def evaluate(
     from gptkit.analysis.evaluation import evaluate_run
     from gptkit.show.results import print_evaluation
 
-    found = evaluate_run(run_folder, checkpoint=checkpoint, device=device, by_class=classify)
+    found = evaluate_run(
+        run_folder, checkpoint=checkpoint, weights=weights, device=device, by_class=classify
+    )
     print_evaluation(found, as_json=json)
 
 
@@ -198,6 +203,7 @@ def export(
         str, typer.Option(help="The device that a bundle is made for: cpu or cuda.")
     ] = "cpu",
     checkpoint: CheckpointOption = "last",
+    weights: WeightsOption = None,
 ) -> None:
     """Write an ONNX model for other programs, proven equal to its checkpoint; prints the path."""
     from gptkit.onnx.export import export as exporting
@@ -205,7 +211,13 @@ def export(
 
     with exports.working():
         exported = exporting.export(
-            run_folder, out=out, web=web, checkpoint=checkpoint, dtype=dtype, device=device
+            run_folder,
+            out=out,
+            web=web,
+            checkpoint=checkpoint,
+            weights=weights,
+            dtype=dtype,
+            device=device,
         )
     exports.proof(exported.comparisons)
     if web:

@@ -35,4 +35,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 CheckpointOption = Annotated[
     str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Which checkpoint to take.")
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", metavar="NAME", help="Take a further set of weights, such as an average."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]

@@ -32,6 +32,8 @@ FORMAT: Literal[2] = 2
 """Increased whenever an older gptkit could not read what a newer one writes. Format 1 is read, too:
 its callbacks and parameter groups have positions instead of names."""
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
+MODEL = "model"
+"""The file of the model's weights, without its ending; further sets are `model.NAME`."""
 
 Tensors = dict[str, Any]
 """torch tensors by name."""
@@ -68,6 +70,11 @@ class State(BaseModel):
     """The callback that offered each further set of weights, by the set's name."""
     sha256: dict[str, str] = {}
     """Digest by file name."""
+
+
+def weights_file(weights: str | None = None) -> str:
+    """The name, without ending, of the file of a further set of weights; None: of the model's."""
+    return "model" if weights is None else f"model.{weights}"
 
 
 class Checkpoint(NamedTuple):

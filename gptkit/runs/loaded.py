@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from gptkit.codec import Codec
-from gptkit.errors import RunError
+from gptkit.errors import RunError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, registry
 from gptkit.runs import run_folder
-from gptkit.runs.checkpoint import State, load_state, load_tensors
+from gptkit.runs.checkpoint import State, load_state, load_tensors, weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.sampling import samples
 from gptkit.sampling.model import Model
@@ -29,10 +29,13 @@ class LoadedModel(Model):
         model: on its device, in evaluation mode.
         codec: of the data that it was trained on.
         state: of the checkpoint.
+        weights: the name of the set of weights that it has; None: the model's own.
     """
 
-    def __init__(self, model: GPT, codec: Codec, state: State) -> None:
-        self.model, self.state, self._codec = model, state, codec
+    def __init__(
+        self, model: GPT, codec: Codec, state: State, *, weights: str | None = None
+    ) -> None:
+        self.model, self.state, self.weights, self._codec = model, state, weights, codec
         self._decoders: dict[int, TorchDecoder] = {}
         """Those that draw nothing now, by batch size: a CUDA graph is recorded once."""
 
@@ -45,6 +48,17 @@ class LoadedModel(Model):
     def device(self) -> torch.device:
         """The device that the model is on."""
         return self.model.wte.weight.device
+
+    @property
+    def val_loss(self) -> float | None:
+        """The latest validation loss of these weights during training, in nats per token."""
+        state = self.state
+        return state.val_losses.get(self.weights) if self.weights else state.val_loss
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the checkpoint's file with these weights."""
+        return self.state.sha256[f"{weights_file(self.weights)}.safetensors"]
 
     @property
     def block_size(self) -> int:
@@ -104,32 +118,52 @@ class LoadedRun:
 
 
 def load_checkpoint(
-    path: Path | None, *, checkpoint: str = "last", device: str = "auto"
+    path: Path | None,
+    *,
+    checkpoint: str = "last",
+    weights: str | None = None,
+    device: str = "auto",
 ) -> LoadedModel:
     """Load a run's model; the training data is not opened.
 
     Args:
         path: the run folder; None takes the newest one.
         checkpoint: "last", "best" or a step's number.
+        weights: the name of a further set of weights, such as "ema"; None: the model's own.
         device: the device to put the model on.
+
+    Raises:
+        UsageError: the checkpoint has no such weights.
     """
     target, _ = pick_device(device)
     step_folder = run_folder.open_run(path).step_folder(checkpoint)
     state = load_state(step_folder)
+    if weights is not None and weights not in state.weights:
+        sets = ", ".join(sorted(state.weights))
+        raise UsageError(
+            f'{step_folder}: no weights named "{weights}"',
+            hint=f"there are: {sets}" if sets else "it has only the model's own",
+        )
     codec = registry.make_codec(state.codec)
     model = GPT(state.config)
-    model.load_weights(load_tensors(step_folder, state))
-    return LoadedModel(model.to(target).eval(), codec, state)
+    model.load_weights(load_tensors(step_folder, state, weights_file(weights)))
+    return LoadedModel(model.to(target).eval(), codec, state, weights=weights)
 
 
-def load_run(path: Path | None, *, checkpoint: str = "last", device: str = "auto") -> LoadedRun:
+def load_run(
+    path: Path | None,
+    *,
+    checkpoint: str = "last",
+    weights: str | None = None,
+    device: str = "auto",
+) -> LoadedRun:
     """Load a run's model and the data that its recipe names; see `load_checkpoint`.
 
     Raises:
         RunError: the data is not what the run was trained on.
     """
     run = run_folder.open_run(path)
-    model = load_checkpoint(run.path, checkpoint=checkpoint, device=device)
+    model = load_checkpoint(run.path, checkpoint=checkpoint, weights=weights, device=device)
     plugins = build.build(build.read(run.recipe))
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = plugins.dataset.load()

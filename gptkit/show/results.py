@@ -14,7 +14,7 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     result, accuracy, step = found.result, found.accuracy, found.model.state.step
     codec = found.model.codec
     lossless = codec.lossless if isinstance(codec, ImageCodec) else None
-    values = {
+    values: dict[str, float | str] = {
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_token": result.bits_per_token,
@@ -27,6 +27,8 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
         values["bits_per_byte"] = found.bits_per_byte
     if accuracy is not None:
         values["accuracy"] = accuracy
+    if found.model.weights:
+        values["weights"] = found.model.weights
     if as_json:
         print(json.dumps(values))
         return
@@ -43,6 +45,8 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     if accuracy is not None:
         print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")
     print(f"step            {step}")
+    if found.model.weights:
+        print(f"weights         {found.model.weights}")
 
 
 def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:

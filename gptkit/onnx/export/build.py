@@ -54,6 +54,6 @@ def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Met
         ),
         dataset=state.dataset,
         step=state.step,
-        val_loss=state.val_loss,
-        checkpoint_sha256=state.sha256["model.safetensors"],
+        val_loss=loaded.val_loss,
+        checkpoint_sha256=loaded.weights_sha256,
     )

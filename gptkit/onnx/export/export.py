@@ -43,6 +43,7 @@ def export(
     out: Path | None = None,
     web: Path | None = None,
     checkpoint: str = "last",
+    weights: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
 ) -> Exported:
@@ -53,6 +54,7 @@ def export(
         out: the file or folder, model.onnx if None; an earlier file or bundle is replaced.
         web: a folder for model.onnx and a page that runs it.
         checkpoint: "last", "best" or a step's number.
+        weights: the name of a further set of weights; None: the model's own.
         dtype: float32, float16, int8 or int4.
         device: what a bundle's decode.onnx is made for, "cpu" or "cuda".
 
@@ -62,7 +64,7 @@ def export(
     """
     out = _check_options(out, web, dtype, device)
     run = run_folder.open_run(path).path
-    loaded, data = _load(run, checkpoint, dtype)
+    loaded, data = _load(run, checkpoint, weights, dtype)
     source = ExportSource.of(loaded.model, dtype, device=device)
     single = out.suffix == ".onnx"
     if single and source.weight_bytes > MAX_FILE_WEIGHTS:
@@ -119,11 +121,13 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _load(run: Path, checkpoint: str, dtype: str) -> tuple[LoadedModel, Data | None]:
+def _load(
+    run: Path, checkpoint: str, weights: str | None, dtype: str
+) -> tuple[LoadedModel, Data | None]:
     """The checkpoint, and for quantised exports the data, whose loss shows what they cost."""
     if TOLERANCES[dtype].loss is None:
-        return load_checkpoint(run, checkpoint=checkpoint, device="cpu"), None
-    run_with_data = load_run(run, checkpoint=checkpoint, device="cpu")
+        return load_checkpoint(run, checkpoint=checkpoint, weights=weights, device="cpu"), None
+    run_with_data = load_run(run, checkpoint=checkpoint, weights=weights, device="cpu")
     return run_with_data.model, run_with_data.data
 
 
