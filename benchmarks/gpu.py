@@ -28,7 +28,7 @@ from gptkit.onnx.runtime.providers import open_session, provider
 from gptkit.plugin import Callback, Data, Split, TrainState
 from gptkit.recipe import build
 from gptkit.recipe.options import PRESETS, GPTConfig, TrainOptions
-from gptkit.runs.train import build_trainer
+from gptkit.runs.setup import build_trainer
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import make_decoder

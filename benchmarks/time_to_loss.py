@@ -15,7 +15,7 @@ from benchmarks.report import ROOT, Result, Table
 from benchmarks.timing import Spread, take_turns
 from gptkit.plugin import Callback, TrainState
 from gptkit.recipe import build
-from gptkit.runs.train import build_trainer
+from gptkit.runs.setup import build_trainer
 
 BASE, FAST = "tinyshakespeare-cpu", "tinyshakespeare-speedrun"
 AIM = 1.88

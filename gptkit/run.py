@@ -25,6 +25,7 @@ from gptkit.runs import checkpoint, signals
 from gptkit.runs import train as training
 from gptkit.runs.changes import Overrides, texts
 from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.setup import build_trainer
 from gptkit.runs.train import Caller
 from gptkit.sampling.model import Model
 from gptkit.training.evaluate import Evaluation
@@ -199,7 +200,7 @@ def trainer(
     with untouched():
         plugins = build.build(build.read(_source(recipe), texts(overrides)))
         plugins = training.with_callbacks(plugins, named(callbacks))
-        return training.build_trainer(plugins, data or plugins.dataset.load())
+        return build_trainer(plugins, data or plugins.dataset.load())
 
 
 def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:

@@ -20,7 +20,7 @@ from gptkit.plugin import Data, Split
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
-from gptkit.runs.train import read_snapshot, saver
+from gptkit.runs.setup import read_snapshot, saver
 from gptkit.testing import LetterCodec
 from gptkit.training.device import resolve_device
 from gptkit.training.distributed import Ranks

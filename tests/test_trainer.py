@@ -18,7 +18,7 @@ from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
 from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
-from gptkit.runs.train import read_snapshot, saver
+from gptkit.runs.setup import read_snapshot, saver
 from gptkit.testing import LetterCodec
 from gptkit.training import snapshot
 from gptkit.training.callbacks import Callbacks
