@@ -96,6 +96,7 @@ STEPS = 50
 CALLBACKS = [
     {"use": "lr-decay", "warmup_steps": 5},
     {"use": "grad-clip", "max_norm": 0.5},
+    {"use": "ema", "decay": 0.9},
     {"use": "log", "every": 1, "sample_tokens": 20},
     {"use": "farewell"},
 ]
@@ -218,7 +219,10 @@ def test_the_loss_curve_is_that_of_one_process(
     found, expected = curves(request.getfixturevalue(group)), curves(alone)
     assert [step for step, _ in expected["loss"]] == list(range(1, STEPS + 1))
     assert [step for step, _ in expected["val_loss"]] == [25, 50]
-    for kind, tolerance in (("loss", 1e-5), ("val_loss", 1e-6), ("grad_norm", 1e-4), ("lr", 0)):
+    tolerances = {
+        "loss": 1e-5, "val_loss": 1e-6, "val_loss_ema": 1e-6, "grad_norm": 1e-4, "lr": 0
+    }  # fmt: skip
+    for kind, tolerance in tolerances.items():
         assert [step for step, _ in found[kind]] == [step for step, _ in expected[kind]]
         values = [value for _, value in expected[kind]]
         assert [value for _, value in found[kind]] == pytest.approx(values, abs=tolerance), kind
@@ -236,7 +240,7 @@ def test_run_folder_and_checkpoints_are_those_of_one_process(
         if path.suffix == ".safetensors":
             assert layout(run / path) == layout(alone / path)
     for mine, other in zip(states(run), states(alone), strict=True):
-        same = {"sha256": {}, "val_loss": None}
+        same = {"sha256": {}, "val_loss": None, "val_losses": {}}
         assert mine.model_copy(update=same) == other.model_copy(update=same)
     sample = Path("samples/step-00000025.txt")
     assert (run / sample).read_bytes() == (alone / sample).read_bytes()
@@ -262,8 +266,10 @@ def test_a_run_is_resumed_on_another_number_of_processes(
     assert code == 0, stderr
     assert stdout == f"{run.name}\n"
     assert stderr.count(", from step 25\n") == 1
-    losses, expected = curves(run)["loss"], curves(alone)["loss"]
-    assert [value for _, value in losses] == pytest.approx([v for _, v in expected], abs=1e-5)
+    found, expected = curves(run), curves(alone)
+    for kind in ("loss", "val_loss_ema"):
+        values = [value for _, value in expected[kind]]
+        assert [value for _, value in found[kind]] == pytest.approx(values, abs=1e-5), kind
     assert states(run)[-1].step == STEPS
 
 
