@@ -1,6 +1,5 @@
 """Trainer: batches, updates, evaluations and checkpoints, with the callbacks around them."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,21 +8,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gptkit.data.split import IGNORE, Split
-from gptkit.errors import PluginError
+from gptkit.data.split import Split
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
 from gptkit.sampling.preview import previewer
-from gptkit.training import groups, optimizer, sharding, snapshot, weight_sets
+from gptkit.training import groups, micro_batches, optimizer, sharding, snapshot
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
-from gptkit.training.evaluate import evaluate
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.reader import Reader
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.steps import total_steps
+from gptkit.training.validation import Validation
 
 
 class Trainer:
@@ -67,12 +65,14 @@ class Trainer:
         self.callbacks = Callbacks() if callbacks is None else callbacks
         self.part = ranks.batch_slice(options.batch_size)
         """This rank's part of the step's batch."""
-        self.eval_batch_size = self.micro_batch_size
         self.module = sharding.parallelize(
             model, ranks, device=run_device.device, shard=options.shard, compiled=run_device.compile
         )
         """The module to call in training: the model, or DDP around it."""
         self.finite_check = FiniteCheck(model, ranks)
+        self.validation = Validation(
+            model, data, options=options, run_device=run_device, ranks=ranks
+        )
         self.reader = Reader(data.train, seed=seed, ranks=ranks, name=dataset)
         self.state = TrainState(
             model=model,
@@ -156,7 +156,7 @@ class Trainer:
         Raises:
             PluginError: a callback set a batch size that cannot be divided among the ranks.
         """
-        self.part = self._part_of(self.state.batch_size)
+        self.part = micro_batches.part_of(self.state.batch_size, self.ranks)
         self.batch_tokens = self.state.tokens_per_step
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.loss = torch.zeros((), device=self.run_device.device)
@@ -164,29 +164,16 @@ class Trainer:
 
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """This rank's part of the step's batch, in micro-batches: x, y (b, T) and a loss weight."""
-        step, put = self.state.step, self.run_device.put
-        ahead = step + 1 < self.state.steps
-        x, y = self.reader.read(step, self.state.batch_size, ahead=ahead)
-        total = int(self.ranks.all_reduce_sum(_n_targets(y)))
-        b = self.micro_batch_size
-        for i in range(0, len(x), b):
-            x_part, y_part = x[i : i + b], y[i : i + b]
-            if targets := _n_targets(y_part):
-                yield put(x_part), put(y_part), loss_weight(targets, total, self.ranks.size)
-            elif self.ranks.size > 1:  # DDP and FSDP2 need gradients from every rank: zeros
-                yield put(x_part), put(x_part), 0.0
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Sequences per forward pass: the recipe's, or its gcd with this rank's part."""
-        part = self.part.stop - self.part.start
-        return math.gcd(part, self.options.micro_batch_size or part)
+        state, put = self.state, self.run_device.put
+        ahead = state.step + 1 < state.steps
+        batch = self.reader.read(state.step, state.batch_size, ahead=ahead)
+        size = micro_batches.size_in(self.part, self.options.micro_batch_size)
+        return micro_batches.divide(batch, size, ranks=self.ranks, put=put)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a micro-batch in the run's precision."""
-        with self.run_device.autocast(
-            cache=False
-        ):  # a cache would hold the full weights under FSDP2
+        # A cache would hold the full weights under FSDP2.
+        with self.run_device.autocast(cache=False):
             loss: Tensor = self.module(x, y)
         return loss
 
@@ -213,42 +200,19 @@ class Trainer:
         Raises:
             DivergedError: a weight is not finite.
         """
-        state, limit = self.state, self.options.eval_batches
-        self.finite_check.before_save(state.step)
-        state.recorder.stop()
-        state.val_loss, state.val_step, state.val_losses = (
-            self.measure(batches=limit),
-            state.step,
-            {},
-        )
-        for name, offered in weight_sets.collect(self.callbacks, self.model, state).items():
-            with weight_sets.swapped(self.model, offered.tensors):
-                state.val_losses[name] = self.measure(batches=limit)
+        self.finite_check.before_save(self.state.step)
+        self.state.recorder.stop()
+        self.reader.wait()
+        self.validation.update(self.state, self.callbacks)
         self.emit("on_eval_end")
 
     def measure(
         self, split: Literal["val", "train"] | Split = "val", *, batches: int | None = None
     ) -> float:
-        """The mean loss of the current weights over a split, in nats per token.
-
-        Args:
-            split: one of the data's, by name, or another one.
-            batches: how many to measure, of the recipe's size; None measures the whole split.
-        """
-        named = {"val": self.data.val, "train": self.data.train}
-        if batches:  # this rank's may be smaller than the recipe's
-            size = self.options.micro_batch_size or self.options.batch_size
-            batches *= size // self.eval_batch_size
+        """The loss of the current weights, for callbacks: see `TrainState.evaluate`."""
         self.reader.wait()
         with self.state.recorder.paused():
-            return evaluate(
-                self.model,
-                named[split] if isinstance(split, str) else split,
-                run_device=self.run_device,
-                batch_size=self.eval_batch_size,
-                batches=batches,
-                ranks=self.ranks,
-            ).loss
+            return self.validation.measure(split, batches=batches)
 
     def emit(self, event: str) -> None:
         """Call an event's method on every callback, in order."""
@@ -292,14 +256,6 @@ class Trainer:
         if saved is not None and not groups.load(self.state.optimizer, self.model, saved):
             groups.regroup(self.state.optimizer, self.model, saved)
 
-    def _part_of(self, batch_size: int) -> slice:
-        if type(batch_size) is not int or batch_size < 1 or batch_size % self.ranks.size:
-            raise PluginError(
-                f"a callback set state.batch_size to {batch_size!r}",
-                hint=f"set a multiple of {self.ranks.size}, the number of processes",
-            )
-        return self.ranks.batch_slice(batch_size)
-
     def _end_early(self) -> None:
         """Save, and keep for `on_fit_end` whether a signal was the reason."""
         if self.ranks.any(self._interrupted) and self.state.step < self.state.steps:
@@ -312,19 +268,3 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.state.steps
-
-
-def loss_weight(targets: int, total: int, world_size: int) -> float:
-    """What to multiply a micro-batch's mean loss by, so that every target counts the same.
-
-    Args:
-        targets: of the micro-batch, without masked ones.
-        total: of the whole batch on all ranks.
-        world_size: number of ranks; gradients are averaged over them, so the factor undoes that.
-    """
-    return targets / total * world_size
-
-
-def _n_targets(y: Tensor) -> int:
-    """Targets that are not masked."""
-    return int((y != IGNORE).sum())

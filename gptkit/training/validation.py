@@ -1,0 +1,68 @@
+"""Validation: the losses of a model that is being trained, and of further sets of its weights."""
+
+from typing import Literal
+
+from gptkit.data.split import Split
+from gptkit.model.gpt import GPT
+from gptkit.plugin import Data, TrainState
+from gptkit.recipe.options import TrainOptions
+from gptkit.training import weight_sets
+from gptkit.training.callbacks import Callbacks
+from gptkit.training.device import RunDevice
+from gptkit.training.distributed import Ranks
+from gptkit.training.evaluate import evaluate
+from gptkit.training.micro_batches import size_in
+
+
+class Validation:
+    """Measures losses between the steps. All ranks must call the same methods.
+
+    Args:
+        model: the plain one.
+        data: its splits.
+        options: sizes of the batches, which stay the same in the whole training.
+        run_device: where and in which precision to compute.
+        ranks: the processes that train together; each computes a part.
+    """
+
+    def __init__(
+        self, model: GPT, data: Data, *, options: TrainOptions, run_device: RunDevice, ranks: Ranks
+    ) -> None:
+        self.model, self.splits = model, {"val": data.val, "train": data.train}
+        self.run_device, self.ranks = run_device, ranks
+        self.limit = options.eval_batches
+        size = options.micro_batch_size or options.batch_size
+        self.batch_size = size_in(ranks.batch_slice(options.batch_size), options.micro_batch_size)
+        """Sequences per forward pass on this rank, which may be fewer than the recipe's."""
+        self.parts = size // self.batch_size
+        """Forward passes that a batch of the recipe's size takes."""
+
+    def measure(
+        self, split: Literal["val", "train"] | Split = "val", *, batches: int | None = None
+    ) -> float:
+        """The mean loss of the current weights over a split, in nats per token.
+
+        Args:
+            split: one of the data's, by name, or another one.
+            batches: how many to measure, of the recipe's size; None measures the whole split.
+        """
+        return evaluate(
+            self.model,
+            self.splits[split] if isinstance(split, str) else split,
+            run_device=self.run_device,
+            batch_size=self.batch_size,
+            batches=batches and batches * self.parts,
+            ranks=self.ranks,
+        ).loss
+
+    def update(self, state: TrainState, callbacks: Callbacks) -> None:
+        """Set the state's validation losses: of the model, and of what the callbacks offer.
+
+        Raises:
+            PluginError: the weights that a callback offers do not fit the model.
+        """
+        state.val_loss, state.val_step = self.measure(batches=self.limit), state.step
+        state.val_losses = {}
+        for name, offered in weight_sets.collect(callbacks, self.model, state).items():
+            with weight_sets.swapped(self.model, offered.tensors):
+                state.val_losses[name] = self.measure(batches=self.limit)
