@@ -61,13 +61,22 @@ def train(
         ),
     ] = None,
     checkpoint: CheckpointOption = "last",
+    weights: WeightsOption = None,
 ) -> None:
     """Train a recipe from the start into a new run folder; prints the folder."""
     from gptkit.runs import train
 
-    if checkpoint != "last" and start is None:
-        raise UsageError("--checkpoint chooses one of another run", hint="add --from RUN")
-    run = train.train(recipe, overrides, out=out, start=start, which=checkpoint, report=_report)
+    if start is None and (checkpoint != "last" or weights):
+        raise UsageError("--checkpoint and --weights are of another run", hint="add --from RUN")
+    run = train.train(
+        recipe,
+        overrides,
+        out=out,
+        start=start,
+        which=checkpoint,
+        weights=weights,
+        report=_report,
+    )
     _print_folder(run.path)
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError
 
-from gptkit.errors import CheckpointError, FormatError
+from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import digest, staged
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.registry import CodecRecord
@@ -137,6 +137,22 @@ def load_tensors(step_folder: Path, state: State, name: str = "model") -> Tensor
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def load_weights(step_folder: Path, state: State, weights: str | None) -> Tensors:
+    """Read a set of weights; None: the model's own.
+
+    Raises:
+        UsageError: there is no such set.
+        CheckpointError: its file is missing or damaged.
+    """
+    if weights is not None and weights not in state.weights:
+        sets = ", ".join(sorted(state.weights))
+        raise UsageError(
+            f'{step_folder}: no weights named "{weights}"',
+            hint=f"there are: {sets}" if sets else "it has only the model's own",
+        )
+    return load_tensors(step_folder, state, weights_file(weights))
 
 
 def load_state(step_folder: Path) -> State:

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from gptkit.codec import Codec
-from gptkit.errors import RunError, UsageError
+from gptkit.errors import RunError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, registry
 from gptkit.runs import run_folder
-from gptkit.runs.checkpoint import State, load_state, load_tensors, weights_file
+from gptkit.runs.checkpoint import State, load_state, load_weights, weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.sampling import samples
 from gptkit.sampling.model import Model
@@ -138,15 +138,9 @@ def load_checkpoint(
     target, _ = pick_device(device)
     step_folder = run_folder.open_run(path).step_folder(checkpoint)
     state = load_state(step_folder)
-    if weights is not None and weights not in state.weights:
-        sets = ", ".join(sorted(state.weights))
-        raise UsageError(
-            f'{step_folder}: no weights named "{weights}"',
-            hint=f"there are: {sets}" if sets else "it has only the model's own",
-        )
     codec = registry.make_codec(state.codec)
     model = GPT(state.config)
-    model.load_weights(load_tensors(step_folder, state, weights_file(weights)))
+    model.load_weights(load_weights(step_folder, state, weights))
     return LoadedModel(model.to(target).eval(), codec, state, weights=weights)
 
 

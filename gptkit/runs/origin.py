@@ -16,7 +16,6 @@ from gptkit.runs.run_folder import RunFolder, quote
 
 WITHOUT_WEIGHTS = {"preset", "dropout"}
 """Fields of a model's description that change no weights."""
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,26 @@ class Origin:
 
     run: Path
     state: State
-    weights: checkpoint.Tensors
+    tensors: checkpoint.Tensors
+    weights: str | None = None
+    """The name of the set of weights; None: the model's own."""
 
     def __str__(self) -> str:
         return f"step {self.state.step} of {self.run}"
 
     def record(self) -> dict[str, Any]:
         """What environment.json says about it, for `find_again`."""
-        digest = self.state.sha256[WEIGHTS]
-        return {"run": str(self.run.resolve()), "step": self.state.step, "sha256": digest}
+        return {
+            "run": str(self.run.resolve()),
+            "step": self.state.step,
+            "weights": self.weights,
+            "sha256": self.sha256,
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file with the weights."""
+        return self.state.sha256[f"{checkpoint.weights_file(self.weights)}.safetensors"]
 
     def give(self, model: GPT, codec: Codec) -> None:
         """Load the weights into a new model.
@@ -47,11 +57,16 @@ class Origin:
                 "\n".join(f"--from {self.run}: {fault}" for fault in faults),
                 hint="make the recipe's like the run's, or train without --from",
             )
-        model.load_weights(self.weights)
+        model.load_weights(self.tensors)
 
 
-def find(path: Path, which: str = "last") -> Origin:
-    """Read a run's checkpoint: "last", "best" or a step's number.
+def find(path: Path, which: str = "last", weights: str | None = None) -> Origin:
+    """Read the weights of a run's checkpoint.
+
+    Args:
+        path: the run folder.
+        which: "last", "best" or a step's number.
+        weights: the name of a further set of weights; None: the model's own.
 
     Raises:
         GptkitError: there is none, or it is damaged.
@@ -59,7 +74,8 @@ def find(path: Path, which: str = "last") -> Origin:
     run = run_folder.open_run(path)
     step_folder = run.step_folder(which)
     state = checkpoint.load_state(step_folder)
-    return Origin(run.path, state, checkpoint.load_tensors(step_folder, state))
+    tensors = checkpoint.load_weights(step_folder, state, weights)
+    return Origin(run.path, state, tensors, weights)
 
 
 def find_again(run: RunFolder) -> Origin | None:
@@ -72,8 +88,8 @@ def find_again(run: RunFolder) -> Origin | None:
     if not isinstance(record, dict):
         return None
     try:
-        found = find(Path(record["run"]), str(record["step"]))
-        if found.state.sha256[WEIGHTS] == record["sha256"]:
+        found = find(Path(record["run"]), str(record["step"]), record.get("weights"))
+        if found.sha256 == record["sha256"]:
             return found
     except (CheckpointError, RunError, UsageError):
         pass

@@ -1,30 +1,29 @@
 """Train and resume: from a recipe to a run folder."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gptkit.errors import CheckpointError, FormatError, RunError, StoppedError
-from gptkit.files import remove_temporaries, write_json
+from gptkit.errors import StoppedError
+from gptkit.files import write_json
 from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
-from gptkit.runs import changes, checkpoint, environment, origin, run_folder, signals
+from gptkit.recipe.table import Report
+from gptkit.runs import changes, environment, origin, run_folder, signals
 from gptkit.runs.changes import Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
-from gptkit.runs.setup import build_trainer, read_snapshot
+from gptkit.runs.setup import build_trainer
+from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
 from gptkit.training import distributed, snapshot
 from gptkit.training.device import resolve_device
 from gptkit.training.distributed import Ranks
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.trainer import Trainer
-
-Report = Callable[[str], None]
-"""Shows the user a line of text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ def train(
     out: Path | None = None,
     start: Path | None = None,
     which: str = "last",
+    weights: str | None = None,
     report: Report,
     caller: Caller = COMMAND_LINE,
 ) -> RunFolder:
@@ -64,6 +64,7 @@ def train(
         out: the run folder; None makes a new one below `runs/`.
         start: a run whose weights to begin with; None begins with random ones.
         which: of its checkpoints, "last", "best" or a step's number.
+        weights: the name of a further set of weights in it; None: the model's own.
         report: shows a line of text.
         caller: who trains.
 
@@ -72,19 +73,19 @@ def train(
         StoppedError: a signal ended it, after a checkpoint.
     """
     with distributed.join() as ranks:
-        report = _on_rank_0(report, ranks)
-        if previous := _previous_run(ranks, out):
+        report = on_rank_0(report, ranks)
+        if previous := previous_run(ranks, out):
             return _continue(previous, ranks, report=report, caller=caller)
         valid = build.read(recipe, changes.texts(overrides), report=report)
         plugins = with_callbacks(build.build(valid), caller.callbacks)
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             run_folder.check_unused(out)  # before the data, which may take long
-        begin = origin.find(start, which) if start else None
+        begin = origin.find(start, which, weights) if start else None
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.dataset.load)
         name = recipe.stem if isinstance(recipe, Path) else valid.dataset.use
-        with _claim(out, name, ranks) as run:
+        with claim(out, name, ranks) as run:
             caller.started(run)
             trainer = build_trainer(
                 plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
@@ -123,7 +124,7 @@ def resume(
     with distributed.join() as ranks:
         found = str(run_folder.open_run(path).path) if ranks.first else ""
         run = RunFolder(Path(ranks.broadcast(found)))
-        report = _on_rank_0(report, ranks)
+        report = on_rank_0(report, ranks)
         texts = changes.texts(overrides)
         return _continue(run, ranks, overrides=texts, report=report, caller=caller)
 
@@ -144,7 +145,7 @@ def _continue(
     """Continue a run; from its start if it has no checkpoint yet."""
     caller.started(run)
     with run.lock() if ranks.first else nullcontext():
-        saved = _newest_snapshot(run, ranks, report)
+        saved = newest_snapshot(run, ranks, report)
         plugins, changed = _reread(run, overrides, report)
         plugins = with_callbacks(plugins, caller.callbacks)
         step = saved.step if saved else 0
@@ -161,10 +162,7 @@ def _continue(
         if step >= trainer.state.steps:
             return _complete(run, step, report)
         if saved:
-            trainer.load(saved)
-            if told := snapshot.describe_changes(saved, trainer.callbacks):
-                report(told)
-            trainer.state.checkpoint = run.step_folder(str(step)) if ranks.first else None
+            _restore(trainer, saved, run, report)
         if ranks.first:
             changes.write(run, plugins.recipe, changed, step=step)
         ranks.barrier()
@@ -174,6 +172,15 @@ def _continue(
         report(f"{_summary(trainer, run)}, {where}")
         _fit(trainer, run, caller)
     return run
+
+
+def _restore(trainer: Trainer, saved: Snapshot, run: RunFolder, report: Report) -> None:
+    """Continue from a snapshot; say which callbacks are new or gone."""
+    trainer.load(saved)
+    if told := snapshot.describe_changes(saved, trainer.callbacks):
+        report(told)
+    if trainer.ranks.first:
+        trainer.state.checkpoint = run.step_folder(str(saved.step))
 
 
 def _complete(run: RunFolder, step: int, report: Report) -> RunFolder:
@@ -211,58 +218,6 @@ def _fit(trainer: Trainer, run: RunFolder, caller: Caller) -> None:
         )
 
 
-def _previous_run(ranks: Ranks, out: Path | None) -> RunFolder | None:
-    """The run that this call of torchrun started before it restarted its processes."""
-    if not ranks.restarted:
-        return None
-    found = ""
-    if ranks.first:
-        runs = [RunFolder(out)] if out else reversed(run_folder.list_runs())
-        of_job = (str(run.path) for run in runs if run.read_environment().get("job") == ranks.job)
-        found = next(of_job, "")
-    previous = ranks.broadcast(found)
-    return RunFolder(Path(previous)) if previous else None
-
-
-@contextmanager
-def _claim(out: Path | None, name: str, ranks: Ranks) -> Iterator[RunFolder]:
-    """A new run folder, which the first rank makes and locks."""
-    if ranks.first:
-        with run_folder.claim(out, name) as run:
-            ranks.broadcast(str(run.path))
-            yield run
-    else:
-        yield RunFolder(Path(ranks.broadcast()))
-
-
-def _newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot | None:
-    """The newest checkpoint that the first rank finds intact; every rank reads it."""
-    found = None
-    if ranks.first:
-        checkpoint.sweep(run.checkpoints)
-        remove_temporaries(run.path)
-        if checkpoint.step_folders(run.checkpoints):
-            found = _newest_intact(run, report)
-    step = int(ranks.all_reduce_max(found.step if found else -1))
-    if ranks.first or step < 0:
-        return found
-    return read_snapshot(run.step_folder(str(step)))
-
-
-def _newest_intact(run: RunFolder, report: Report) -> Snapshot:
-    for step_folder in reversed(checkpoint.step_folders(run.checkpoints)):
-        try:
-            return read_snapshot(step_folder)
-        except FormatError:
-            raise  # a newer gptkit can read it; an older checkpoint would lose steps
-        except CheckpointError as error:
-            report(f"skipping {error}")
-    raise RunError(
-        f"{run.path}: no checkpoint is intact",
-        hint=f"train it from the start: gptkit train {run_folder.quote(run.recipe)}",
-    )
-
-
 def _summary(trainer: Trainer, run: RunFolder) -> str:
     millions = trainer.model.n_parameters() / 1e6
     run_device, ranks = trainer.run_device, trainer.ranks
@@ -271,7 +226,3 @@ def _summary(trainer: Trainer, run: RunFolder) -> str:
         device = f"{ranks.size} x {run_device.device.type}"
     steps = "" if trainer.options.steps else f", {trainer.state.steps} steps"
     return f"{run.path}: {millions:.2f} M parameters on {device} in {run_device.dtype_name}{steps}"
-
-
-def _on_rank_0(report: Report, ranks: Ranks) -> Report:
-    return report if ranks.first else lambda line: None
