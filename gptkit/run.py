@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from gptkit import loading
 from gptkit.analysis.evaluation import evaluate_run
+from gptkit.data.progress import silent
 from gptkit.errors import GptkitError
 from gptkit.onnx.export.export import export
 from gptkit.plugin import Callback, Data
@@ -25,7 +26,7 @@ from gptkit.runs import checkpoint, signals
 from gptkit.runs import train as training
 from gptkit.runs.changes import Overrides, texts
 from gptkit.runs.run_folder import RunFolder
-from gptkit.runs.setup import build_trainer
+from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.train import Caller
 from gptkit.sampling.model import Model
 from gptkit.training.evaluate import Evaluation
@@ -135,7 +136,7 @@ def train(
         out: the run folder; None makes a new one under `runs/`.
         start: a run whose weights to begin with; None begins with random ones.
         checkpoint: of `start`: "last", "best" or a step's number.
-        quiet: show nothing.
+        quiet: show nothing but warnings.
 
     Raises:
         GptkitError: what went wrong. If there is a run folder, `error.run` is its Run.
@@ -168,7 +169,7 @@ def resume(
         path: the run folder; None takes the newest one.
         overrides: fields to change from now on, e.g. {"train.steps": 600} to train longer.
         callbacks: those that `train` was given.
-        quiet: show nothing.
+        quiet: show nothing but warnings.
 
     Raises:
         GptkitError: what went wrong; `error.run` is the Run.
@@ -199,18 +200,8 @@ def trainer(
     """
     with untouched():
         plugins = build.build(build.read(_source(recipe), texts(overrides)))
-        plugins = training.with_callbacks(plugins, named(callbacks))
+        plugins = with_callbacks(plugins, callbacks)
         return build_trainer(plugins, data or plugins.dataset.load())
-
-
-def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    """Callbacks by the name of their class, numbered from the second one on."""
-    found: dict[str, Callback] = {}
-    for callback in callbacks:
-        name = type(callback).__name__
-        count = sum(type(other).__name__ == name for other in found.values())
-        found[f"{name}-{count + 1}" if count else name] = callback
-    return found
 
 
 @contextmanager
@@ -220,10 +211,10 @@ def _call(
     """What a call of `train` or `resume` needs; a GptkitError gets the Run."""
     started: list[RunFolder] = []
     caller = Caller(
-        callbacks=named(callbacks), handling=signals.ctrl_c, quiet=quiet, started=started.append
+        callbacks=callbacks, handling=signals.ctrl_c, quiet=quiet, started=started.append
     )
     try:
-        with untouched():
+        with untouched(), silent(quiet):
             yield caller, (lambda line: None) if quiet else _report
     except GptkitError as error:
         if started and started[0].recipe.exists():

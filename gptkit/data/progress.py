@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from time import perf_counter
 
 DELAY = 0.5
 """Seconds before a bar appears: what is done sooner needs none."""
 EVERY = 10.0
 """Seconds between two lines in a pipe."""
+_SILENT: ContextVar[bool] = ContextVar("_SILENT", default=False)
 
 
 @contextmanager
@@ -29,6 +31,9 @@ def progress(
         total: how much there is to do; None if that is not known.
         unit: what is counted, such as "images"; "B" for bytes.
     """
+    if _SILENT.get():
+        yield lambda count: None
+        return
     with ExitStack() as stack:
         show = (_bar if sys.stderr.isatty() else _lines)(stack, what, total, unit)
         done = 0
@@ -39,6 +44,16 @@ def progress(
             show(done)
 
         yield advance
+
+
+@contextmanager
+def silent(wanted: bool) -> Iterator[None]:
+    """Let `progress` show nothing in this context, if that is wanted."""
+    token = _SILENT.set(wanted)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 def _bar(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:

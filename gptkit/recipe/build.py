@@ -86,7 +86,7 @@ def build(recipe: Recipe) -> Plugins:
         callback = _make(entry, spec)
         assert isinstance(callback, Callback)
         entries.append(entry)
-        name = _unused_name(entry.name, callbacks)
+        name = unused_name(entry.name, callbacks)
         callbacks[name], on_error[name] = callback, spec.on_error
         labels[name] = f"callbacks[{i}] ({entry.name}, {entry.origin})"
         specs.append(_complete(spec, callback))
@@ -95,7 +95,8 @@ def build(recipe: Recipe) -> Plugins:
     return Plugins(recipe, dataset, callbacks, on_error, tuple(entries), labels)
 
 
-def _unused_name(name: str, taken: Collection[str]) -> str:
+def unused_name(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of NAME-2, NAME-3 and so on that is not taken."""
     numbered = (f"{name}-{i}" for i in itertools.count(2))
     return next(new for new in itertools.chain([name], numbered) if new not in taken)
 

@@ -1,15 +1,16 @@
 """From a recipe's objects to a trainer, and from its snapshots to step folders and back."""
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from gptkit import __version__
+from gptkit.errors import UsageError
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Data
-from gptkit.recipe import registry
+from gptkit.plugin import Callback, Data
+from gptkit.recipe import build, registry
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.recipe import Recipe
@@ -26,6 +27,24 @@ from gptkit.training.trainer import Trainer
 
 SAVED = tuple(saved.name for saved in fields(Snapshot) if saved.name != "tensors")
 """What `state.json` says of a snapshot, under the same names."""
+
+
+def with_callbacks(plugins: Plugins, callbacks: Sequence[Callback]) -> Plugins:
+    """The objects of a recipe, with callbacks that run before its own, named after their classes.
+
+    Raises:
+        UsageError: one is no callback.
+    """
+    named: dict[str, Callback] = {}
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UsageError(
+                f"callbacks: {callback!r} is no object of a class that extends Callback",
+                hint="callbacks=[MyCallback()], with class MyCallback(gptkit.plugin.Callback)",
+            )
+        name = build.unused_name(type(callback).__name__, {**named, **plugins.callbacks})
+        named[name] = callback
+    return replace(plugins, callbacks={**named, **plugins.callbacks})
 
 
 def build_trainer(

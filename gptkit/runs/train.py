@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gptkit.runs import changes, environment, origin, run_folder, signals
 from gptkit.runs.changes import Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
-from gptkit.runs.setup import build_trainer
+from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
 from gptkit.training import distributed, snapshot
 from gptkit.training.device import resolve_device
@@ -30,8 +30,8 @@ from gptkit.training.trainer import Trainer
 class Caller:
     """Who trains: by default the command line, else a Python program."""
 
-    callbacks: Mapping[str, Callback] = field(default_factory=dict)
-    """Run before the recipe's, by the name that errors and checkpoints use."""
+    callbacks: Sequence[Callback] = ()
+    """Run before the recipe's."""
     handling: signals.Handling = signals.handled
     """What Ctrl-C does."""
     quiet: bool = False
@@ -127,11 +127,6 @@ def resume(
         report = on_rank_0(report, ranks)
         texts = changes.texts(overrides)
         return _continue(run, ranks, overrides=texts, report=report, caller=caller)
-
-
-def with_callbacks(plugins: Plugins, callbacks: Mapping[str, Callback]) -> Plugins:
-    """The objects of a recipe, with callbacks that run before its own."""
-    return replace(plugins, callbacks={**callbacks, **plugins.callbacks})
 
 
 def _continue(
