@@ -76,25 +76,32 @@ class Run:
         folders = checkpoint.step_folders(RunFolder(self.path).checkpoints)
         return _saved(folders[-1] if folders else None)
 
-    def load(self, *, checkpoint: str = "last", device: str = "auto") -> Model:
+    def load(
+        self, *, checkpoint: str = "last", weights: str | None = None, device: str = "auto"
+    ) -> Model:
         """Load the model of a checkpoint; see `gptkit.load`."""
-        return loading.load(self.path, checkpoint=checkpoint, device=device)
+        return loading.load(self.path, checkpoint=checkpoint, weights=weights, device=device)
 
-    def evaluate(self, *, checkpoint: str = "last", device: str = "auto") -> Evaluation:
+    def evaluate(
+        self, *, checkpoint: str = "last", weights: str | None = None, device: str = "auto"
+    ) -> Evaluation:
         """The loss of a checkpoint over the whole validation split, as `gptkit eval` measures it.
 
         Args:
             checkpoint: "last", "best" or a step's number.
+            weights: the name of a further set of weights, such as "ema".
             device: "auto", "cpu", "mps", "cuda" or "cuda:N".
         """
         with untouched():
-            return evaluate_run(self.path, checkpoint=checkpoint, device=device).result
+            found = evaluate_run(self.path, checkpoint=checkpoint, weights=weights, device=device)
+        return found.result
 
     def export(
         self,
         path: str | os.PathLike[str] = "model.onnx",
         *,
         checkpoint: str = "last",
+        weights: str | None = None,
         **options: Any,
     ) -> Path:
         """Write the model of a checkpoint for other programs, as `gptkit export` does.
@@ -102,6 +109,7 @@ class Run:
         Args:
             path: a file that ends in .onnx, or a folder for a bundle; an earlier one is replaced.
             checkpoint: "last", "best" or a step's number.
+            weights: the name of a further set of weights, such as "ema".
             options: of the format, e.g. dtype="float16".
 
         Returns:
@@ -111,7 +119,8 @@ class Run:
             ExportError: what was written is not equal to the checkpoint; it was deleted.
         """
         with untouched():
-            return export(self.path, out=Path(path), checkpoint=checkpoint, **options).path
+            chosen = {"checkpoint": checkpoint, "weights": weights}
+            return export(self.path, out=Path(path), **chosen, **options).path
 
 
 def train(

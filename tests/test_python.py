@@ -24,15 +24,15 @@ from gptkit.sampling.model import Model
 from tests.conftest import TINY
 
 SIGNATURES = {
-    "load": "(path=None, *, checkpoint='last', device='auto')",
+    "load": "(path=None, *, checkpoint='last', weights=None, device='auto')",
     "resume": "(path=None, overrides=(), *, callbacks=(), quiet=False)",
     "train": "(recipe, overrides=(), *, callbacks=(), out=None, start=None, checkpoint='last', "
     "quiet=False)",
     "trainer": "(recipe, overrides=(), *, data=None, callbacks=())",
     "Run": "(path)",
-    "Run.evaluate": "(self, *, checkpoint='last', device='auto')",
-    "Run.export": "(self, path='model.onnx', *, checkpoint='last', **options)",
-    "Run.load": "(self, *, checkpoint='last', device='auto')",
+    "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto')",
+    "Run.export": "(self, path='model.onnx', *, checkpoint='last', weights=None, **options)",
+    "Run.load": "(self, *, checkpoint='last', weights=None, device='auto')",
     "Run.metrics": "property",
     "Run.best": "property",
     "Run.last": "property",
@@ -41,9 +41,9 @@ SIGNATURES = {
     "Model.temperature": "property",
     "Model.provider": "property",
     "Model.sample": "(self, prompt='', *, tokens=None, seed=0, samples=None, temperature=None, "
-    "top_k=0, top_p=1.0, keep=1.0, label=None)",
+    "top_k=0, top_p=1.0, keep=1.0, label=None, stop=(), ignore_stop=False)",
     "Model.stream": "(self, prompt='', *, tokens=None, seed=0, temperature=None, top_k=0, "
-    "top_p=1.0, keep=1.0)",
+    "top_p=1.0, keep=1.0, stop=(), ignore_stop=False)",
     "Model.logprobs": "(self, text)",
     "Model.embed": "(self, text)",
     "Model.draw": "(self, request, sampling, *, streaming=False)",

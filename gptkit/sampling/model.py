@@ -187,13 +187,11 @@ class Model(ABC):
             PromptError: the codec cannot read the text.
         """
         tokens = self._encode(text)
-        found = [
-            _log_softmax(
-                self.logits(tokens[start:stop])[skip:], tokens[start + skip + 1 : stop + 1]
-            )
-            for start, stop, skip in windows(len(tokens) - 1, self.block_size)
-        ]
-        return np.concatenate([np.zeros(0, np.float32), *found])
+        found = [np.zeros(0, np.float32)]
+        for start, stop, skip in windows(len(tokens) - 1, self.block_size):
+            logits = self.logits(tokens[start:stop])[skip:]
+            found.append(_log_softmax(logits, tokens[start + skip + 1 : stop + 1]))
+        return np.concatenate(found)
 
     def embed(self, text: str) -> Floats:
         """A text as one vector: the features after the last norm, averaged over its tokens.
