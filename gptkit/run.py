@@ -119,8 +119,8 @@ class Run:
             ExportError: what was written is not equal to the checkpoint; it was deleted.
         """
         with untouched():
-            chosen = {"checkpoint": checkpoint, "weights": weights}
-            return export(self.path, out=Path(path), **chosen, **options).path
+            options |= {"checkpoint": checkpoint, "weights": weights}
+            return export(self.path, out=Path(path), **options).path
 
 
 def train(
