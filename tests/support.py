@@ -13,6 +13,55 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint
 from gptkit.runs import train as run
 
+BYTES = '''
+    """The bytes of a file, one token each, as text and as pictures."""
+
+    from collections.abc import Sequence
+    from functools import cached_property
+    from typing import ClassVar
+
+    from gptkit.codec import Codec, TextCodec
+    from gptkit.plugin import Data, Dataset, LocalPath, TokenFile
+
+
+    class ByteCodec(TextCodec):
+        contract: ClassVar[int] = 1
+
+        @cached_property
+        def token_bytes(self):
+            return [bytes([byte]) for byte in range(256)]
+
+        def encode(self, prompt):
+            return list(prompt.encode() or b"\\n")
+
+
+    class SvgCodec(Codec):
+        contract: ClassVar[int] = 1
+        suffix: ClassVar[str] = ".svg"
+
+        def encode(self, prompt):
+            return list(prompt.encode() or b"\\n")
+
+        def decode(self, tokens):
+            return b"<svg>%s</svg>" % bytes(tokens).hex().encode()
+
+
+    class Bytes(Dataset):
+        """Bytes of a file."""
+
+        contract: ClassVar[int] = 1
+        path: LocalPath
+        """The file."""
+        svg: bool = False
+        """Whether they are pictures."""
+
+        def load(self):
+            part = TokenFile(self.path, "uint8", start=0, stop=4000, block_size=32)
+            codec = SvgCodec() if self.svg else ByteCodec()
+            return Data(part, part, codec, vocab_size=256, block_size=32)
+'''
+"""A distribution whose characters consist of several tokens; for the fixture `distribution`."""
+
 
 def execute(*command: object, **options: Any) -> str:
     """What a command prints; where it fails, so does the test, with what it said."""

@@ -21,7 +21,7 @@ from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.sampling.rule import SamplingOptions
-from tests.support import execute, train
+from tests.support import BYTES, execute, train
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
 PACKAGES = (
@@ -230,3 +230,25 @@ def test_what_is_missing_is_said_in_the_page(
         assert found["title"] == "The model cannot run here"
     (site.folder / "node_modules").unlink()
     assert "npm install" in visit()["message"]
+
+
+@pytest.mark.slow
+def test_text_of_bytes_is_what_the_command_line_writes(
+    distribution: Callable[..., Path], site: Site, visit: Visit, cli: Cli, tmp_path: Path
+) -> None:
+    """Characters of several tokens, and bytes that are no characters."""
+    distribution("acorn-bytes", BYTES, datasets="bytes = Bytes", codecs="bytes = ByteCodec")
+    (tmp_path / "text").write_text("dög 🦊 吾輩は猫である。" * 200, encoding="utf-8")
+    path = train(tmp_path, {"use": "bytes", "path": str(tmp_path / "text")}, MODEL, steps=20)
+    export(path, web=site.folder)
+    found = visit(
+        ["set", "length", "40"], ["set", "prompt", "🦊 吾輩"], ["write"],
+        ["set", "prompt", ""], ["write"],
+    )  # fmt: skip
+    assert found["title"] == "A GPT that writes"
+    assert "256 tokens" in found["facts"]
+    results = [result for result in found["results"] if result is not None]
+    for result, prompt in zip(results, ("🦊 吾輩", ""), strict=True):
+        expected = cli("sample", site.folder / "model.onnx", "--prompt", prompt, "--tokens", 40)
+        assert result["text"] + "\n" == expected.stdout
+        assert "--tokens 40" in result["command"]
