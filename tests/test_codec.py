@@ -14,7 +14,12 @@ import pytest
 from typer.testing import Result
 
 from gptkit.codec import Codec, ImageCodec, PromptError, TextCodec
+from gptkit.errors import PluginError
+from gptkit.onnx.export.foreign_configs import tokenizer_contents
 from gptkit.onnx.export.legend import make_legend
+from gptkit.onnx.export.readme import readme
+from gptkit.onnx.runtime.metadata import Metadata, Tokens
+from gptkit.recipe.registry import CodecRecord
 from gptkit.sampling.samples import Samples
 from gptkit.sampling.stops import Stops
 from gptkit.testing import LetterCodec
@@ -197,3 +202,49 @@ def test_the_legend_of_an_exported_file(codec: Codec, legend: dict[str, Any]) ->
     assert json.loads(json.dumps(make_legend(codec))) == legend
     if "bytes" in legend:
         assert b"".join(map(b64decode, legend["bytes"])).decode() == "aé"
+
+
+class Tokenized(Pieces):
+    """Pieces that a Hugging Face tokenizer knows."""
+
+    contract: ClassVar[int] = 1
+    json_text: str
+
+    def tokenizer_json(self) -> str:
+        return self.json_text
+
+
+def test_the_tokenizer_of_a_bundle_is_the_codecs_own_or_made_of_characters() -> None:
+    own = Tokenized(pieces=(b"a", b"ab"), json_text='{"model": {"type": "BPE"}}')
+    assert tokenizer_contents(own) == {"model": {"type": "BPE"}}
+    vocabulary = tokenizer_contents(Pieces(pieces=(b"b", b"a")))
+    assert vocabulary
+    assert vocabulary["model"]["vocab"] == {"b": 0, "a": 1}
+    for pieces in ((b"ab",), (b"", b"a"), (b"\xc3", b"a")):
+        assert tokenizer_contents(Pieces(pieces=pieces)) is None
+    assert tokenizer_contents(Flag()) is None
+    for wrong in ("{", "[]"):
+        with pytest.raises(PluginError, match=r"Tokenized.tokenizer_json is no JSON"):
+            tokenizer_contents(Tokenized(pieces=(b"a",), json_text=wrong))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "start", "prompt"),
+    [
+        (["\n", "a"], [0], '[legend["text"].index(character) for character in prompt] or [0]'),
+        (["a", ""], [1], '[1] + [legend["text"].index(character) for character in prompt]'),
+        (["a", "ab"], [0], "[0]"),
+    ],
+)
+def test_the_program_of_a_bundle_reads_a_prompt_if_it_can(
+    pieces: list[str], start: list[int], prompt: str
+) -> None:
+    tokens = Tokens(
+        starts=[start], length=None, temperature=1, suffix=".txt", legend={"text": pieces}
+    )
+    about = Metadata(
+        graph="generate", dtype="float32", opset=21, gptkit="0.3.0", config={}, block_size=4,
+        vocab_size=2, codec=CodecRecord(name="a", distribution="b", options={}), tokens=tokens,
+        dataset="a", step=1, val_loss=None, checkpoint_sha256="",
+    )  # fmt: skip
+    assert f"\nstart = {prompt}\n" in readme("bundle", about)

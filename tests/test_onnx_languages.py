@@ -17,7 +17,7 @@ from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.sampling.rule import uniforms
-from tests.support import execute, train
+from tests.support import BYTES, execute, train
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
 ROOT = Path(__file__).parents[1]
@@ -219,6 +219,21 @@ def test_the_programs_of_a_bundle_of_text(
     bundle = export(text_run, out=tmp_path / "bundle").path
     in_python, in_js, arguments = bundle_programs(bundle)
     expected = cli("sample", bundle, *arguments.split(), "--tokens", 200).stdout
+    assert python(in_python, cwd=bundle) == expected
+    assert node(NODE, in_js, cwd=bundle) == expected
+
+
+@pytest.mark.slow
+def test_the_programs_of_a_bundle_of_bytes(
+    distribution: Callable[..., Path], cli: Cli, node: Callable[..., str], tmp_path: Path
+) -> None:
+    distribution("acorn-bytes", BYTES, datasets="bytes = Bytes", codecs="bytes = ByteCodec")
+    (tmp_path / "text").write_text("dög 🦊 吾輩は猫である。" * 200, encoding="utf-8")
+    path = train(tmp_path, {"use": "bytes", "path": str(tmp_path / "text")}, MODEL, steps=20)
+    bundle = export(path, out=tmp_path / "bundle").path
+    in_python, in_js, arguments = bundle_programs(bundle)
+    expected = cli("sample", bundle, *arguments.split(), "--tokens", 200).stdout
+    assert "\ufffd" in expected
     assert python(in_python, cwd=bundle) == expected
     assert node(NODE, in_js, cwd=bundle) == expected
 
