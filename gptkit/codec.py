@@ -86,7 +86,7 @@ class Codec(BaseModel, ABC):
             prompt: what to continue; "" for a sample without a prompt.
 
         Returns:
-            At least one token id.
+            At least one token id. A start that is no text comes before every prompt.
 
         Raises:
             PromptError: the prompt contains something that the model never saw.

@@ -37,6 +37,7 @@ def check_codec(codec: Codec, *, prompts: Sequence[str] = (), vocab_size: int) -
         assert isinstance(codec.decode(tokens), bytes), f"{kind}.decode must return bytes"
     if isinstance(codec, TextCodec):
         _check_text(codec, vocab_size)
+        _check_prompts(codec, prompts)
     elif isinstance(codec, ImageCodec):
         _check_image(codec, vocab_size)
     else:
@@ -127,6 +128,18 @@ def _check_text(codec: TextCodec, vocab_size: int) -> None:
     assert contents is None or isinstance(json.loads(contents), dict), (
         f"{kind}.tokenizer_json must be the text of a tokenizer.json, or None"
     )
+
+
+def _check_prompts(codec: TextCodec, prompts: Sequence[str]) -> None:
+    """Assert that what other programs do with a prompt is what `encode` does."""
+    start = codec.starts[0]
+    if codec.decode(start):
+        return
+    for prompt in prompts:
+        assert codec.encode(prompt)[: len(start)] in codec.starts, (
+            f"{type(codec).__name__}.encode({prompt!r}) must begin with a start, {start}: it is no "
+            "text, so exported models put it before every prompt"
+        )
 
 
 def _check_image(codec: ImageCodec, vocab_size: int) -> None:

@@ -540,6 +540,14 @@ def test_a_bad_codec_fails(codec: Codec, fault: str) -> None:
         check_codec(codec, vocab_size=26)
 
 
+def test_a_start_that_is_no_text_comes_before_a_prompt() -> None:
+    pieces = [b"", *LETTERS.token_bytes[1:]]
+    with pytest.raises(AssertionError, match=r"encode\('b'\) must begin with a start, \[0\]"):
+        check_codec(wrong(token_bytes=pieces), prompts=["b"], vocab_size=26)
+    with pytest.raises(AssertionError, match="must announce"):  # all else is right
+        check_codec(wrong(token_bytes=pieces), prompts=["ab"], vocab_size=26)
+
+
 def test_the_letter_codec_writes_what_it_reads() -> None:
     codec = LetterCodec()
     assert codec.encode("gptkit") == [6, 15, 19, 10, 8, 19]
