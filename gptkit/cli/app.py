@@ -1,6 +1,5 @@
 """The command line: a command parses, calls one function and prints. Heavy imports are inside."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from gptkit.cli.options import (
     SetOption,
     WeightsOption,
 )
+from gptkit.cli.sample import sample
 from gptkit.errors import UsageError
 from gptkit.training import torchrun
 
@@ -91,66 +91,7 @@ def resume(run_folder: RunArgument = None, overrides: SetOption = []) -> None:  
     _print_folder(train.resume(run_folder, overrides, report=_report).path)
 
 
-@app.command()
-def sample(
-    run_folder: RunArgument = None,
-    prompt: Annotated[str, typer.Option(help="What to continue: text, or an image file.")] = "",
-    keep: Annotated[float, typer.Option(help="Fraction of the prompt to keep, 0 to 1.")] = 1.0,
-    label: Annotated[str | None, typer.Option("--class", help="The class to draw from.")] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens to draw; by default 500, or the rest of an image."),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="0 takes the likeliest token; by default 0.8 for text, 1 for pixels."),
-    ] = None,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the likeliest tokens up to this sum of probabilities.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
-    samples: Annotated[int, typer.Option(min=1, help="Samples to draw together.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to this file instead.")
-    ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Print token ids instead.")] = False,
-    checkpoint: CheckpointOption = "last",
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-) -> None:
-    """Draw from a trained model: text is shown while it is drawn, images go to --out.
-
-    RUN may also be an exported model.onnx or bundle, which runs without torch.
-    """
-    from gptkit.codec import ImageCodec
-    from gptkit.loading import load
-    from gptkit.sampling import output
-    from gptkit.sampling.rule import SamplingOptions
-    from gptkit.sampling.samples import SampleRequest
-    from gptkit.show import samples as show
-
-    model = load(run_folder, checkpoint=checkpoint, weights=weights, device=device)
-    if model.provider and device == "auto":
-        _report(f"running on {model.provider}")
-    codec = None if ids else model.codec
-    files = output.sample_files(out, codec, samples) if out else []
-    temperature = model.temperature if temperature is None else temperature
-    drawn = model.draw(
-        SampleRequest(prompt, tokens=tokens, samples=samples, keep=keep, label=label),
-        SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-        streaming=out is None and sys.stdout.isatty(),
-    )
-    if files:
-        contents = output.write_samples(drawn, codec, files)
-        if len(files) > 1:
-            _report(f"written: {files[0]} to {files[-1]}")
-        if isinstance(codec, ImageCodec):
-            show.print_image(contents[0], codec)
-    elif codec:
-        show.stream(drawn, codec, sys.stdout.buffer)
-    else:
-        show.print_ids(drawn)
+app.command()(sample)
 
 
 @app.command("eval")

@@ -1,6 +1,7 @@
 """Load a run's checkpoint, for sampling, evaluation and export."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,6 +84,12 @@ class LoadedModel(Model):
         drawn = samples.sample(decoder, self.codec, request, sampling)
         return replace(drawn, steps=self._keeping(decoder, size, drawn.steps))
 
+    def draw_each(
+        self, requests: Sequence[SampleRequest], sampling: SamplingOptions, seeds: Sequence[int]
+    ) -> Samples:
+        """Start to draw a sample for every request, several at a time."""
+        return samples.sample_each(self._lend_decoder, self.codec, requests, sampling, seeds)
+
     @torch.inference_mode()
     def logits(self, tokens: Ints) -> Floats:
         """Unnormalised log-probabilities of the token after each token, (T, vocab_size)."""
@@ -97,6 +104,15 @@ class LoadedModel(Model):
 
     def _row(self, tokens: Ints) -> torch.Tensor:
         return torch.from_numpy(tokens)[None].to(self.device)
+
+    @contextmanager
+    def _lend_decoder(self, size: int) -> Iterator[TorchDecoder]:
+        """A decoder for that many rows, which is kept for the next ones."""
+        decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
+        try:
+            yield decoder
+        finally:
+            self._decoders[size] = decoder
 
     def _keeping(self, decoder: TorchDecoder, size: int, steps: Iterator[None]) -> Iterator[None]:
         """The steps; the decoder is kept for the next samples when they end."""

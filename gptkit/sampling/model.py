@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -53,6 +55,24 @@ class Model(ABC):
         Raises:
             PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
         """
+
+    def draw_each(
+        self, requests: Sequence[SampleRequest], sampling: SamplingOptions, seeds: Sequence[int]
+    ) -> Samples:
+        """Start to draw a sample for every request; each is what `draw` gives for it alone.
+
+        Args:
+            requests: each for one sample.
+            sampling: options of the rule, except the seed.
+            seeds: one for every request.
+
+        Raises:
+            PromptError: the codec cannot read a prompt, or a prompt already fills its sample.
+        """
+        pairs = zip(requests, seeds, strict=True)
+        drawings = [self.draw(request, replace(sampling, seed=seed)) for request, seed in pairs]
+        samples = [sample for drawing in drawings for sample in drawing.samples]
+        return Samples("", samples, chain.from_iterable(drawing.steps for drawing in drawings))
 
     @abstractmethod
     def logits(self, tokens: Ints) -> Floats:

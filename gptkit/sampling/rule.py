@@ -52,8 +52,13 @@ class SamplingOptions:
 
 def uniforms(seed: int, draw: int, batch_size: int) -> Floats:
     """The random numbers of one draw, one per row: float32 (batch_size,), in (0, 1]."""
-    n = np.arange(batch_size, dtype=np.uint64) + np.uint64(draw * batch_size + 1)
-    z = np.uint64(seed) + n * np.uint64(GOLDEN)
+    n = np.arange(batch_size, dtype=np.uint64) + np.uint64(draw * batch_size)
+    return numbers(np.uint64(seed), n)
+
+
+def numbers(seed: NDArray[np.uint64] | np.uint64, n: NDArray[np.uint64]) -> Floats:
+    """Number n of a seed's stream, elementwise: float32 in (0, 1]."""
+    z = seed + (n + np.uint64(1)) * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
     z ^= z >> np.uint64(31)

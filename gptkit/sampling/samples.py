@@ -1,16 +1,19 @@
 """Requests for samples, and samples while they are drawn. Imports no torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.errors import PromptError, UsageError
-from gptkit.sampling.generate import Decoder, generate
+from gptkit.sampling.generate import Decoder, generate, generate_each
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.stops import Sample, Stops
 
 DEFAULT_TEXT_TOKENS = 500
 """Default number of tokens for text."""
+EACH_ROWS = 16
+"""Most samples of different prompts that are drawn together."""
 RULE = "\n----------\n"
 """What is between texts in one file."""
 
@@ -27,6 +30,7 @@ class SampleRequest:
         label: the class to draw from.
         stop: texts that end a sample, each before itself.
         ignore_stop: do not end at the codec's stop tokens.
+        place: where the prompt comes from, for errors, e.g. "prompts.txt:3".
 
     Raises:
         UsageError: a stop text is empty.
@@ -39,6 +43,7 @@ class SampleRequest:
     label: str | None = None
     stop: tuple[str, ...] = ()
     ignore_stop: bool = False
+    place: str = ""
 
     def __post_init__(self) -> None:
         if "" in self.stop:
@@ -55,9 +60,10 @@ class SampleRequest:
         Raises:
             PromptError: the codec cannot read the prompt.
         """
-        if self.needs_codec:
+        if not self.needs_codec:
+            return self.in_turn(codec.starts)
+        with self._naming_place():
             return [codec.start(self.prompt, keep=self.keep, label=self.label)] * self.samples
-        return self.in_turn(codec.starts)
 
     def in_turn(self, starts: Sequence[list[int]]) -> list[list[int]]:
         """A start for each sample: the given ones, in turn."""
@@ -94,8 +100,19 @@ class SampleRequest:
             return self.tokens or DEFAULT_TEXT_TOKENS
         rest = length - len(start)
         if rest < 1:
-            raise PromptError("the prompt already fills the sample", hint="--keep 0.5")
+            with self._naming_place():
+                raise PromptError("the prompt already fills the sample", hint="--keep 0.5")
         return min(self.tokens or rest, rest)
+
+    @contextmanager
+    def _naming_place(self) -> Iterator[None]:
+        """Add the place of the prompt to errors."""
+        try:
+            yield
+        except PromptError as error:
+            if not self.place:
+                raise
+            raise PromptError(f"{self.place}: {error}", hint=error.hint) from error
 
 
 @dataclass(frozen=True)
@@ -207,3 +224,51 @@ def sample(
     )
     stops = request.stops(codec.stop_tokens, codec)
     return Samples.start(request.prompt, starts, stops, (chosen.tolist() for chosen in drawn))
+
+
+def sample_each(
+    decoder_for: Callable[[int], AbstractContextManager[Decoder]],
+    codec: Codec,
+    requests: Sequence[SampleRequest],
+    sampling: SamplingOptions,
+    seeds: Sequence[int],
+) -> Samples:
+    """Start to draw a sample for every request; each is what `sample` draws for it alone.
+
+    Requests of similar length are drawn together, `EACH_ROWS` at a time.
+
+    Args:
+        decoder_for: lends a decoder for that many rows.
+        codec: reads the prompts.
+        requests: each for one sample.
+        sampling: options of the rule, except the seed.
+        seeds: one for every request.
+
+    Raises:
+        PromptError: the codec cannot read a prompt, or a prompt already fills its sample.
+    """
+    starts = [start for request in requests for start in request.starts(codec)]
+    pairs = list(zip(requests, starts, strict=True))
+    samples = [Sample(start, request.stops(codec.stop_tokens, codec)) for request, start in pairs]
+    counts = [request.count(start, codec.length) for request, start in pairs]
+    order = sorted(range(len(samples)), key=lambda i: (len(starts[i]), counts[i]))
+
+    def steps() -> Iterator[None]:
+        for first in range(0, len(order), EACH_ROWS):
+            batch = order[first : first + EACH_ROWS]
+            with decoder_for(len(batch)) as decoder:
+                for tokens in generate_each(
+                    decoder,
+                    [starts[i] for i in batch],
+                    tokens=[counts[i] for i in batch],
+                    sampling=sampling,
+                    seeds=[seeds[i] for i in batch],
+                ):
+                    for i, token in zip(batch, tokens, strict=True):
+                        if token is not None:
+                            samples[i].add(token)
+                    yield
+                    if all(samples[i].ended or samples[i].size == counts[i] for i in batch):
+                        break
+
+    return Samples("", samples, steps())

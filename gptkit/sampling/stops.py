@@ -68,6 +68,11 @@ class Sample:
             self.ended = self._search.found
 
     @property
+    def size(self) -> int:
+        """How many tokens were drawn."""
+        return len(self._drawn)
+
+    @property
     def tokens(self) -> list[int]:
         """The start and the drawn tokens; of a text that ends within a token, those before it."""
         if not self._search.found:
