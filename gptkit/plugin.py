@@ -3,25 +3,25 @@
 A plugin is a frozen pydantic model. Its fields are the recipe's options, the docstring below a
 field is that option's help, its methods are its behaviour; run-time state is a private attribute.
 Its class declares the contract that it is written for: `contract = 1`.
-A package announces a plugin by an entry point in `gptkit.datasets` or `gptkit.callbacks`.
+A package announces a plugin by an entry point in `gptkit.datasets`, `gptkit.callbacks` or
+`gptkit.formats`.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 from torch import Tensor
 
-from gptkit.codec import CONTRACT, Codec
+from gptkit.base import LocalPath, Plugin
+from gptkit.codec import CONTRACT
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
-from gptkit.errors import DataError, DownloadError, RunError, closest
+from gptkit.dataset import Data, Dataset
+from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError, closest
 from gptkit.files import digest, lock, staged, write_atomically
+from gptkit.format import Format, TrainedModel
 from gptkit.train_state import TrainState
 
 __all__ = [
@@ -33,12 +33,16 @@ __all__ = [
     "DataError",
     "Dataset",
     "DownloadError",
+    "ExportError",
+    "Format",
     "LocalPath",
     "Plugin",
     "RunError",
     "Split",
     "TokenFile",
     "TrainState",
+    "TrainedModel",
+    "UsageError",
     "cache_errors",
     "cache_folder",
     "cached",
@@ -62,83 +66,6 @@ EVENTS = (
 """The events of training at which callbacks run, in the order in which they first occur."""
 
 
-def _absolute(path: Path) -> Path:
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:  # "~name" of an unknown user
-        raise ValueError(str(error)) from error
-
-
-LocalPath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
-"""A path option: `~` is the user's home, a relative path is below the working
-directory."""
-
-
-class Plugin(BaseModel):
-    """Base of every plugin. Options are frozen; unknown ones and wrong types are refused.
-
-    A type that TOML lacks, such as a tuple, needs `Field(strict=False)`; paths are `LocalPath`.
-    """
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        ser_json_inf_nan="constants",
-        use_attribute_docstrings=True,
-        validate_default=True,
-        arbitrary_types_allowed=True,
-    )
-
-    contract: ClassVar[int]
-    """The version of the plugin contract that the plugin is written for: `contract = 1`."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """A loaded data set: everything that training and sampling need.
-
-    Attributes:
-        train: The split to train on.
-        val: The split to measure the loss on.
-        codec: Turns prompts into token ids, and token ids into text, images or other files.
-        vocab_size: Number of token ids, which are 0 .. vocab_size - 1.
-        block_size: Tokens of a window or an item: the model's context.
-        sha256: Digest of the source, recorded with the run; a resumed run refuses another one.
-            None is not compared.
-        classes: Names of the classes, by label; empty if items have no classes.
-    """
-
-    train: Split
-    val: Split
-    codec: Codec
-    vocab_size: int
-    block_size: int
-    sha256: str | None = None
-    classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, split in (("training", self.train), ("validation", self.val)):
-            if len(split) < 1:
-                raise DataError(
-                    f"the {name} split is shorter than one window of {self.block_size} tokens",
-                    hint="use more data or a smaller block_size",
-                )
-
-
-class Dataset(Plugin, ABC):
-    """A source of training data; an entry point in `gptkit.datasets`."""
-
-    @abstractmethod
-    def load(self) -> Data:
-        """Open the data; download or encode it first if that was not done before.
-
-        Raises:
-            DataError: the data cannot be used; names the file and the place in it.
-            DownloadError: it cannot be downloaded.
-        """
-
-
 class Callback(Plugin):
     """Code that runs at events of a training; an entry point in `gptkit.callbacks`.
 
@@ -148,6 +75,7 @@ class Callback(Plugin):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a method named like an event that does not exist: it would never be called."""
+        super().__pydantic_init_subclass__(**kwargs)
         for name in vars(cls):
             if name.startswith("on_") and name not in EVENTS:
                 near = closest(name, EVENTS)

@@ -1,3 +1,4 @@
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,8 +83,70 @@ def test_a_name_claimed_twice_is_refused_with_both_claims(
     assert problem.place == "callbacks[2].use"
     claims = "acme-log 1.2 and gptkit-log 0.3.0"
     assert problem.fault == f'the callback name "log" is claimed by {claims}'
-    assert problem.hint == "pip uninstall all but one of acme-log, gptkit-log"
+    chosen = '"acme-log:log" or "gptkit-log:log"'
+    assert problem.hint == f"choose one: {chosen}; or pip uninstall the other"
     assert "acme_log" not in sys.modules
+
+
+@pytest.mark.parametrize("use", ["Acme_Log:log", "gptkit-log:log"])
+def test_a_name_claimed_twice_is_used_with_its_distribution(
+    distribution: Install, tiny_recipe: TinyRecipe, use: str
+) -> None:
+    source = f"{CALLBACK}\n        every: int = 3\n"
+    distribution("acme-log", source, callbacks="log = Mine")
+    recipe = tiny_recipe(callbacks=[{"use": use}])
+    for override in ("callbacks.log.every=5", f"callbacks.{use}.every=5"):
+        built = build.build(build.read(recipe, [override]))
+        (entry,) = built.entries[1:]
+        assert entry.distribution == use.lower().replace("_", "-").removesuffix(":log")
+        assert built.recipe.callbacks[0].options["every"] == 5
+        assert built.recipe.flat()[f"callbacks.{use}.every"] == 5
+    both = tiny_recipe(callbacks=[{"use": "acme-log:log"}, {"use": "gptkit-log:log"}])
+    build.build(build.read(both, [f"callbacks.{use.lower().replace('_', '-')}.every=5"]))
+    with pytest.raises(GptkitError, match="appears twice"):
+        build.read(both, ["callbacks.log.every=5"])
+
+
+def test_a_distribution_without_that_plugin_is_unknown(tiny_recipe: TinyRecipe) -> None:
+    (problem,) = refusal(tiny_recipe(callbacks=[{"use": "gptkit-logs:log"}])).problems
+    assert problem.fault == 'no callback named "gptkit-logs:log"'
+    assert "gptkit-log" in (problem.hint or "")
+
+
+@pytest.mark.parametrize("option", ["use", "on_error"])
+def test_an_option_that_no_recipe_could_set_is_refused_at_class_creation(
+    distribution: Install, tiny_recipe: TinyRecipe, option: str
+) -> None:
+    distribution("acme-taken", f"{CALLBACK}\n        {option}: int = 3\n", callbacks="taken = Mine")
+    (problem,) = refusal(tiny_recipe(callbacks=[{"use": "taken"}])).problems
+    assert f"TypeError: Mine.{option}: recipes use that key; rename the option" in problem.fault
+
+
+def test_a_codec_of_a_name_claimed_twice_is_that_of_its_distribution(
+    distribution: Install,
+) -> None:
+    distribution(
+        "acme-char", "from gptkit.testing import LetterCodec as Mine", codecs="char = Mine"
+    )
+    options = {"vocabulary": "abc"}
+    record = CodecRecord(name="char", distribution="gptkit_char_text", options=options)
+    assert registry.make_codec(record).encode("c") == [2]
+
+
+def test_a_codec_that_its_package_exports_under_another_path_is_found(
+    distribution: Install,
+) -> None:
+    source = """
+        from gptkit.testing import LetterCodec
+
+        class Inner(LetterCodec):
+            __module__ = "acme_inner.codec"
+
+        Mine = Inner
+    """
+    distribution("acme-inner", source, codecs="inner = Mine")
+    codec = importlib.import_module("acme_inner").Mine()
+    assert registry.codec_entry(codec).name == "inner"
 
 
 def test_one_name_may_stand_for_things_of_different_kinds(

@@ -138,6 +138,9 @@ def probe_command(
 @app.command()
 def export(
     run_folder: RunArgument = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="NAME", help="The format: onnx, or one of a plugin.")
+    ] = "onnx",
     to_onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,  # as in 0.1's scripts
     out: Annotated[
         Path | None,
@@ -148,31 +151,36 @@ def export(
     web: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, int8 or int4.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, int8 or int4; by default float32.")
+    ] = None,
     device: Annotated[
-        str, typer.Option(help="The device that a bundle is made for: cpu or cuda.")
-    ] = "cpu",
+        str | None,
+        typer.Option(help="The device that a bundle is made for: cpu or cuda; by default cpu."),
+    ] = None,
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="OPTION=VALUE", help="Set an option of the format; repeatable."
+        ),
+    ] = [],  # noqa: B006
     checkpoint: CheckpointOption = "last",
     weights: WeightsOption = None,
 ) -> None:
-    """Write an ONNX model for other programs, proven equal to its checkpoint; prints the path."""
-    from gptkit.onnx.export import export as exporting
+    """Write a model for other programs, proven equal to its checkpoint; prints the path."""
+    from gptkit.recipe import formats
+    from gptkit.runs import export as exporting
     from gptkit.show import exports
 
+    shorthands = {"dtype": dtype, "device": device, "web": web}
+    options = {name: value for name, value in shorthands.items() if value is not None}
+    made = formats.make(to, formats.options_of(overrides) | options)
     with exports.working():
-        exported = exporting.export(
-            run_folder,
-            out=out,
-            web=web,
-            checkpoint=checkpoint,
-            weights=weights,
-            dtype=dtype,
-            device=device,
+        path = exporting.export(
+            run_folder, made, out=out, checkpoint=checkpoint, weights=weights
         )
-    exports.proof(exported.comparisons)
-    if web:
-        _report("in that folder: npm install && python -m http.server, then open localhost:8000")
-    typer.echo(exported.path)
+    exports.print_proof(made)
+    typer.echo(path)
 
 
 @app.command()

@@ -100,8 +100,7 @@ class PluginCommand(TyperCommand):
         """
         from gptkit.recipe import registry  # for this command only: it is slow
 
-        kind: Any = "command"
-        found: Any = registry.load(registry.find(kind, str(self.name)))
+        found = registry.load_command(registry.find("command", str(self.name)))
         command = typer.main.get_command(found)
         return command.make_context(info_name, args, parent=parent, **extra)
 

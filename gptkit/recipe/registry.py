@@ -1,5 +1,8 @@
-"""Entry points to plugin classes. Imports only the plugin that is named, and no torch."""
+"""Entry points to plugins. Imports only the plugin that is named, and no torch."""
 
+import json
+import re
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract
@@ -10,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gptkit.codec import CONTRACT, Codec, declared_contract
 from gptkit.errors import PluginError, closest
 
-Kind = Literal["dataset", "callback", "codec"]
+Kind = Literal["dataset", "callback", "codec", "format", "command"]
 
 GROUPS: dict[Kind, str] = {
     "dataset": "gptkit.datasets",
     "callback": "gptkit.callbacks",
     "codec": "gptkit.codecs",
+    "format": "gptkit.formats",
+    "command": "gptkit.commands",
 }
 """The entry-point group of each kind."""
 
@@ -32,6 +37,11 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.origin})"
+
+    @property
+    def full_name(self) -> str:
+        """The name that no other plugin of the kind has: DISTRIBUTION:NAME."""
+        return f"{self.distribution}:{self.name}"
 
     @property
     def origin(self) -> str:
@@ -64,6 +74,10 @@ def all_installed() -> list[Entry]:
 def find(kind: Kind, name: str) -> Entry:
     """The one installed plugin of that kind and name.
 
+    Args:
+        kind: of the plugin.
+        name: NAME, or DISTRIBUTION:NAME if several distributions claim the name.
+
     Raises:
         PluginError: there is none, or several distributions claim the name.
     """
@@ -71,13 +85,16 @@ def find(kind: Kind, name: str) -> Entry:
     if len(matches) > 1:
         raise PluginError(
             f'the {kind} name "{name}" is claimed by {" and ".join(e.origin for e in matches)}',
-            hint=f"pip uninstall all but one of {', '.join(e.distribution for e in matches)}",
+            hint=f"choose one: {' or '.join(json.dumps(e.full_name) for e in matches)}; "
+            "or pip uninstall the other",
         )
     return matches[0]
 
 
 def find_any(name: str) -> list[Entry]:
     """The installed plugins of that name, of every kind: a data set and its codec, for example.
+
+    The name may be DISTRIBUTION:NAME.
 
     Raises:
         PluginError: there is none.
@@ -92,19 +109,13 @@ def check_all(name: str | None = None) -> list[tuple[Entry, PluginError | None]]
 
 
 def load(entry: Entry) -> type[BaseModel]:
-    """Import a plugin's class.
+    """Import a plugin's class; a command is no class, see `load_command`.
 
     Raises:
-        PluginError: the import fails, or the entry point is not a plugin class of that kind.
+        PluginError: the import fails, or the entry point is not a plugin class of that kind, or of
+            another contract.
     """
-    try:
-        plugin = entry.point.load()
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"{entry.kind} {entry} cannot be imported: {type(error).__name__}: {error}",
-            hint=f"gptkit plugins check {entry.name} shows where; "
-            f"reinstall or remove {entry.distribution}",
-        ) from error
+    plugin = _import(entry)
     base = _base(entry.kind)
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise PluginError(
@@ -119,6 +130,23 @@ def load(entry: Entry) -> type[BaseModel]:
         )
     _check_contract(entry, plugin)
     return plugin
+
+
+def load_command(entry: Entry) -> Any:
+    """Import a command's Typer app.
+
+    Raises:
+        PluginError: the import fails, or the entry point is not a Typer app.
+    """
+    from typer import Typer  # slow
+
+    app = _import(entry)
+    if not isinstance(app, Typer):
+        raise PluginError(
+            f"{entry.kind} {entry}: {entry.point.value} is not a Typer app",
+            hint=f"tell the authors of {entry.distribution}",
+        )
+    return app
 
 
 def record_codec(codec: Codec) -> CodecRecord:
@@ -138,9 +166,11 @@ def codec_entry(codec: Codec) -> Entry:
     Raises:
         PluginError: there is none in the group `gptkit.codecs`.
     """
-    value = f"{type(codec).__module__}:{type(codec).__qualname__}"
-    for entry in installed("codec"):
-        if entry.point.value == value:
+    kind = type(codec)
+    value = f"{kind.__module__}:{kind.__qualname__}"
+    entries = installed("codec")
+    for entry in sorted(entries, key=lambda entry: entry.point.value != value):
+        if entry.point.value == value or _exports(entry.point, kind):
             return entry
     raise PluginError(
         f"the codec {value} has no entry point",
@@ -154,12 +184,14 @@ def make_codec(record: CodecRecord) -> Codec:
     Raises:
         PluginError: its distribution is not installed, or it does not take these options.
     """
-    if record.name not in {entry.name for entry in installed("codec")}:
+    claims = [entry for entry in installed("codec") if entry.name == record.name]
+    if not claims:
         raise PluginError(
             f'the codec "{record.name}" that this model needs is not installed',
             hint=f"pip install {record.distribution}",
         )
-    codec = load(find("codec", record.name))
+    own = [entry for entry in claims if _is_from(entry, record.distribution)]
+    codec = load(own[0] if own else find("codec", record.name))
     try:
         made = codec.model_validate(record.options)
     except ValidationError as error:
@@ -172,7 +204,10 @@ def make_codec(record: CodecRecord) -> Codec:
 
 
 def _named(name: str, known: list[Entry], what: str) -> list[Entry]:
-    matches = [entry for entry in known if entry.name == name]
+    distribution, _, own = name.rpartition(":")
+    matches = [entry for entry in known if entry.name == own]
+    if distribution:
+        matches = [entry for entry in matches if _is_from(entry, distribution)]
     if not matches:
         near = closest(name, [entry.name for entry in known])
         raise PluginError(
@@ -204,14 +239,46 @@ def _base(kind: Kind) -> type[BaseModel]:
     """The class that plugins of a kind extend."""
     if kind == "codec":
         return Codec
-    from gptkit.plugin import Callback, Dataset  # imports torch
+    from gptkit.plugin import Callback, Dataset, Format  # imports torch
 
-    return Dataset if kind == "dataset" else Callback
+    return {"dataset": Dataset, "callback": Callback, "format": Format}[kind]
+
+
+def _import(entry: Entry) -> Any:
+    try:
+        return entry.point.load()
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{entry.kind} {entry} cannot be imported: {type(error).__name__}: {error}",
+            hint=f"gptkit plugins check {entry.name} shows where; "
+            f"reinstall or remove {entry.distribution}",
+        ) from error
+
+
+def _exports(point: EntryPoint, kind: type) -> bool:
+    """Whether an entry point names a class under another path, e.g. that of its package."""
+    package = kind.__module__.partition(".")[0]
+    if point.module.partition(".")[0] != package and point.module not in sys.modules:
+        return False  # another plugin's, which need not be imported for this
+    try:
+        return point.load() is kind
+    except (Exception, SystemExit):
+        return False  # broken; whoever names it hears of it
+
+
+def _is_from(entry: Entry, distribution: str) -> bool:
+    return _normalized(entry.distribution) == _normalized(distribution)
+
+
+def _normalized(distribution: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _fault(entry: Entry) -> PluginError | None:
     try:
-        load(find(entry.kind, entry.name))
+        (load_command if entry.kind == "command" else load)(entry)
+        find(entry.kind, entry.name)  # is the name claimed twice?
     except PluginError as error:
         return error
     return None

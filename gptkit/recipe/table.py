@@ -12,6 +12,8 @@ from gptkit.errors import Problem, RecipeError, UsageError, closest
 from gptkit.recipe import older
 from gptkit.recipe.options import LENGTHS
 
+KEY = r"[\w:-]+"
+"""A part of an override's key; a callback's may be DISTRIBUTION:NAME."""
 Report = Callable[[str], None]
 """Shows the user a line of text."""
 SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
@@ -50,6 +52,15 @@ def source_name(recipe: Path | Mapping[str, Any]) -> str:
     return str(recipe) if isinstance(recipe, Path) else "recipe"
 
 
+def parse_value(text: str) -> Any:
+    """The value of `text` as TOML; what is not TOML is a string."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -74,10 +85,10 @@ def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:
     """
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", key):
+    if not equals or not re.fullmatch(rf"{KEY}(\.{KEY}|\[\d+\])*", key):
         raise UsageError(f"--set {override}: not of the form key=value", hint=SET_HINT)
-    value = _value(text)
-    written = re.findall(r"[\w-]+", key)
+    value = parse_value(text)
+    written = re.findall(KEY, key)
     *parents, last = older.move_parts(written, value)
     node: Any = table
     for part in parents:
@@ -94,25 +105,18 @@ def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:
     return [last]
 
 
-def _value(text: str) -> Any:
-    """The value of `text` as TOML; what is not TOML is a string."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if parsed.keys() == {"value"} else text
-
-
 def _descend(node: Any, part: str, override: str) -> Any:
     if isinstance(node, dict):
         return node.setdefault(part, {})
     if isinstance(node, list):
         if part.isdigit() and int(part) < len(node):
             return node[int(part)]
-        named = [item for item in node if isinstance(item, dict) and item.get("use") == part]
+        items = [item for item in node if isinstance(item, dict)]
+        named = [item for item in items if item.get("use") == part]
+        named = named or [i for i in items if str(i.get("use")).rpartition(":")[2] == part]
         if len(named) == 1:
             return named[0]
-        uses = ", ".join(str(i.get("use")) for i in node if isinstance(i, dict)) or "none"
+        uses = ", ".join(str(item.get("use")) for item in items) or "none"
         fault = "appears twice; address it by position" if named else "is not in the recipe"
         raise UsageError(
             f'--set {override}: "{part}" {fault}', hint=f"callbacks in the recipe: {uses}"

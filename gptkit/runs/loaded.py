@@ -12,6 +12,7 @@ from gptkit.errors import RunError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, registry
+from gptkit.recipe.build import Plugins
 from gptkit.runs import run_folder
 from gptkit.runs.checkpoint import State, load_state, load_weights, weights_file
 from gptkit.runs.run_folder import RunFolder
@@ -176,10 +177,19 @@ def load_run(
     model = load_checkpoint(run.path, checkpoint=checkpoint, weights=weights, device=device)
     plugins = build.build(build.read(run.recipe))
     options = plugins.recipe.train.model_copy(update={"device": device})
-    data = plugins.dataset.load()
-    check_same_data(run, data)
+    data = _load_data(run, plugins)
     batch_size = options.micro_batch_size or options.batch_size
     return LoadedRun(model, data, resolve_device(options), batch_size)
+
+
+def load_data(path: Path) -> Data:
+    """The data that a run's recipe names.
+
+    Raises:
+        RunError: it is not what the run was trained on.
+    """
+    run = run_folder.open_run(path)
+    return _load_data(run, build.build(build.read(run.recipe)))
 
 
 def check_same_data(run: RunFolder, data: Data) -> None:
@@ -189,3 +199,9 @@ def check_same_data(run: RunFolder, data: Data) -> None:
             f"{run.path}: the training data is not the data that this run started with",
             hint=f"restore the data, or start again: gptkit train {run_folder.quote(run.recipe)}",
         )
+
+
+def _load_data(run: RunFolder, plugins: Plugins) -> Data:
+    data = plugins.dataset.load()
+    check_same_data(run, data)
+    return data

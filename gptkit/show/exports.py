@@ -1,23 +1,30 @@
 """What `gptkit export` prints: that it is working, and the proof."""
 
-from collections.abc import Sequence
+import sys
 from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.table import Table
 
-from gptkit.onnx.runtime.metadata import Comparison
+from gptkit.onnx.export.format import Onnx
+from gptkit.plugin import Format
+
+PAGE = "in that folder: npm install && python -m http.server, then open localhost:8000"
 
 
 def working() -> AbstractContextManager[object]:
     """Show on a terminal that the export is running."""
-    return Console(stderr=True).status("writing the graphs and comparing them with the checkpoint")
+    return Console(stderr=True).status("writing the model and comparing it with the checkpoint")
 
 
-def proof(comparisons: Sequence[Comparison]) -> None:
+def print_proof(written: Format) -> None:
     """Print what was compared, how large the error was and how large it may be; to stderr."""
+    if not isinstance(written, Onnx):
+        return
     table = Table("compared with the checkpoint", "measured", "limit", "unit", box=None)
-    for each in comparisons:
+    for each in written.comparisons:
         measured = "not a number" if each.measured is None else f"{each.measured:.3g}"
         table.add_row(each.name, measured, f"{each.limit:g}", each.unit)
     Console(stderr=True).print(table)
+    if written.web:
+        print(PAGE, file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Literal, assert_never
 import onnx_ir as ir
 
 from gptkit import __version__
+from gptkit.model.gpt import GPT
 from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
@@ -13,14 +14,15 @@ from gptkit.onnx.graphs.scope import OPSET
 from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
-from gptkit.runs.loaded import LoadedModel
+from gptkit.plugin import TrainedModel
+from gptkit.recipe import registry
 
 GraphName = Literal["generate", "step", "decode"]
 
 
-def build_model(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> ir.Model:
+def build_model(trained: TrainedModel, source: ExportSource, graph: GraphName) -> ir.Model:
     """One of the graphs, with its metadata."""
-    source = replace(source, metadata=describe(loaded, source, graph).entries())
+    source = replace(source, metadata=describe(trained, source, graph).entries())
     match graph:
         case "generate":
             return generate_model(source)
@@ -32,9 +34,9 @@ def build_model(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> 
             assert_never(unknown)
 
 
-def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Metadata:
+def describe(trained: TrainedModel, source: ExportSource, graph: GraphName) -> Metadata:
     """The metadata of a file with that graph."""
-    state, codec, config = loaded.state, loaded.codec, loaded.model.config
+    codec, config = trained.codec, source.config
     return Metadata(
         graph=graph,
         dtype=source.precision.name,
@@ -43,7 +45,7 @@ def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Met
         config=config.model_dump(mode="json"),
         block_size=config.block_size,
         vocab_size=config.vocab_size,
-        codec=state.codec,
+        codec=registry.record_codec(codec),
         tokens=Tokens(
             starts=codec.starts,
             stop_tokens=list(codec.stop_tokens),
@@ -52,8 +54,14 @@ def describe(loaded: LoadedModel, source: ExportSource, graph: GraphName) -> Met
             suffix=codec.suffix,
             legend=make_legend(codec),
         ),
-        dataset=state.dataset,
-        step=state.step,
-        val_loss=loaded.val_loss,
-        checkpoint_sha256=loaded.weights_sha256,
+        dataset=trained.dataset,
+        step=trained.step,
+        val_loss=trained.val_loss,
+        checkpoint_sha256=trained.weights_sha256,
     )
+
+
+def gpt(trained: TrainedModel) -> GPT:
+    """The module of a trained model, which the graphs are compared with."""
+    assert isinstance(trained.module, GPT)
+    return trained.module

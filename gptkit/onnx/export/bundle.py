@@ -30,8 +30,7 @@ from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE
 from gptkit.onnx.runtime.generate_session import GenerateSession, feeds
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.model import GENERATE_FILE, SELFTEST_FILE
-from gptkit.plugin import Data
-from gptkit.runs.loaded import LoadedModel
+from gptkit.plugin import Data, TrainedModel
 from gptkit.sampling.rule import Ints, SamplingOptions
 
 WEIGHTS_FILE, README_FILE = "model.safetensors", "README.md"
@@ -55,7 +54,7 @@ def foreign_files(path: Path) -> list[str]:
 
 
 def write_bundle(
-    loaded: LoadedModel, source: ExportSource, data: Data | None, folder: Path
+    trained: TrainedModel, source: ExportSource, data: Data | None, folder: Path
 ) -> list[Comparison]:
     """Write a bundle into a new folder and prove it.
 
@@ -63,26 +62,27 @@ def write_bundle(
         ExportError: a graph is not equal to the checkpoint.
     """
     folder.mkdir()
-    _write_graphs(loaded, source, folder)
-    text = _sampled_text(loaded)
+    _write_graphs(trained, source, folder)
+    text = _sampled_text(trained)
     with ort_errors_as_export_errors(folder.name):
-        comparisons = _prove(loaded, source, data, folder, text)
+        comparisons = _prove(trained, source, data, folder, text)
     raise_if_failed(folder.name, comparisons)
     weights = {WEIGHTS_FILE: digest(folder / WEIGHTS_FILE)}
     for name in GRAPHS:
         append_proof(folder / name, comparisons, weights)
-    rarest = rarest_token(loaded.model, text)
-    for name, value in config_files(loaded, device=source.device, end_token=rarest).items():
+    rarest = rarest_token(build.gpt(trained), text)
+    configs = config_files(source.config, trained.codec, device=source.device, end_token=rarest)
+    for name, value in configs.items():
         _write_text(folder / name, json.dumps(value, indent=2, ensure_ascii=False) + os.linesep)
     _write_text(folder / SELFTEST_FILE, json.dumps(_selftest(folder)) + os.linesep)
-    described = build.describe(loaded, source, "generate")
+    described = build.describe(trained, source, "generate")
     _write_text(folder / README_FILE, readme(folder.name, described))
     return comparisons
 
 
-def _write_graphs(loaded: LoadedModel, source: ExportSource, folder: Path) -> None:
+def _write_graphs(trained: TrainedModel, source: ExportSource, folder: Path) -> None:
     """Write the weights once, and graphs that refer to their offsets in that file."""
-    models = {name: build.build_model(loaded, source, graph) for name, graph in GRAPHS.items()}
+    models = {name: build.build_model(trained, source, graph) for name, graph in GRAPHS.items()}
     values = [value for model in models.values() for value in _weights(model, source)]
     arrays: dict[str, NDArray[Any]] = {str(v.name): _tensor(v).numpy() for v in values}
     save_file(arrays, folder / WEIGHTS_FILE)
@@ -133,10 +133,10 @@ def _byte_ranges(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _prove(
-    loaded: LoadedModel, source: ExportSource, data: Data | None, folder: Path, text: Ints
+    trained: TrainedModel, source: ExportSource, data: Data | None, folder: Path, text: Ints
 ) -> list[Comparison]:
-    model, dtype = loaded.model, source.precision.name
-    starts = np.array(loaded.codec.starts, dtype=np.int64)
+    model, dtype = build.gpt(trained), source.precision.name
+    starts = np.array(trained.codec.starts, dtype=np.int64)
     return [
         *prove_generate(folder / GENERATE_FILE, model, starts, dtype),
         compare_weights(folder / STEP_FILE, model, dtype),
@@ -147,9 +147,9 @@ def _prove(
     ]
 
 
-def _sampled_text(loaded: LoadedModel) -> Ints:
+def _sampled_text(trained: TrainedModel) -> Ints:
     """A text sampled from the model, int64 (1, T)."""
-    model, start = loaded.model, loaded.codec.starts[0]
+    model, start = build.gpt(trained), trained.codec.starts[0]
     prompt = np.array([start], dtype=np.int64)
     draws = min(model.config.block_size, SAMPLED_TEXT) - len(start)
     if draws < 1:

@@ -16,21 +16,22 @@ from gptkit.model.gpt import GPT
 from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.runtime.decode_session import STEP_FILE
 from gptkit.recipe.options import GPTConfig
-from gptkit.runs.loaded import LoadedModel
 from gptkit.sampling.rule import Ints
 
 CONFIG_FILES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def config_files(loaded: LoadedModel, *, device: str, end_token: int) -> dict[str, dict[str, Any]]:
+def config_files(
+    config: GPTConfig, codec: Codec, *, device: str, end_token: int
+) -> dict[str, dict[str, Any]]:
     """The contents of the files by name.
 
     Args:
-        loaded: the checkpoint.
+        config: of the model.
+        codec: of the data that it was trained on.
         device: that the bundle is made for, "cpu" or "cuda".
         end_token: an id that ends a text, for programs that need one.
     """
-    config, codec = loaded.model.config, loaded.codec
     files = {
         "config.json": model_config(config, end_token),
         "genai_config.json": genai_config(

@@ -1,0 +1,54 @@
+"""Dataset: a plugin that loads data; and Data, what it loads."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from gptkit.base import Plugin
+from gptkit.codec import Codec
+from gptkit.data.split import Split
+from gptkit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded data set: everything that training and sampling need.
+
+    Attributes:
+        train: The split to train on.
+        val: The split to measure the loss on.
+        codec: Turns prompts into token ids, and token ids into text, images or other files.
+        vocab_size: Number of token ids, which are 0 .. vocab_size - 1.
+        block_size: Tokens of a window or an item: the model's context.
+        sha256: Digest of the source, recorded with the run; a resumed run refuses another one.
+            None is not compared.
+        classes: Names of the classes, by label; empty if items have no classes.
+    """
+
+    train: Split
+    val: Split
+    codec: Codec
+    vocab_size: int
+    block_size: int
+    sha256: str | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, split in (("training", self.train), ("validation", self.val)):
+            if len(split) < 1:
+                raise DataError(
+                    f"the {name} split is shorter than one window of {self.block_size} tokens",
+                    hint="use more data or a smaller block_size",
+                )
+
+
+class Dataset(Plugin, ABC):
+    """A source of training data; an entry point in `gptkit.datasets`."""
+
+    @abstractmethod
+    def load(self) -> Data:
+        """Open the data; download or encode it first if that was not done before.
+
+        Raises:
+            DataError: the data cannot be used; names the file and the place in it.
+            DownloadError: it cannot be downloaded.
+        """

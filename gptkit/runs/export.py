@@ -1,0 +1,92 @@
+"""Write a run's model in a format: whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gptkit.errors import RunError
+from gptkit.files import lock, recover, staged, writing
+from gptkit.plugin import Format, TrainedModel
+from gptkit.runs import run_folder
+from gptkit.runs.loaded import load_checkpoint, load_data
+
+
+def export(
+    path: Path | None,
+    format_: Format,
+    *,
+    out: Path | None = None,
+    checkpoint: str = "last",
+    weights: str | None = None,
+) -> Path:
+    """Write a run's checkpoint in a format.
+
+    Args:
+        path: the run folder; None takes the newest one.
+        format_: with its options.
+        out: the file or folder; None takes the format's default.
+        checkpoint: "last", "best" or a step's number.
+        weights: the name of a further set of weights, such as "ema"; None: the model's own.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: an option of the format or the place is wrong.
+        ExportError: what was written is not equal to the checkpoint; it was deleted.
+    """
+    out = out or format_.default_path()
+    format_.check(out)
+    run = run_folder.open_run(path)
+    model = trained_model(run.path, checkpoint=checkpoint, weights=weights)
+    with _staged(out) as new:
+        format_.write(model, new)
+    return out
+
+
+def trained_model(
+    path: Path, *, checkpoint: str = "last", weights: str | None = None
+) -> TrainedModel:
+    """A run's model with all that a format may write of it; see `export`."""
+    loaded = load_checkpoint(path, checkpoint=checkpoint, weights=weights, device="cpu")
+    state = loaded.state
+    return TrainedModel(
+        module=loaded.model,
+        config=loaded.model.config.model_dump(mode="json"),
+        weights={name: tensor.detach() for name, tensor in loaded.model.weights().items()},
+        codec=loaded.codec,
+        dataset=state.dataset,
+        step=state.step,
+        val_loss=loaded.val_loss,
+        weights_sha256=loaded.weights_sha256,
+        load_data=partial(load_data, path),
+    )
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A path to write to, which takes the name `out` at the end; see `gptkit.files.staged`.
+
+    Raises:
+        RunError: the place cannot be written, or another export is writing there.
+    """
+    busy = RunError(
+        f"{out}: another export is writing there", hint="wait for it, or choose another --out"
+    )
+    made = [folder for folder in out.absolute().parents if not folder.exists()]
+    try:
+        with writing(out, hint="choose another place"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with lock(out.with_name(f".{out.name}.lock"), busy=busy, keep=False):
+                recover(out)
+                with staged(out) as new:
+                    yield new
+    except SafetensorError as error:  # from a full disk, too
+        raise RunError(f"{out}: cannot be written: {error}", hint="choose another place") from error
+    finally:
+        for folder in made:  # these stay only if something was written
+            with suppress(OSError):
+                folder.rmdir()
