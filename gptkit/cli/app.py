@@ -176,9 +176,7 @@ def export(
     options = {name: value for name, value in shorthands.items() if value is not None}
     made = formats.make(to, formats.options_of(overrides) | options)
     with exports.working():
-        path = exporting.export(
-            run_folder, made, out=out, checkpoint=checkpoint, weights=weights
-        )
+        path = exporting.export(run_folder, made, out=out, checkpoint=checkpoint, weights=weights)
     exports.print_proof(made)
     typer.echo(path)
 
