@@ -51,6 +51,8 @@ class DecodeSession:
         self.caches = [x for x in inputs if x.name.startswith("past_key_values.")]
         self.recorded = 0
         """Number of CUDA graphs so far."""
+        self._idle: dict[int, _Steps] = {}
+        """Those that draw nothing now, by batch size: a CUDA graph is recorded once."""
 
     def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
         """Tokens to draw before they are fetched, to be shown or searched; None for all."""
@@ -99,8 +101,24 @@ class DecodeSession:
             The next tokens, int64 (B, at most chunk); after its first stop token a row means
             nothing.
         """
+        B = len(prompts)
+        steps = self._idle.pop(B, None) or _Steps(self, B)
+        try:
+            yield from self._stream(steps, prompts, count, sampling, chunk, stop_tokens)
+        finally:
+            self._idle[B] = steps
+
+    def _stream(
+        self,
+        steps: "_Steps",
+        prompts: Ints,
+        count: int,
+        sampling: SamplingOptions,
+        chunk: int,
+        stop_tokens: Sequence[int],
+    ) -> Iterator[Ints]:
         context = prompts[:, -self.block_size :]
-        steps = _Steps(self, len(prompts), count, sampling)
+        steps.begin(count, sampling)
         steps.start(context)
         drawn, ended = 0, np.zeros(len(prompts), np.bool_)
         while drawn < count and not ended.all():
@@ -130,19 +148,18 @@ class DecodeSession:
 
 
 class _Steps:
-    """The buffers of one call of `stream`, and the two bindings that alternate on them."""
+    """The buffers of a batch size, and the two bindings that alternate on them.
 
-    def __init__(self, owner: DecodeSession, B: int, count: int, sampling: SamplingOptions) -> None:
-        self.owner, self.sampling, self.turn = owner, sampling, 0
-        self.capacity, self.drawn, self.batch_size = min(count, MAX_TABLE), 0, B
+    They are used by one call of `DecodeSession.stream` at a time.
+    """
+
+    def __init__(self, owner: DecodeSession, B: int) -> None:
+        self.owner, self.turn = owner, 0
+        self.capacity, self.batch_size = MAX_TABLE, B
+        self.count, self.drawn, self.sampling = 0, 0, SamplingOptions()
         empty = owner.empty_cache(B, owner.block_size)
         self.caches = {name: self._buffer(empty) for name in owner.cache_names}
-        constant: Arrays = {
-            "uniforms": self._uniforms(),
-            "temperature": np.array([sampling.temperature], np.float32),
-            "top_k": np.array([sampling.top_k], np.int64),
-            "top_p": np.array([sampling.top_p], np.float32),
-        }
+        constant: Arrays = {"uniforms": self._uniforms(), **_scalars(self.sampling)}
         self.constant = {name: self._buffer(value) for name, value in constant.items()}
         state: Arrays = {
             "input_ids": np.zeros((B, 1), np.int64),
@@ -155,6 +172,13 @@ class _Steps:
         ]
         self.bindings = [self._bind(*self.states), self._bind(*reversed(self.states))]
         self.run_options = [self._make_run_options() for _ in self.bindings]
+
+    def begin(self, count: int, sampling: SamplingOptions) -> None:
+        """Prepare to draw `count` tokens with these options."""
+        self.count, self.drawn, self.sampling = count, 0, sampling
+        for name, value in _scalars(sampling).items():
+            self.constant[name].update_inplace(value)
+        self._fill_table()
 
     def start(self, context: Ints) -> None:
         """Fill the cache with all but the last token of a context (B, T); that one is fed next."""
@@ -174,8 +198,7 @@ class _Steps:
         """Draw at most `left` tokens and fetch them: int64 (B, count)."""
         first = self.drawn % self.capacity
         if self.drawn and first == 0:  # the table of random numbers is used up
-            self.constant["uniforms"].update_inplace(self._uniforms())
-            self.states[self.turn]["draw"].update_inplace(np.zeros(1, np.int64))
+            self._fill_table()
         for _ in range(count):
             binding, options = self.bindings[self.turn], self.run_options[self.turn]
             self.owner.session.run_with_iobinding(binding, options)
@@ -184,11 +207,16 @@ class _Steps:
         tokens: Ints = self.states[self.turn]["tokens_in"].numpy()
         return tokens[first : first + count].T.copy()  # the buffer will be written again
 
+    def _fill_table(self) -> None:
+        self.constant["uniforms"].update_inplace(self._uniforms())
+        self.states[self.turn]["draw"].update_inplace(np.zeros(1, np.int64))
+
     def _uniforms(self) -> NDArray[np.float32]:
-        """The random numbers of the next draws, (capacity, B)."""
-        draws = range(self.drawn, self.drawn + self.capacity)
-        rows = [uniforms(self.sampling.seed, draw, self.batch_size) for draw in draws]
-        return np.array(rows, np.float32)
+        """The random numbers of the next draws, (capacity, B); 0 for those that are not drawn."""
+        table = np.zeros((self.capacity, self.batch_size), np.float32)
+        for i, draw in enumerate(range(self.drawn, min(self.drawn + self.capacity, self.count))):
+            table[i] = uniforms(self.sampling.seed, draw, self.batch_size)
+        return table
 
     def _full_cache(self, tokens: Ints) -> list[NDArray[Any]]:
         """Buffers of block_size that begin with the keys and values of tokens (B, T >= 0)."""
@@ -221,6 +249,15 @@ class _Steps:
             self.owner.recorded += 1
             options.add_run_config_entry("gpu_graph_id", str(self.owner.recorded))
         return options
+
+
+def _scalars(sampling: SamplingOptions) -> Arrays:
+    """The options of the rule as inputs of the graph `decode`."""
+    return {
+        "temperature": np.array([sampling.temperature], np.float32),
+        "top_k": np.array([sampling.top_k], np.int64),
+        "top_p": np.array([sampling.top_p], np.float32),
+    }
 
 
 def _present(name: str) -> str:
