@@ -25,6 +25,7 @@ from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.graphs.weights import BLOCK, PRECISIONS, quantise
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
+from gptkit.onnx.runtime.text_session import TextSession
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions, uniforms
@@ -247,6 +248,20 @@ def check_decode(config: GPTConfig, folder: Path) -> None:
             assert tokens.tolist() == expected.tolist(), (model.config, fused, sampling)
 
 
+def check_text(config: GPTConfig, folder: Path) -> None:
+    model = make(config)
+    onnx.save(build(generate_model, model), folder / "text.onnx")
+    text = TextSession(folder / "text.onnx", "cpu")
+    for length in {1, model.config.block_size}:
+        ids = prompts_of(model, 1, length)
+        expected = torch_logits(model, ids)[0]
+        with torch.no_grad():
+            features = model.features(torch.from_numpy(ids))[0].numpy()
+        limit = 2e-5 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(text.logits(ids[0]), expected, atol=limit)
+        np.testing.assert_allclose(text.features(ids[0]), features, atol=limit)
+
+
 def test_the_cases_have_every_option_of_a_model() -> None:
     """A new option belongs into CHOICES, so that its graph is compared."""
     sizes = {"preset", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size", "dropout"}
@@ -272,6 +287,11 @@ def test_step_has_torchs_logits(case: int) -> None:
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_decode_draws_what_torch_draws(case: int, tmp_path: Path) -> None:
     check_decode(config_of(case), tmp_path)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_a_text_has_torchs_features_and_logits(case: int, tmp_path: Path) -> None:
+    check_text(config_of(case), tmp_path)
 
 
 @pytest.mark.slow
