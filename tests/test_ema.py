@@ -20,7 +20,12 @@ CALLBACKS = [
 @pytest.fixture
 def run(tiny_recipe: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path) -> Path:
     recipe = tiny_recipe(
-        train={"steps": 8, "eval_every": 4, "optimizer": {"use": "adamw", "learning_rate": 0.02}},
+        train={
+            "steps": 8,
+            "eval_every": 4,
+            "eval_batches": 10**6,
+            "optimizer": {"use": "adamw", "learning_rate": 0.02},
+        },
         callbacks=CALLBACKS,
     )
     result = cli("train", recipe, "--out", "r")
@@ -59,3 +64,20 @@ def test_a_resumed_run_continues_the_average_exactly(
     for before, after in zip(expected, found, strict=True):
         assert all(torch.equal(before[name], after[name]) for name in before)
     assert losses(run) == losses(again)
+
+
+def test_the_average_can_be_sampled_evaluated_and_exported(
+    run: Path, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    def out(*args: object) -> str:
+        result = cli(*args)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    asked = ("--tokens", 40, "--seed", 3)
+    sample = out("sample", "r", "--weights", "ema", *asked)
+    assert sample != out("sample", "r", *asked)
+    measured = json.loads(out("eval", "r", "--weights", "ema", "--json"))
+    assert measured["loss"] == pytest.approx(losses(run)[-1]["val_loss_ema"], abs=1e-6)
+    out("export", "r", "--weights", "ema", "--out", "ema.onnx")
+    assert out("sample", "ema.onnx", *asked) == sample
