@@ -18,13 +18,13 @@ from gptkit import loading
 from gptkit.analysis.evaluation import evaluate_run
 from gptkit.data.progress import silent
 from gptkit.errors import GptkitError
-from gptkit.onnx.export.export import export
 from gptkit.plugin import Callback, Data
-from gptkit.recipe import build
+from gptkit.recipe import build, formats
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import checkpoint, signals
 from gptkit.runs import train as training
 from gptkit.runs.changes import Overrides, texts
+from gptkit.runs.export import export
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.train import Caller
@@ -98,8 +98,9 @@ class Run:
 
     def export(
         self,
-        path: str | os.PathLike[str] = "model.onnx",
+        path: str | os.PathLike[str] | None = None,
         *,
+        to: str = "onnx",
         checkpoint: str = "last",
         weights: str | None = None,
         **options: Any,
@@ -107,20 +108,23 @@ class Run:
         """Write the model of a checkpoint for other programs, as `gptkit export` does.
 
         Args:
-            path: a file that ends in .onnx, or a folder for a bundle; an earlier one is replaced.
+            path: what to write, for ONNX a file that ends in .onnx or a folder for a bundle; an
+                earlier export there is replaced. None takes the format's default, model.onnx.
+            to: the format, "onnx" or one of a plugin.
             checkpoint: "last", "best" or a step's number.
             weights: the name of a further set of weights, such as "ema".
             options: of the format, e.g. dtype="float16".
 
         Returns:
-            The path.
+            What was written.
 
         Raises:
+            UsageError: an option of the format or the path is wrong.
             ExportError: what was written is not equal to the checkpoint; it was deleted.
         """
+        out, form = None if path is None else Path(path), formats.make(to, options)
         with untouched():
-            options |= {"checkpoint": checkpoint, "weights": weights}
-            return export(self.path, out=Path(path), **options).path
+            return export(self.path, form, out=out, checkpoint=checkpoint, weights=weights)
 
 
 def train(

@@ -31,7 +31,7 @@ SIGNATURES = {
     "trainer": "(recipe, overrides=(), *, data=None, callbacks=())",
     "Run": "(path)",
     "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto')",
-    "Run.export": "(self, path='model.onnx', *, checkpoint='last', weights=None, **options)",
+    "Run.export": "(self, path=None, *, to='onnx', checkpoint='last', weights=None, **options)",
     "Run.load": "(self, *, checkpoint='last', weights=None, device='auto')",
     "Run.metrics": "property",
     "Run.best": "property",
@@ -47,6 +47,7 @@ SIGNATURES = {
     "Model.logprobs": "(self, text)",
     "Model.embed": "(self, text)",
     "Model.draw": "(self, request, sampling, *, streaming=False)",
+    "Model.draw_each": "(self, requests, sampling, seeds)",
     "Model.logits": "(self, tokens)",
     "Model.features": "(self, tokens)",
 }
@@ -163,6 +164,8 @@ def test_a_run_is_evaluated_and_exported_as_by_the_commands(
 ) -> None:
     exported = run.export("half.onnx", dtype="float16", checkpoint="2")
     assert exported == Path("half.onnx")
+    with pytest.raises(UsageError, match=r"onnx.*dtipe"):
+        run.export("half.onnx", dtipe="float16")
     described = gptkit.load(exported, device="cpu").metadata
     assert (described.dtype, described.step) == ("float16", 2)
     said = cli("eval", run.path, "--json").stdout
