@@ -264,6 +264,90 @@ def keyless() -> Callback:
     return Keyless()
 
 
+def listing() -> Callback:
+    class Listing(Patience):
+        """Keeps a list."""
+
+        def state_dict(self) -> Any:
+            return [1]
+
+    return Listing()
+
+
+def careless() -> Callback:
+    class Careless(Patience):
+        """Closes what it may not have opened."""
+
+        def on_fit_end(self, state: TrainState) -> None:
+            state.metrics.pop("opened")
+
+    return Careless()
+
+
+def talkative() -> Callback:
+    class Talkative(Patience):
+        """Prints on every process."""
+
+        def on_step_end(self, state: TrainState) -> None:
+            print(state.step)
+
+    return Talkative()
+
+
+def drifting() -> Callback:
+    class Drifting(Callback):
+        """Makes the rate smaller from step to step, and forgets how often it did."""
+
+        contract = 1
+        _rate: float = PrivateAttr(default=0.1)
+
+        def on_step_start(self, state: TrainState) -> None:
+            self._rate /= 2
+            state.optimizer.param_groups[0]["lr"] = self._rate
+
+    return Drifting()
+
+
+class Averaging(Callback):
+    """Keeps a mean of the weights over all steps, and the same in lists in its state."""
+
+    contract = 1
+    _means: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+
+    def on_step_end(self, state: TrainState) -> None:
+        for name, parameter in state.model.named_parameters():
+            mean = self._means.setdefault(name, torch.zeros_like(parameter))
+            mean.lerp_(parameter.detach(), 1 / state.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"nested": [{"means": list(self._means.values())}, None]}
+
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]] | None:
+        return {"mean": self._means} if self._means else None
+
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._means = dict(weights["mean"])
+
+
+def misshapen() -> Callback:
+    class Misshapen(Averaging):
+        """Offers one tensor alone."""
+
+        def weights(self) -> Mapping[str, Mapping[str, Tensor]] | None:
+            return {"mean": {"weight": torch.zeros(3)}}
+
+    return Misshapen()
+
+
+def unrestored() -> Callback:
+    class Unrestored(Averaging):
+        """Takes nothing back."""
+
+        def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None: ...
+
+    return Unrestored()
+
+
 def destructive() -> Callback:
     class Destructive(Patience):
         """Spoils the weights."""
@@ -281,10 +365,16 @@ def destructive() -> Callback:
         (with_a_field_unexplained, "Terse.margin needs a sentence below it"),
         (thawed, "options must be frozen"),
         (lenient, "unknown options must be refused"),
-        (idle, "it overrides no event"),
+        (idle, "Idle overrides no event"),
         (forgetful, "load_state_dict must restore state_dict"),
-        (keyless, "state_dict must hold JSON values and tensors"),
-        (destructive, ""),
+        (keyless, r"state_dict\(\)\['by step'\] has the key 1, an int: keys should be texts"),
+        (listing, r"Listing.state_dict\(\) must be a dict, not list"),
+        (destructive, "Destructive makes weight infinite or not a number"),
+        (careless, "Careless.on_fit_end must work even if on_fit_start failed"),
+        (talkative, "Talkative prints on process 1"),
+        (drifting, "with Drifting a resumed training ends with another (weight|bias)"),
+        (misshapen, "Misshapen.weights must have the model's shapes"),
+        (unrestored, "Unrestored.load_weights must restore weights"),
     ],
 )
 def test_a_bad_callback_fails(make: Callable[[], Callback], fault: str, tmp_path: Path) -> None:
@@ -321,8 +411,18 @@ class Opening(Callback):
         assert state.val_loss is not None
         self._events.append("eval")
 
+    def on_save_end(self, state: TrainState) -> None:
+        assert state.run_dir is None or state.checkpoint is not None
+        self._events.append("save")
+
     def on_fit_end(self, state: TrainState) -> None:
         self._events.append("end")
+        if self.fail:
+            assert isinstance(state.error, OSError)
+
+
+def test_a_callback_with_weights_and_nested_tensors_passes(tmp_path: Path) -> None:
+    check_callback(Averaging(), tmp_path)
 
 
 def test_drive_goes_through_every_event() -> None:
@@ -330,7 +430,8 @@ def test_drive_goes_through_every_event() -> None:
     before = state.model.get_parameter("weight").detach().clone()
     drive(callback, state)
     assert callback._events == [
-        "start", "step", "backward", "done 1", "eval", "step", "backward", "done 2", "eval", "end",
+        "start", "step", "backward", "done 1", "eval", "save",
+        "step", "backward", "done 2", "eval", "save", "end",
     ]  # fmt: skip
     assert not torch.equal(state.model.get_parameter("weight"), before)
 
