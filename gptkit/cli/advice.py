@@ -71,6 +71,7 @@ OPTIONS = {
 }
 """Other tools' options: ours, or the argument that takes their value."""
 
+RECIPE_COMMANDS = {("train",), ("resume",), ("check",)}
 _ASSIGNMENT = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])+=.*", re.DOTALL)
 _DOTTED = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])+")
 
@@ -88,6 +89,11 @@ class Command:
     path: tuple[str, ...]
     options: Mapping[str, bool]
     arguments: tuple[str, ...] = ()
+
+    @property
+    def reads_recipe(self) -> bool:
+        """Whether it reads a recipe, whose fields `--set` changes."""
+        return self.path in RECIPE_COMMANDS
 
     @property
     def help(self) -> str:
@@ -155,7 +161,7 @@ def _parts(words: list[str]) -> Iterator[tuple[str, str, list[str]]]:
 
 def _correct(option: str, between: str, values: list[str], command: Command) -> list[str]:
     if not option:
-        sets = "--set" in command.options and _ASSIGNMENT.fullmatch(values[0])
+        sets = command.reads_recipe and _ASSIGNMENT.fullmatch(values[0])
         return ["--set", *values] if sets else values
     takes_value = command.options.get(option)
     if takes_value is not None:
@@ -167,19 +173,20 @@ def _correct(option: str, between: str, values: list[str], command: Command) -> 
     if key := _field(option, command):
         return ["--set", f"{key}={values[0] if values else 'true'}"]
     name = OPTIONS.get(option, option)
-    near = name if name in command.options else closest(_plain(name), command.options)
-    return _spelled(near or option, between, values)
+    known = {_plain(spelling): spelling for spelling in command.options}
+    near = closest(_plain(name), known)
+    return _spelled(known[near] if near else option, between, values)
 
 
 def _field(option: str, command: Command) -> str | None:
     """The recipe's field that other tools set by this option."""
-    if "--set" not in command.options:
+    if not command.reads_recipe:
         return None
     if _DOTTED.fullmatch(option):
         return option[2:]
     from gptkit.recipe.options import ModelOptions, TrainOptions  # for mistakes only: it is slow
 
-    name = _plain(option).removeprefix("--").replace("-", "_")
+    name = _plain(option).replace("-", "_")
     for table, options in (("model", ModelOptions), ("train", TrainOptions)):
         if name in options.model_fields and name not in FIELDS:
             return f"{table}.{name}"
@@ -187,7 +194,8 @@ def _field(option: str, command: Command) -> str | None:
 
 
 def _plain(option: str) -> str:
-    return "--" + option.lstrip("-").replace("_", "-").lower()
+    """An option without its dashes, which all options share."""
+    return option.lstrip("-").replace("_", "-").lower()
 
 
 def _spelled(option: str, between: str, values: list[str]) -> list[str]:

@@ -79,7 +79,7 @@ class Commands(TyperGroup):
     def _described(self, ctx: Any, arguments: Sequence[str]) -> advice.Command | None:
         command = self.get_command(ctx, arguments[0])
         found = _describe((arguments[0],), command) if command else None
-        return found if found and "--set" in found.options else None
+        return found if found and found.reads_recipe else None
 
 
 class PluginCommand(TyperCommand):

@@ -15,8 +15,8 @@ from gptkit.runs.run_folder import RunFolder
 Overrides = Sequence[str] | Mapping[str, Any]
 """Fields of a recipe to change: `key=value` texts as for `--set`, or values by key."""
 
-KEEPS_SHAPE = "model.dropout"
-"""The only field of [model] with which the weights of another run still fit."""
+KEEP_WEIGHTS = {"seed", "model.dropout"}
+"""Fields with which the weights of the run still fit, besides those of the optimizer."""
 
 
 def texts(overrides: Overrides) -> list[str]:
@@ -49,7 +49,7 @@ def check(run: RunFolder, changes: Mapping[str, Any], overrides: Sequence[str]) 
     if not fixed:
         return
     words = ["gptkit", "train", str(run.recipe)]
-    if not any(key.startswith("model.") and key != KEEPS_SHAPE for key in fixed):
+    if all(key in KEEP_WEIGHTS or key.startswith("train.") for key in fixed):
         words += ["--from", str(run.path)]
     for override in overrides:
         words += ["--set", override]

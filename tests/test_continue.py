@@ -1,0 +1,198 @@
+"""Runs that go on: longer than planned, with other options, or with another run's weights."""
+
+import json
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import Result
+
+from gptkit.runs.changes import texts
+
+Command = Callable[..., Result]
+TinyRecipe = Callable[..., Path]
+
+PLAIN = [{"use": "grad-clip"}, {"use": "log", "every": 1, "sample_tokens": 0}]
+"""Callbacks to which the number of steps makes no difference."""
+STILL = ["--set", "train.optimizer.learning_rate=1e-30", "--set", "train.steps=1"]
+"""So small a step that the weights stay as they are."""
+
+
+@pytest.fixture
+def trained(cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path) -> Path:
+    """A run of four steps called "r", below the working directory."""
+    assert cli("train", tiny_recipe(callbacks=PLAIN), "--out", "r").exit_code == 0
+    return tmp_path / "r"
+
+
+def weights(run: Path) -> bytes:
+    return (run / "checkpoints" / "last" / "model.safetensors").read_bytes()
+
+
+def about(run: Path) -> Any:
+    return json.loads((run / "environment.json").read_text())
+
+
+def refused(result: Result, code: int = 2) -> str:
+    assert (result.exit_code, result.stdout) == (code, "")
+    return result.stderr
+
+
+# resume --set
+
+
+def test_a_run_that_is_resumed_for_longer_ends_as_one_that_was_planned_so(
+    cli: Command, trained: Path, tmp_path: Path
+) -> None:
+    steps = ["--set", "train.steps=6"]
+    assert cli("train", "tiny.toml", *steps, "--out", "whole").exit_code == 0
+    result = cli("resume", "r", *steps, "--set", "callbacks.log.every=2")
+    assert (result.exit_code, result.stdout) == (0, "r\n")
+    assert "from step 4" in result.stderr
+    assert weights(trained) == weights(tmp_path / "whole")
+    recipe = tomllib.loads((trained / "recipe.toml").read_text())
+    assert (recipe["train"]["steps"], recipe["callbacks"][1]["every"]) == (6, 2)
+    changed = {"train.steps": 6, "callbacks.log.every": 2}
+    assert about(trained)["changes"] == [{"step": 4, "set": changed}]
+
+
+def test_a_complete_run_says_how_to_train_longer(cli: Command, trained: Path) -> None:
+    hint = cli("resume", "r").stderr.splitlines()[-1]
+    assert hint == "hint:  train longer: gptkit resume r --set train.steps=8"
+    assert cli(*hint.partition("gptkit ")[2].split()).exit_code == 0
+    assert (trained / "checkpoints" / "step-00000008").is_dir()
+
+
+def test_another_batch_size_counts_from_the_next_step(cli: Command, trained: Path) -> None:
+    assert cli("resume", "r", "--set", "train.steps=6", "--set", "train.batch_size=2").stdout
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    tokens = {record["step"]: record["tokens"] for record in records if "tokens" in record}
+    assert [tokens[step] for step in (4, 5, 6)] == [4 * 64, 4 * 64 + 32, 4 * 64 + 64]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "starts"),
+    [("seed", 2, True), ("train.optimizer.learning_rate", 0.5, True),
+     ("dataset.block_size", 8, False), ("model.n_layer", 2, False), ("model.dropout", 0.1, True)],
+)  # fmt: skip
+def test_what_a_resumed_run_cannot_change_is_refused_with_the_way_to_do_it(
+    cli: Command, trained: Path, key: str, value: float, starts: bool
+) -> None:
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file() and p.name != ".lock"}
+    error = refused(cli("resume", "r", "--set", f"{key}={value}", "--set", "train.steps=5"))
+    assert f"error: r: a resumed run keeps its {key}\n" in error
+    assert {path: path.read_bytes() for path in before} == before
+    line = error.splitlines()[-1].partition("gptkit ")[2]
+    assert ("--from r" in line) == starts
+    result = cli(*shlex.split(line), "--out", "other")
+    assert (result.exit_code, result.stdout) == (0, "other\n")
+    assert f"{key.rpartition('.')[2]} = {value}" in Path("other/recipe.toml").read_text()
+
+
+def test_a_run_without_a_checkpoint_is_started_from_its_recipe(cli: Command, trained: Path) -> None:
+    expected = weights(trained)
+    shutil.rmtree(trained / "checkpoints")
+    assert "hint:  start it: gptkit resume r\n" in refused(cli("sample", "r"), code=1)
+    result = cli("resume", "r")
+    assert (result.exit_code, result.stdout) == (0, "r\n")
+    assert "has no checkpoint yet" in result.stderr
+    assert weights(trained) == expected
+
+
+def test_values_become_texts_that_mean_the_same() -> None:
+    values = {"a": 3, "b": "3", "c": 1e-3, "d": True, "e": [1, 2], "f": "x\n'y\"", "g": Path("p/q")}
+    lines = [
+        f"{key} = {text.partition('=')[2]}" for key, text in zip(values, texts(values), strict=True)
+    ]
+    assert tomllib.loads("\n".join(lines)) == values | {"g": "p/q"}
+
+
+# train --from
+
+
+def test_a_run_begins_with_the_weights_of_another(
+    cli: Command, trained: Path, tmp_path: Path
+) -> None:
+    result = cli("train", "tiny.toml", "--from", "r", "--checkpoint", "2", *STILL, "--out", "b")
+    assert result.exit_code == 0
+    assert "from step 2 of r" in result.stderr
+    source = trained / "checkpoints" / "step-00000002"
+    begun = load_file(source / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "b/checkpoints/last/model.safetensors").items():
+        assert tensor.equal(begun[name]), name
+    digest = json.loads((source / "state.json").read_text())["sha256"]["model.safetensors"]
+    said = {"run": str(trained), "step": 2, "weights": None, "sha256": digest}
+    assert about(tmp_path / "b")["from"] == said
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_with_them_again(
+    cli: Command, trained: Path, tmp_path: Path
+) -> None:
+    assert cli("train", "tiny.toml", "--from", "r", "--out", "b").exit_code == 0
+    expected = weights(tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    assert cli("resume", "b").exit_code == 0
+    assert weights(tmp_path / "b") == expected
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    shutil.rmtree(trained)
+    error = refused(cli("resume", "b"), code=1)
+    assert "error: b: the weights that it began with, step 4 of " in error
+    assert "hint:  begin with others: gptkit train b/recipe.toml --from RUN\n" in error
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("model.n_layer=2", "its n_layer is 1, the recipe's 2"),
+     ("dataset.block_size=8", "its block_size is 16, the recipe's 8"),
+     ("dataset.path=other.txt", "its codec (char).vocabulary is ")],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_by_the_field(
+    cli: Command, trained: Path, tmp_path: Path, override: str, said: str
+) -> None:
+    (tmp_path / "other.txt").write_text("abc" * 200)
+    error = refused(cli("train", "tiny.toml", "--from", "r", "--set", override, "--out", "b"))
+    assert f"error: --from r: {said}" in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_from_is_needed_to_choose_a_checkpoint(cli: Command, tiny_recipe: TinyRecipe) -> None:
+    assert "hint:  add --from RUN" in refused(cli("train", tiny_recipe(), "--checkpoint", "best"))
+    assert "no such run folder" in refused(cli("train", tiny_recipe(), "--from", "nothing"))
+
+
+# checkpoints/last, checkpoints/best
+
+
+def test_links_point_to_the_newest_and_the_best_step(
+    cli: Command, trained: Path, tmp_path: Path
+) -> None:
+    folder = trained / "checkpoints"
+    assert (folder / "last").readlink() == Path("step-00000004")
+    runs = json.loads(cli("runs", "list", "--json").stdout)
+    assert runs == []  # "r" is not below runs/, and links are no runs
+    assert cli("resume", "r", "--set", "train.steps=6", "--set", "train.keep=1").exit_code == 0
+    assert (folder / "last").readlink() == Path("step-00000006")
+    losses = {
+        path.name: json.loads((path / "state.json").read_text())["val_loss"]
+        for path in folder.glob("step-*")
+    }
+    assert (folder / "best").readlink() == Path(min(losses, key=losses.__getitem__))
+    trained.rename(tmp_path / "moved")
+    assert (tmp_path / "moved/checkpoints/last/state.json").exists()
+
+
+def test_where_links_cannot_be_made_training_goes_on(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    assert cli("train", tiny_recipe(), "--out", "r").exit_code == 0
+    names = {path.name for path in (tmp_path / "r" / "checkpoints").iterdir()}
+    assert names == {"step-00000002", "step-00000004"}

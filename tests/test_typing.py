@@ -1,0 +1,168 @@
+"""What people type: habits of other tools, mistakes, the tab key, commands of plugins."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+Command = Callable[..., Result]
+Install = Callable[..., Path]
+TinyRecipe = Callable[..., Path]
+
+LINES = {
+    "train r.toml --train.steps 5": "train r.toml --set train.steps=5",
+    "train r.toml --train.steps=5 --out x": "train r.toml --set train.steps=5 --out x",
+    "train r.toml train.steps=5 model.n_layer=2": (
+        "train r.toml --set train.steps=5 --set model.n_layer=2"
+    ),
+    "resume train.steps=20": "resume --set train.steps=20",
+    "resume r --callbacks.log.every=2": "resume r --set callbacks.log.every=2",
+    "train --config r.toml": "train r.toml",
+    "check --config=r.toml --seed 3": "check r.toml --set seed=3",
+    "train r.toml --max_iters=9 --learning-rate 1e-3 --n_layer=4": (
+        "train r.toml --set train.steps=9 --set train.optimizer.learning_rate=1e-3 "
+        "--set model.n_layer=4"
+    ),
+    "sample --max_new_tokens 5": "sample --tokens 5",
+    "sample --promt 'to be'": "sample --prompt 'to be'",
+    "trian r.toml --set seed=1": "train r.toml --set seed=1",
+    "generate --seed 1": "sample --seed 1",
+    "plugins lst --json": "plugins list --json",
+    "r.toml --out x": "train r.toml --out x",
+    "sonnets.onnx --seed 1": "sample sonnets.onnx --seed 1",
+    "nonsense": "--help",
+    "plugins nonsense": "plugins --help",
+    "sample --nonsense 1": "sample --help",
+    "train": "train --help",
+    "--nonsense": "--help",
+}
+"""What is typed, and the line that the hint has."""
+
+CHAT = """
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def chat(name: str, loud: bool = False) -> None:
+        print(f"{name}!" if loud else name)
+"""
+
+
+@pytest.mark.parametrize("typed", LINES)
+def test_a_mistake_is_answered_with_the_line_to_paste(cli: Command, typed: str) -> None:
+    result = cli(*shlex.split(typed))
+    assert (result.exit_code, result.stdout) == (2, "")
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint == f"hint:  gptkit {LINES[typed]}"
+
+
+def test_the_line_of_the_hint_works(cli: Command, tiny_recipe: TinyRecipe) -> None:
+    typed = f"check --config {tiny_recipe()} --train.steps 7 --callbacks.log.every=3"
+    hint = cli(*typed.split()).stderr.splitlines()[-1]
+    result = cli(*shlex.split(hint.removeprefix("hint:  gptkit ")))
+    recipe = tomllib.loads(result.stdout)
+    assert recipe["train"]["steps"] == 7
+    assert recipe["callbacks"][-1]["every"] == 3
+
+
+def test_a_value_that_looks_like_a_field_stays_where_it_is(cli: Command) -> None:
+    result = cli("train", "r.toml", "--out", "a.b=c", "--steps", "3")
+    assert result.stderr.endswith("hint:  gptkit train r.toml --out a.b=c --set train.steps=3\n")
+
+
+def test_the_tab_key_in_a_real_bash(
+    gptkit: Callable[..., subprocess.CompletedProcess[str]],
+    cli: Command,
+    tiny_recipe: TinyRecipe,
+    tmp_path: Path,
+) -> None:
+    program, bash = Path(sys.executable).with_name("gptkit"), shutil.which("bash")
+    if not (program.exists() and bash):
+        pytest.skip("no bash, or no program gptkit beside this Python")
+    assert cli("train", tiny_recipe(), "--set", "train.steps=1", "--out", "runs/a").exit_code == 0
+    (tmp_path / "m.onnx").touch()
+    expected = {
+        "gptkit re": ["resume"],
+        "gptkit train ": ["tiny.toml"],
+        f"gptkit train {tmp_path}/ti": [f"{tmp_path}/tiny.toml"],
+        "gptkit resume ": ["runs/a"],
+        "gptkit runs compare runs/": ["runs/a"],
+        "gptkit sample ": ["runs/a", "m.onnx"],
+        "gptkit plugins show grad": ["grad-clip"],
+        "gptkit export --chec": ["--checkpoint"],
+    }
+    script = 'eval "$(gptkit --show-completion bash)"\n'
+    for typed in expected:
+        words = typed.split(" ")
+        script += f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; COMPREPLY=()\n"
+        script += '_gptkit_completion gptkit; echo "${COMPREPLY[*]}"\n'
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [bash, "--norc", "-c", script],
+        cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert [line.split() for line in done.stdout.splitlines()] == list(expected.values())
+
+
+# Commands of plugins.
+
+
+def test_a_command_of_a_plugin_is_listed_without_being_imported(
+    cli: Command, distribution: Install
+) -> None:
+    site = distribution("acme-talk", "raise SystemExit('imported')", commands="talk = app")
+    metadata = next(site.glob("*.dist-info")) / "METADATA"
+    metadata.write_text(metadata.read_text() + "Summary: Talk to a model.\n")
+    listed = cli("--help")
+    assert listed.exit_code == 0
+    assert re.search(r"^│ talk +Talk to a model\. +│$", listed.stdout, re.MULTILINE)
+    assert "acme_talk" not in sys.modules
+
+
+def test_a_command_of_a_plugin_runs_with_its_arguments(cli: Command, distribution: Install) -> None:
+    distribution("acme-talk", CHAT, commands="talk = app")
+    assert cli("talk", "hello", "--loud").stdout == "hello!\n"
+    assert "--loud" in cli("talk", "--help").stdout
+    result = cli("talk", "hello", "--lout")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("hint:  gptkit talk hello --loud\n")
+    assert cli("tlak", "hello").stderr.endswith("hint:  gptkit talk hello\n")
+
+
+def test_a_broken_command_is_an_error_that_names_it_and_harms_no_other(
+    cli: Command, distribution: Install
+) -> None:
+    distribution("acme-talk", "import module_that_nobody_has", commands="talk = app")
+    result = cli("talk", "hello")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "error: command talk (acme-talk 1.2) cannot be imported" in result.stderr
+    assert "module_that_nobody_has" in result.stderr
+    assert cli("plugins", "list").exit_code == 0
+
+
+def test_a_command_of_the_core_always_wins(
+    cli: Command, distribution: Install, tiny_recipe: TinyRecipe
+) -> None:
+    distribution("acme-talk", CHAT, commands="check = app")
+    assert cli("check", tiny_recipe()).stderr.endswith("tiny.toml: ok\n")
+    assert len(re.findall(r"^│ check ", cli("--help").stdout, re.MULTILINE)) == 1
+
+
+def test_two_commands_of_one_name_are_told_apart(cli: Command, distribution: Install) -> None:
+    distribution("acme-talk", CHAT, commands="talk = app")
+    distribution("other-talk", CHAT.replace("name}!", "name}?"), commands="talk = app")
+    result = cli("talk", "hello")
+    assert result.exit_code == 2
+    assert "acme-talk 1.2 and other-talk 1.2" in result.stderr
+    assert cli("other-talk:talk", "hello", "--loud").stdout == "hello?\n"
