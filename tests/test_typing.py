@@ -41,6 +41,8 @@ LINES = {
     "nonsense": "--help",
     "plugins nonsense": "plugins --help",
     "sample --nonsense 1": "sample --help",
+    "export --sed dtype=int8": "export --set dtype=int8",
+    "export --train.steps 5": "export --help",
     "train": "train --help",
     "--nonsense": "--help",
 }
