@@ -295,7 +295,9 @@ def test_eval_measures_the_whole_validation_split(cli: Command, trained: Path) -
     result = cli("eval", "r", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     found = json.loads(result.stdout)
-    assert set(found) == {"loss", "perplexity", "bits_per_token", "tokens", "step"}
+    assert set(found) == {
+        "loss", "perplexity", "bits_per_token", "bits_per_byte", "tokens", "step",
+    }  # fmt: skip
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits_per_token"] == pytest.approx(found["loss"] / math.log(2))
     data = build.build(build.read(trained / "recipe.toml")).dataset.load()

@@ -1,6 +1,7 @@
 """Codecs: what the core makes of texts, images and other files, with foreign codecs as examples."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -118,11 +119,19 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_complete(
         assert [part.decode() for part in parts]  # each of them has whole characters
 
 
-def test_a_loss_in_bits_per_byte(train: Callable[..., None], cli: Cli) -> None:
-    train(steps=1)
+def test_a_loss_in_bits_per_byte(
+    cli: Cli, tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of characters with one byte to four."""
+    text = "aé吾🦊" * 100
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    path = str(tmp_path / "text")
+    recipe = tiny_recipe(dataset={"use": "char-text", "path": path, "block_size": 4})
+    assert cli("train", recipe, "--out", "r").exit_code == 0
     found = json.loads(cli("eval", "r", "--json").stdout)
-    assert found["bits_per_byte"] == pytest.approx(found["bits_per_token"])  # a byte each
-    assert "bits per byte" in cli("eval", "r").stdout
+    assert found["tokens"] == 39  # the last 40 characters, but for the first of them, a
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * 39 / 99)
+    assert f"bits per byte   {found['bits_per_byte']:.4f}" in cli("eval", "r").stdout
 
 
 def test_other_files_are_numbered(train: Callable[..., None], cli: Cli, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_the_same_tokens_are_drawn(model: str, cli: Command) -> None:
 def test_the_same_loss_is_measured(run_folder: Path, cli: Command) -> None:
     done = cli("eval", run_folder, "--json", "--device", "cpu")
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout) == pytest.approx(EXPECTED["eval"][run_folder.name], rel=1e-5)
+    found, expected = json.loads(done.stdout), EXPECTED["eval"][run_folder.name]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, cli: Command) -> None:
