@@ -135,7 +135,9 @@ def test_a_command_of_a_plugin_is_listed_without_being_imported(
 def test_a_command_of_a_plugin_runs_with_its_arguments(cli: Command, distribution: Install) -> None:
     distribution("acme-talk", CHAT, commands="talk = app")
     assert cli("talk", "hello", "--loud").stdout == "hello!\n"
-    assert "--loud" in cli("talk", "--help").stdout
+    described = cli("talk", "--help").stdout
+    assert "--loud" in described
+    assert "completion" not in described
     result = cli("talk", "hello", "--lout")
     assert result.exit_code == 2
     assert result.stderr.endswith("hint:  gptkit talk hello --loud\n")

@@ -17,6 +17,8 @@ GROUP = "gptkit.commands"
 """The entry-point group of commands."""
 DISTRIBUTIONS = {".dist-info", ".egg-info"}
 """Suffixes of folders that describe an installed distribution."""
+OF_PROGRAMS = {"install_completion", "show_completion"}
+"""Options that typer gives to a program, and so to the app of a command."""
 PANEL = "Commands of plugins"
 BAD_USAGE: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for bad usage; it exports only this subclass."""
@@ -102,6 +104,7 @@ class PluginCommand(TyperCommand):
 
         found = registry.load_command(registry.find("command", str(self.name)))
         command = typer.main.get_command(found)
+        command.params = [p for p in command.params if p.name not in OF_PROGRAMS]
         return command.make_context(info_name, args, parent=parent, **extra)
 
 
