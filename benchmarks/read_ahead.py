@@ -95,7 +95,7 @@ def _trainer(work: Callable[[], object], *, ahead: bool) -> Trainer:
         seed=SEED,
     )
     if not ahead:
-        trainer.reader = OnDemand(split, seed=SEED, name="slow")
+        trainer.reader = OnDemand(trainer.data, seed=SEED, name="slow")
     return trainer
 
 

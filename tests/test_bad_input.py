@@ -433,6 +433,20 @@ def test_an_exception_in_an_event_keeps_its_traceback(
     assert (tmp_path / "r" / "closed").read_text() == "1"
 
 
+def test_an_error_of_the_user_in_an_event_says_whose_it_was_without_a_traceback(
+    tiny_recipe: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(callbacks=[{"use": "log", "sample_prompts": ["to be", "\u65e5"]}])
+    result = cli("train", recipe, "--out", "r")
+    assert result.exit_code == 2
+    error, note, hint = result.stderr.splitlines()[-3:]
+    assert error.startswith("error: sample_prompts: '\u65e5': ")
+    assert re.fullmatch(
+        r"note:  raised by callbacks\[0\] \(log, gptkit-log .*\) in on_fit_start at step 0", note
+    )
+    assert hint.startswith("hint:  ")
+
+
 def test_every_error_has_an_exit_code_of_the_table() -> None:
     kinds = [GptkitError]
     for kind in kinds:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, Split
 from gptkit.recipe.options import GPTConfig, TrainOptions
@@ -67,6 +68,10 @@ class Shards(Epochs):
         return super().indices(seed, step, batch_size) % 6 + 6 * (step % 2)
 
 
+def data_of(train: Split) -> Data:
+    return Data(train, Epochs(4), LetterCodec(), vocab_size=VOCAB, block_size=BLOCK)
+
+
 def trainer(train: Split, *, save_to: Path | None = None, **options: Any) -> Trainer:
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 1, "n_head": 2, "n_embd": 16}
@@ -76,9 +81,8 @@ def trainer(train: Split, *, save_to: Path | None = None, **options: Any) -> Tra
     save = save_to and saver(
         save_to, keep=chosen.keep, config=model.config, dataset="letters", codec=codec
     )
-    data = Data(train, Epochs(4), LetterCodec(), vocab_size=VOCAB, block_size=BLOCK)
     return Trainer(
-        model, data, options=chosen, run_device=resolve_device(chosen), seed=SEED,
+        model, data_of(train), options=chosen, run_device=resolve_device(chosen), seed=SEED,
         dataset="letters", save=save,
     )  # fmt: skip
 
@@ -104,7 +108,7 @@ def test_every_rank_reads_its_own_part() -> None:
     parts = []
     for rank in range(2):
         split = Epochs()
-        made = Reader(split, seed=SEED, ranks=Ranks(rank=rank, size=2), name="letters")
+        made = Reader(data_of(split), seed=SEED, ranks=Ranks(rank=rank, size=2), name="letters")
         made.read(0, 4)
         made.read(1, 4, ahead=False)
         made.close()
@@ -127,7 +131,7 @@ def test_a_resumed_run_reads_on_and_gets_the_same_weights(tmp_path: Path) -> Non
 
 def test_another_batch_size_is_read_anew() -> None:
     split = Epochs()
-    made = Reader(split, seed=SEED, name="letters")
+    made = Reader(data_of(split), seed=SEED, name="letters")
     for step, size in enumerate((4, 4, 6, 6, 2)):
         x, y = made.read(step, size, ahead=step < 4)
         expected = Epochs()[split.indices(SEED, step, size)]
@@ -141,7 +145,7 @@ def test_the_next_batch_is_read_while_a_step_is_computed() -> None:
     started = threading.Event()
     first = Epochs().indices(SEED, 0, 4).tolist()
     split = Epochs(on_call=lambda indices: None if indices.tolist() == first else started.set())
-    made = Reader(split, seed=SEED, name="letters")
+    made = Reader(data_of(split), seed=SEED, name="letters")
     made.read(0, 4)
     assert started.wait(5)
     made.close()
@@ -160,6 +164,38 @@ def test_an_error_comes_at_its_step_and_names_the_data_set() -> None:
     assert made.state.step == 3  # though it was read while step 2 was computed
     assert caught.value.__notes__ == ["raised by the data set letters at step 3"]
     assert not readers()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda x, y: (x.T, y), "x of the training split is int64 (8, 4), not int64 (4, 8)"),
+        (lambda x, y: (x[:3], y), "x of the training split is int64 (3, 8), not int64 (4, 8)"),
+        (lambda x, y: (x, y.int()), "y of the training split is int32 (4, 8), not int64 (4, 8)"),
+        (lambda x, y: (x + 26, y), "x of the training split has 5"),
+        (lambda x, y: (x, y - 27), "y of the training split has -2"),
+    ],
+)
+def test_something_else_than_a_batch_is_refused(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], fault: str
+) -> None:
+    class Wrong(Epochs):
+        def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            return change(*super().__getitem__(indices))
+
+    with pytest.raises(PluginError) as caught:
+        trainer(Wrong()).fit()
+    assert str(caught.value).startswith(fault)
+    assert caught.value.__notes__ == ["raised by the data set letters at step 0"]
+
+
+def test_indices_that_are_no_indices_are_refused() -> None:
+    class Wrong(Epochs):
+        def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
+            return super().indices(seed, step, batch_size) + step
+
+    with pytest.raises(PluginError, match=r"^indices\(\) of the training split has 1\d, which"):
+        trainer(Wrong()).fit()
 
 
 def test_no_two_threads_use_the_data_set_at_once() -> None:
@@ -189,7 +225,7 @@ def test_at_most_two_batches_are_in_memory() -> None:
             most.append(len(living))
             return x, y
 
-    made = Reader(Large(), seed=SEED, name="letters")
+    made = Reader(data_of(Large()), seed=SEED, name="letters")
     for step in range(20):
         x, _ = made.read(step, 4)
         made.wait()
@@ -204,7 +240,7 @@ def test_at_most_two_batches_are_in_memory() -> None:
 
 
 def test_a_reader_that_nobody_uses_any_more_ends_its_thread() -> None:
-    made = Reader(Epochs(), seed=SEED, name="letters")
+    made = Reader(data_of(Epochs()), seed=SEED, name="letters")
     made.read(0, 4)
     (thread,) = readers()
     del made

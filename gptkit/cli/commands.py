@@ -109,9 +109,11 @@ class PluginCommand(TyperCommand):
 
 
 def print_error(error: GptkitError) -> None:
-    """Print an error and its hint to stderr."""
+    """Print an error, who raised it and its hint to stderr."""
     for text in str(error).splitlines():
         typer.echo(f"error: {text}", err=True)
+    for text in getattr(error, "__notes__", ()):  # the plugin, the event and the step
+        typer.echo(f"note:  {text}", err=True)
     for text in (error.hint or "").splitlines():
         typer.echo(f"hint:  {text}", err=True)
 

@@ -8,30 +8,33 @@ from threading import Thread
 
 from torch import Tensor
 
-from gptkit.data.split import Split
+from gptkit.data.split import IGNORE
+from gptkit.errors import PluginError
+from gptkit.plugin import Data
 from gptkit.training.distributed import ALONE, Ranks
 
 Batch = tuple[Tensor, Tensor]
 Job = tuple[Callable[[], Batch], "Future[Batch]"]
 
+CHECK = "`check_dataset` of gptkit.testing shows this before training"
 PATIENCE = 5.0
 """Seconds that `close` waits for a batch that is being read; a disk may hang for ever."""
 
 
 class Reader:
-    """Reads batches while the step before them is computed.
+    """Reads batches of the training split while the step before them is computed.
 
     The split is called in one thread, one call at a time.
 
     Args:
-        split: the training split.
+        data: whose training split to read.
         seed: determines the order of the data.
         ranks: the processes that share a batch.
         name: of the data set, for errors.
     """
 
-    def __init__(self, split: Split, *, seed: int, ranks: Ranks = ALONE, name: str) -> None:
-        self.split, self.seed, self.ranks, self.name = split, seed, ranks, name
+    def __init__(self, data: Data, *, seed: int, ranks: Ranks = ALONE, name: str) -> None:
+        self.data, self.seed, self.ranks, self.name = data, seed, ranks, name
         self._thread: _Thread | None = None
         self._ahead: tuple[tuple[int, int], Future[Batch]] | None = None
 
@@ -49,6 +52,7 @@ class Reader:
             x and y, int64 (batch_size / ranks, block_size).
 
         Raises:
+            PluginError: the split returned something else than a batch.
             Exception: what the split raises, with a note that names the data set and the step.
         """
         key, found = self._ahead or ((-1, 0), None)
@@ -81,8 +85,37 @@ class Reader:
         if self._thread is None:
             self._thread = _Thread()
             weakref.finalize(self, self._thread.end)
-        split, seed, part = self.split, self.seed, self.ranks.batch_slice(batch_size)
-        return self._thread.call(lambda: split[split.indices(seed, step, batch_size)[part]])
+        data, seed, part = self.data, self.seed, self.ranks.batch_slice(batch_size)
+        return self._thread.call(lambda: _read(data, seed, step, batch_size, part))
+
+
+def _read(data: Data, seed: int, step: int, batch_size: int, part: slice) -> Batch:
+    """A part of a step's batch.
+
+    Raises:
+        PluginError: the split returned something else.
+    """
+    split, most = data.train, data.vocab_size - 1
+    indices = split.indices(seed, step, batch_size)
+    _check(indices, "indices()", (batch_size,), 0, len(split) - 1)
+    indices = indices[part]
+    x, y = split[indices]
+    _check(x, "x", (len(indices), data.block_size), 0, most)
+    _check(y.where(y != IGNORE, 0), "y", (len(indices), data.block_size), 0, most)
+    return x, y
+
+
+def _check(tensor: Tensor, what: str, shape: tuple[int, ...], least: int, most: int) -> None:
+    found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    if found != (wanted := f"int64 {shape}"):
+        raise PluginError(f"{what} of the training split is {found}, not {wanted}", hint=CHECK)
+    low, high = (int(value) for value in tensor.aminmax())
+    if low < least or high > most:
+        wrong = low if low < least else high
+        raise PluginError(
+            f"{what} of the training split has {wrong}, which is not in {least} .. {most}",
+            hint=CHECK,
+        )
 
 
 class _Thread(Thread):

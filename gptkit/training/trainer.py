@@ -73,7 +73,7 @@ class Trainer:
         self.validation = Validation(
             model, data, options=options, run_device=run_device, ranks=ranks
         )
-        self.reader = Reader(data.train, seed=seed, ranks=ranks, name=dataset)
+        self.reader = Reader(data, seed=seed, ranks=ranks, name=dataset)
         self.state = TrainState(
             model=model,
             optimizer=optimizer.make_optimizer(model, options.optimizer),
