@@ -31,17 +31,18 @@ class Codec(BaseModel, ABC):
     """Converts one data set's prompts and samples; every field must be JSON-able.
 
     Extend `TextCodec` for text and `ImageCodec` for images; this class is for other files.
+
+    Attributes:
+        contract: The version of the plugin contract that the codec is written for: `contract = 1`.
+        suffix: File name ending of what `decode` returns, e.g. ".txt" or ".png".
+        temperature: The default sampling temperature.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     contract: ClassVar[int]
-    """The version of the plugin contract that the codec is written for: `contract = 1`."""
     suffix: ClassVar[str]
-    """File name ending of what `decode` returns, e.g. ".txt" or ".png"."""
-
     temperature: ClassVar[float] = 1.0
-    """The default sampling temperature."""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

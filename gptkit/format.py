@@ -46,10 +46,12 @@ class Format(Plugin, ABC):
     """A file format for trained models; an entry point in `gptkit.formats`.
 
     `gptkit export --to NAME` writes it; `--set OPTION=VALUE` sets its options.
+
+    Attributes:
+        suffix: File name ending, e.g. ".npz"; "" for a folder.
     """
 
     suffix: ClassVar[str]
-    """File name ending, e.g. ".npz"; "" for a folder."""
 
     def default_path(self) -> Path:
         """Where to write if nothing is said."""

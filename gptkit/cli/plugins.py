@@ -7,6 +7,7 @@ import typer
 
 from gptkit.cli import completion
 from gptkit.cli.options import JsonOption
+from gptkit.errors import PluginError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, check and create plugins.")
 
@@ -23,15 +24,31 @@ def list_(json: JsonOption = False) -> None:
 @app.command("show")
 def show_(
     name: Annotated[
-        str, typer.Argument(help="A plugin's name.", autocompletion=completion.plugins)
+        str,
+        typer.Argument(
+            help="A plugin's name, or a class that plugins use, e.g. TrainState.",
+            autocompletion=completion.plugins,
+        ),
     ],
 ) -> None:
-    """Show a plugin's options, their defaults and their meaning."""
+    """Show a plugin's options, their defaults and their meaning, or a class of the contract."""
     from gptkit.recipe import registry
     from gptkit.show import plugins as show
 
-    for entry in registry.find_any(name):
-        show.print_plugin(entry, registry.load(entry))
+    try:
+        found = registry.find_any(name)
+    except PluginError as error:
+        from gptkit.show import contract
+
+        if name not in contract.names():
+            raise contract.with_nearest(error, name) from None
+        contract.print_part(name)
+        return
+    for entry in found:
+        if entry.kind == "command":
+            show.print_command(entry)
+        else:
+            show.print_plugin(entry, registry.load(entry))
 
 
 @app.command()

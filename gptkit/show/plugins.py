@@ -1,16 +1,15 @@
 """Installed plugins, their options, their faults."""
 
 import inspect
-import json
 import traceback
 from collections.abc import Iterable
-from typing import Any
 
 from pydantic import BaseModel
 
 from gptkit.errors import PluginError
 from gptkit.recipe.registry import Entry
 from gptkit.show.tables import print_rows
+from gptkit.show.types import field_default, field_type
 
 
 def print_entries(found: Iterable[Entry], *, as_json: bool) -> None:
@@ -25,18 +24,25 @@ def print_entries(found: Iterable[Entry], *, as_json: bool) -> None:
 def print_plugin(entry: Entry, model: type[BaseModel]) -> None:
     """Print a plugin's description and options."""
     print(f"{entry.kind} {entry}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
+    if not model.model_fields:
+        print("no options")
+        return
     rows = [
         {
             "option": name,
-            "type": _type_name(field.annotation),
-            "default": "required"
-            if field.is_required()
-            else json.dumps(field.default, default=str),
-            "meaning": field.description or "",
+            "type": field_type(field),
+            "default": field_default(field),
+            "meaning": " ".join((field.description or "").split()),
         }
         for name, field in model.model_fields.items()
     ]
     print_rows(rows, ("option", "type", "default", "meaning"), as_json=False)
+
+
+def print_command(entry: Entry) -> None:
+    """Print what a command's distribution says about itself."""
+    summary = entry.point.dist.metadata["Summary"] if entry.point.dist else None
+    print(f"command {entry}\n\n{summary or 'no summary'}\n\ngptkit {entry.name} --help")
 
 
 def print_checks(results: Iterable[tuple[Entry, PluginError | None]]) -> None:
@@ -45,11 +51,3 @@ def print_checks(results: Iterable[tuple[Entry, PluginError | None]]) -> None:
         print(error or f"{entry.kind} {entry}: ok")
         if error and error.__cause__:
             print("".join(traceback.format_exception(error.__cause__)))
-
-
-def _type_name(annotation: Any) -> str:
-    return (
-        annotation.__name__
-        if isinstance(annotation, type)
-        else str(annotation).replace("typing.", "")
-    )

@@ -1,0 +1,101 @@
+"""`gptkit plugins show`: plain types, and the classes of the contract."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field, PositiveInt
+from typer.testing import Result
+
+from gptkit.plugin import Data, LocalPath, TrainState
+from gptkit.show.types import field_default, field_type
+
+Command = Callable[..., Result]
+
+
+class Inner(BaseModel):
+    x: int = 0
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "type_", "shown"),
+    [
+        (PositiveInt, 3, "int, above 0", "3"),
+        (float, float("inf"), "number", "inf"),
+        (str, "a", "text", '"a"'),
+        (bool, True, "true or false", "true"),
+        (LocalPath | None, None, "path", "unset"),
+        (list[str], ["a", "b"], "list of text", '["a", "b"]'),
+        (tuple[int, ...], (1, 2), "list of int", "[1, 2]"),
+        (tuple[float, float], (0.9, 0.95), "list of 2: number, number", "[0.9, 0.95]"),
+        (Sequence[PositiveInt], (), "list of int, above 0", "[]"),
+        (dict[str, float], {}, "table of number", "{}"),
+        (Literal["a", "b"] | int, "a", '"a" or "b" or int', '"a"'),
+        (Annotated[float, Field(ge=0.5, lt=1)], 0.5, "number, at least 0.5, below 1", "0.5"),
+        (Inner, Inner(), "table", "x=0"),
+        (Any, None, "anything", "unset"),
+    ],
+)
+def test_types_and_defaults_are_plain(
+    annotation: Any, default: Any, type_: str, shown: str
+) -> None:
+    class Options(BaseModel):
+        option: annotation = default
+        made: annotation = Field(default_factory=lambda: default)
+        needed: annotation
+
+    for name, expected in (("option", shown), ("made", shown), ("needed", "required")):
+        field = Options.model_fields[name]
+        assert (field_type(field), field_default(field)) == (type_, expected)
+
+
+@pytest.mark.parametrize("part", [Data, TrainState])
+def test_every_field_of_the_contracts_classes_is_told(cli: Command, part: type) -> None:
+    shown = cli("plugins", "show", part.__name__).stdout
+    assert f"class {part.__name__}\n" in shown
+    for field in fields(part):  # type: ignore[arg-type]
+        assert f"    {field.name}: " in shown, f"{field.name} is not in the class's docstring"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Split", ["stride: ", "labels: ", "indices(seed, step, batch_size)", "__len__()"]),
+        ("Callback", ["on_save_end(state)", "    Before the batch", "weights()"]),
+        ("TextCodec", ["encode(prompt)", "token_bytes\n", "    Token ids that start a sample."]),
+        ("Format", ["write(model, path)", "suffix: "]),
+        ("Codec", ["suffix: ", "temperature: ", "contract: "]),
+        ("fetch", ["fetch(url"]),
+        ("IGNORE", ["IGNORE = -100"]),
+        ("LocalPath", ["LocalPath: path"]),
+    ],
+)
+def test_a_part_of_the_contract_is_shown(cli: Command, name: str, expected: list[str]) -> None:
+    result = cli("plugins", "show", name)
+    assert result.exit_code == 0
+    for text in expected:
+        assert text in result.stdout
+
+
+def test_a_name_like_a_part_of_the_contract(cli: Command) -> None:
+    result = cli("plugins", "show", "TrainStat")
+    assert result.exit_code == 2
+    assert (
+        result.stderr == 'error: no plugin named "TrainStat"\nhint:  did you mean "TrainState"?\n'
+    )
+    assert "installed: " in cli("plugins", "show", "grad-clp").stderr
+
+
+def test_a_command_is_listed_shown_and_checked(
+    cli: Command, distribution: Callable[..., Path]
+) -> None:
+    source = "import typer\nhello = typer.Typer()\nthing = 3\n"
+    distribution("acme-hello", source, commands="hello = hello")
+    distribution("acme-thing", source, commands="thing = thing")
+    assert "command" in cli("plugins", "list").stdout
+    assert "command hello (acme-hello 1.2)" in cli("plugins", "show", "hello").stdout
+    checked = cli("plugins", "check")
+    assert "command hello (acme-hello 1.2): ok" in checked.stdout
+    assert "command thing (acme-thing 1.2): acme_thing:thing is not a Typer app" in checked.stdout
