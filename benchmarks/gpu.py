@@ -165,7 +165,7 @@ def time_to_loss(quick: bool) -> list[str]:
         read = build.read(recipe, overrides)
         silent = tuple(spec for spec in read.callbacks if spec.use != "log")
         plugins = build.build(read.model_copy(update={"callbacks": silent}))
-        data = plugins.dataset.load()
+        data = plugins.load_data()
     except GptkitError as error:
         return [name, f"not measured: {error}", "-"]
     stop = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)

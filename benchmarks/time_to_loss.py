@@ -114,7 +114,7 @@ def train(name: str, seed: int, *, quick: bool = False) -> Curve:
     plugins = build.build(read.model_copy(update={"train": options, "callbacks": silent}))
     clock = Clock()
     callbacks = {"clock": clock, **plugins.callbacks}
-    trainer = build_trainer(replace(plugins, callbacks=callbacks), plugins.dataset.load())
+    trainer = build_trainer(replace(plugins, callbacks=callbacks), plugins.load_data())
     trainer.fit()
     return Curve(trainer.model.n_parameters(), options.steps, clock.points)
 

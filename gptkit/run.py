@@ -214,7 +214,7 @@ def trainer(
     with untouched():
         plugins = build.build(build.read(_source(recipe), texts(overrides)))
         plugins = with_callbacks(plugins, callbacks)
-        return build_trainer(plugins, data or plugins.dataset.load())
+        return build_trainer(plugins, data or plugins.load_data())
 
 
 @contextmanager

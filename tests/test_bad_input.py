@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from gptkit.errors import CheckpointError, GptkitError
+from gptkit.errors import CheckpointError, GptkitError, PluginError
 from gptkit.plugin import EVENTS
 from gptkit.runs import checkpoint
 from gptkit.runs import train as run
@@ -431,6 +431,35 @@ def test_an_exception_in_an_event_keeps_its_traceback(
         "raised by callbacks[1] (raising, acme-raising 1.2) in on_step_end at step 1\n"
     )
     assert (tmp_path / "r" / "closed").read_text() == "1"
+
+
+BAD_DATA = """
+    from gptkit.plugin import Dataset
+
+    class Bad(Dataset):
+        contract = 1
+        kind: str
+
+        def load(self):
+            return None if self.kind == "nothing" else [][0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "fault"),
+    [
+        ("nothing", PluginError, r"^load\(\) should return Data, got NoneType"),
+        ("bug", IndexError, "list index out of range"),
+    ],
+)
+def test_a_data_set_that_cannot_be_loaded_is_named(
+    kind: str, error: type[Exception], fault: str,
+    distribution: Install, tiny_recipe: TinyRecipe, tmp_path: Path,
+) -> None:  # fmt: skip
+    distribution("acme-bad", BAD_DATA, datasets="bad = Bad")
+    with pytest.raises(error, match=fault) as caught:
+        run.train(tiny_recipe(dataset={"use": "bad", "kind": kind}), report=print)
+    assert caught.value.__notes__ == ["raised by the data set bad (acme-bad 1.2) in load"]
 
 
 def test_an_error_of_the_user_in_an_event_says_whose_it_was_without_a_traceback(

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from gptkit.errors import PluginError, Problem
-from gptkit.plugin import Callback, Dataset
+from gptkit.errors import DataError, DownloadError, PluginError, Problem
+from gptkit.plugin import Callback, Data, Dataset
 from gptkit.recipe import recipe as recipe_file
 from gptkit.recipe import registry
 from gptkit.recipe.recipe import OnError, PluginSpec, Recipe
@@ -35,6 +35,28 @@ class Plugins:
     """Their entry points: the data set's, then the callbacks'."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What errors call each callback, by its name."""
+
+    def load_data(self) -> Data:
+        """Load the data set; a note names it on errors that do not name a place themselves.
+
+        Raises:
+            DataError: the data cannot be used.
+            DownloadError: it cannot be downloaded.
+            PluginError: the data set returned something else than `Data`.
+        """
+        try:
+            data = self.dataset.load()
+            if not isinstance(data, Data):
+                raise PluginError(
+                    f"load() should return Data, got {type(data).__name__}",
+                    hint="return Data(train=..., val=..., codec=..., ...)",
+                )
+        except (DataError, DownloadError):
+            raise
+        except Exception as error:
+            error.add_note(f"raised by the data set {self.entries[0]} in load")
+            raise
+        return data
 
 
 def read(

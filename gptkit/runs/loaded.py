@@ -202,6 +202,6 @@ def check_same_data(run: RunFolder, data: Data) -> None:
 
 
 def _load_data(run: RunFolder, plugins: Plugins) -> Data:
-    data = plugins.dataset.load()
+    data = plugins.load_data()
     check_same_data(run, data)
     return data

@@ -90,7 +90,7 @@ def build_trainer(
         options=options,
         run_device=run_device or resolve_device(options, local_rank=ranks.local_rank),
         seed=plugins.recipe.seed,
-        dataset=plugins.recipe.dataset.use,
+        dataset=str(plugins.entries[0]),
         ranks=ranks,
         callbacks=Callbacks(plugins.callbacks, labels=plugins.labels, on_error=plugins.on_error),
         recipe=plugins.recipe.model_dump(mode="json", exclude_none=True),

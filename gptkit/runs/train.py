@@ -83,7 +83,7 @@ def train(
             run_folder.check_unused(out)  # before the data, which may take long
         begin = origin.find(start, which, weights) if start else None
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
-        data = ranks.rank0_first(plugins.dataset.load)
+        data = ranks.rank0_first(plugins.load_data)
         name = recipe.stem if isinstance(recipe, Path) else valid.dataset.use
         with claim(out, name, ranks) as run:
             caller.started(run)
@@ -148,7 +148,7 @@ def _continue(
         if steps and step >= steps:  # else the data is needed to know
             return _complete(run, step, report)
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
-        data = ranks.rank0_first(plugins.dataset.load)
+        data = ranks.rank0_first(plugins.load_data)
         check_same_data(run, data)
         begin = None if saved else origin.find_again(run)
         trainer = build_trainer(
