@@ -1,6 +1,5 @@
 """Export a checkpoint to an `.onnx` file or a bundle, from Python."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ class Exported:
     """What was written, and the proof that it is equal to the checkpoint."""
 
     path: Path
-    comparisons: Sequence[Comparison]
+    comparisons: list[Comparison]
 
 
 def export(

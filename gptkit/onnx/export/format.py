@@ -1,6 +1,5 @@
 """The format `onnx`: a single file, or a bundle, proven equal to the checkpoint."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -42,9 +41,9 @@ class Onnx(Format):
     _comparisons: list[Comparison] = PrivateAttr(default_factory=list)
 
     @property
-    def comparisons(self) -> Sequence[Comparison]:
+    def comparisons(self) -> list[Comparison]:
         """The proof that what was written is equal to the checkpoint."""
-        return tuple(self._comparisons)
+        return list(self._comparisons)
 
     def default_path(self) -> Path:
         """model.onnx, in the page's folder if there is one."""
