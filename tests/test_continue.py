@@ -85,13 +85,30 @@ def test_what_a_resumed_run_cannot_change_is_refused_with_the_way_to_do_it(
 ) -> None:
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file() and p.name != ".lock"}
     error = refused(cli("resume", "r", "--set", f"{key}={value}", "--set", "train.steps=5"))
-    assert f"error: r: a resumed run keeps its {key}\n" in error
+    assert f"error: r: a resumed run keeps its {key}: " in error
+    assert f", not {value}\n" in error
     assert {path: path.read_bytes() for path in before} == before
     line = error.splitlines()[-1].partition("gptkit ")[2]
     assert ("--from r" in line) == starts
     result = cli(*shlex.split(line), "--out", "other")
     assert (result.exit_code, result.stdout) == (0, "other\n")
     assert f"{key.rpartition('.')[2]} = {value}" in Path("other/recipe.toml").read_text()
+
+
+def test_a_recipe_that_was_edited_by_hand_is_treated_alike(cli: Command, trained: Path) -> None:
+    path = trained / "recipe.toml"
+    written = path.read_text()
+    path.write_text(written.replace("learning_rate = 0.001", "learning_rate = 0.5"))
+    error = refused(cli("resume", "r"))
+    assert error == (
+        "error: r: a resumed run keeps its train.optimizer.learning_rate: 0.001, not 0.5\n"
+        "hint:  start another run: gptkit train r/recipe.toml --from r\n"
+    )
+    path.write_text(written.replace("steps = 4", "steps = 6"))
+    result = cli("resume", "r")
+    assert result.exit_code == 0
+    assert "changed: train.steps=6\n" in result.stderr
+    assert about(trained)["changes"] == [{"step": 4, "set": {"train.steps": 6}}]
 
 
 def test_a_run_without_a_checkpoint_is_started_from_its_recipe(cli: Command, trained: Path) -> None:

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
@@ -19,6 +19,13 @@ KEEP_WEIGHTS = {"seed", "model.dropout"}
 """Fields with which the weights of the run still fit, besides those of the optimizer."""
 
 
+class Change(NamedTuple):
+    """A field that differs between two recipes; None where a recipe has no such field."""
+
+    old: Any
+    new: Any
+
+
 def texts(overrides: Overrides) -> list[str]:
     """Overrides as `key=value` texts.
 
@@ -30,14 +37,13 @@ def texts(overrides: Overrides) -> list[str]:
     return [f"{key}={_toml(key, value)}" for key, value in overrides.items()]
 
 
-def between(before: Recipe, after: Recipe) -> dict[str, Any]:
-    """The fields in which recipes differ, with the values of the second; None where it has none."""
-    old, new = before.flat(), after.flat()
-    keys = dict.fromkeys([*old, *new])
-    return {key: new.get(key) for key in keys if old.get(key) != new.get(key)}
+def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
+    """The fields in which flat recipes differ, with both values."""
+    found = {key: Change(before.get(key), after.get(key)) for key in {**before, **after}}
+    return {key: change for key, change in found.items() if change.old != change.new}
 
 
-def check(run: RunFolder, changes: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def check(run: RunFolder, changes: Mapping[str, Change], overrides: Sequence[str]) -> None:
     """Raise a UsageError if a resumed run cannot change one of these fields.
 
     Args:
@@ -45,7 +51,7 @@ def check(run: RunFolder, changes: Mapping[str, Any], overrides: Sequence[str]) 
         changes: the fields.
         overrides: how they were set, for the hint.
     """
-    fixed = [key for key in changes if not _may_change(key)]
+    fixed = {key: change for key, change in changes.items() if not _may_change(key)}
     if not fixed:
         return
     words = ["gptkit", "train", str(run.recipe)]
@@ -54,12 +60,15 @@ def check(run: RunFolder, changes: Mapping[str, Any], overrides: Sequence[str]) 
     for override in overrides:
         words += ["--set", override]
     raise UsageError(
-        f"{run.path}: a resumed run keeps its {', '.join(fixed)}",
+        "\n".join(
+            f"{run.path}: a resumed run keeps its {key}: {old!r}, not {new!r}"
+            for key, (old, new) in fixed.items()
+        ),
         hint=f"start another run: {shlex.join(words)}",
     )
 
 
-def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Any], *, step: int) -> None:
+def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Change], *, step: int) -> None:
     """Replace the run's recipe, and note in environment.json what changed at which step.
 
     Raises:
@@ -69,8 +78,9 @@ def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Any], *, step: i
         return
     write_recipe(run, recipe)
     about = run.read_environment()
-    noted = [*_noted(about), {"step": step, "set": dict(changes)}]
-    write_json(run.environment, about | {"changes": noted})
+    noted = {"step": step, "set": {key: change.new for key, change in changes.items()}}
+    told = {"recipe": recipe.flat(), "changes": [*_noted(about), noted]}
+    write_json(run.environment, about | told)
 
 
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
@@ -83,19 +93,28 @@ def write_recipe(run: RunFolder, recipe: Recipe) -> None:
         write_atomically(run.recipe, recipe.to_toml().encode())
 
 
+def trained_with(run: RunFolder) -> dict[str, Any]:
+    """The fields that the run was trained with so far, whatever its recipe.toml says now.
+
+    Empty for a run of an earlier version.
+    """
+    found = run.read_environment().get("recipe")
+    return found if isinstance(found, dict) else {}
+
+
 def since(run: RunFolder, step: int) -> set[str]:
     """The fields that were changed at this step or later, so that no checkpoint has them yet."""
     return {
         key
         for noted in _noted(run.read_environment())
-        if noted["step"] >= step
-        for key in noted["set"]
+        if noted.get("step", 0) >= step
+        for key in noted.get("set", ())
     }
 
 
 def _noted(about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = about.get("changes", [])
-    return found if isinstance(found, list) else []
+    found = about.get("changes")
+    return [n for n in found if isinstance(n, dict)] if isinstance(found, list) else []
 
 
 def _may_change(key: str) -> bool:

@@ -17,9 +17,10 @@ PACKAGES = ("gptkit", "torch", "numpy", "pydantic", "safetensors")
 
 
 def describe(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks) -> dict[str, Any]:
-    """Versions, device and the reasons for it, processes, plugins and the digest of the data."""
+    """Recipe, versions, device and the reasons for it, processes, plugins, digest of the data."""
     return {
         "argv": sys.argv,
+        "recipe": plugins.recipe.flat(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "platform": platform.platform(),
         "processes": ranks.size,

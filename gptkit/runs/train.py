@@ -14,7 +14,7 @@ from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.table import Report
 from gptkit.runs import changes, environment, origin, run_folder, signals
-from gptkit.runs.changes import Overrides
+from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import build_trainer, with_callbacks
@@ -158,6 +158,9 @@ def _continue(
             return _complete(run, step, report)
         if saved:
             _restore(trainer, saved, run, report)
+        if changed:
+            said = ", ".join(f"{key}={change.new}" for key, change in changed.items())
+            report(f"changed: {said}")
         if ranks.first:
             changes.write(run, plugins.recipe, changed, step=step)
         ranks.barrier()
@@ -188,13 +191,18 @@ def _complete(run: RunFolder, step: int, report: Report) -> RunFolder:
 
 def _reread(
     run: RunFolder, overrides: Sequence[str], report: Report
-) -> tuple[Plugins, dict[str, Any]]:
-    """The plugins of a run's recipe with overrides, and the fields that these change."""
-    plugins = build.build(build.read(run.recipe))
-    if not overrides:
-        return plugins, {}
-    wanted = build.build(build.read(run.recipe, overrides, report=report))
-    changed = changes.between(plugins.recipe, wanted.recipe)
+) -> tuple[Plugins, dict[str, Change]]:
+    """The plugins of a run's recipe with overrides, and the fields that the run had otherwise.
+
+    Raises:
+        UsageError: one of them cannot be changed.
+    """
+    written = build.build(build.read(run.recipe))
+    wanted = written
+    if overrides:
+        wanted = build.build(build.read(run.recipe, overrides, report=report))
+    before = written.recipe.flat() | changes.trained_with(run)
+    changed = changes.between(before, wanted.recipe.flat())
     changes.check(run, changed, overrides)
     return wanted, changed
 
