@@ -1,0 +1,342 @@
+"""What callbacks may change survives a resume, bit for bit: weight sets, groups, batch sizes."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import PrivateAttr
+from torch import Tensor
+
+from gptkit.errors import CheckpointError, PluginError
+from gptkit.model.gpt import GPT
+from gptkit.plugin import Callback, Data, TokenFile, TrainState
+from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
+from gptkit.recipe.registry import CodecRecord
+from gptkit.runs import checkpoint
+from gptkit.runs.setup import read_snapshot, saver
+from gptkit.testing import LetterCodec
+from gptkit.training import groups
+from gptkit.training.callbacks import Callbacks
+from gptkit.training.device import resolve_device
+from gptkit.training.trainer import Trainer
+
+STEPS, STOP = 9, 4
+OPTIMIZERS = {"adamw": AdamWOptions(), "muon": MuonOptions()}
+
+
+class Average(Callback):
+    """Keeps a moving average, and in its state the sums of the gradients' norms, deep inside."""
+
+    name: str = "ema"
+    """Of the set."""
+    _average: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    _sums: list[Any] = PrivateAttr(default_factory=lambda: [{}, None])
+
+    def on_fit_start(self, state: TrainState) -> None:
+        for name, parameter in state.model.named_parameters():
+            self._average.setdefault(name, parameter.detach().clone())
+
+    def on_step_end(self, state: TrainState) -> None:
+        for name, parameter in state.model.named_parameters():
+            self._average[name].lerp_(parameter.detach(), 0.2)
+        self._sums[0]["norms/~"] = self._sums[0].get("norms/~", 0) + (state.grad_norm or 0)
+
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]] | None:
+        return {self.name: self._average}
+
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._average = {name: tensor.clone() for name, tensor in weights[self.name].items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums = state["sums"]
+
+
+class LayerRates(Callback):
+    """Every layer has a rate of its own, smaller near the input."""
+
+    def on_fit_start(self, state: TrainState) -> None:
+        state.split_groups(layer)
+        for group in state.optimizer.param_groups:
+            group["initial_lr"] *= {"1": 1.0, "0": 0.5}.get(group["name"].split("/")[-1], 0.25)
+
+    def on_step_start(self, state: TrainState) -> None:
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] / (1 + state.step)
+
+
+class ByHand(Callback):
+    """Puts the biases of AdamW into a group of their own, with other betas, as torch's users do."""
+
+    def on_fit_start(self, state: TrainState) -> None:
+        decayed, plain = state.optimizer.param_groups
+        names = {p: name for name, p in state.model.named_parameters()}
+        biases = [p for p in plain["params"] if names[p].endswith("bias")]
+        plain["params"] = [p for p in plain["params"] if not names[p].endswith("bias")]
+        new = {**plain, "params": biases, "lr": 0.01, "betas": (0.5, 0.9)}
+        state.optimizer.param_groups[:] = [new, decayed, plain]
+
+    def on_step_end(self, state: TrainState) -> None:
+        state.optimizer.param_groups[0]["lr"] *= 0.9
+
+
+class Late(Callback):
+    """Splits the groups in the middle of training."""
+
+    def on_step_end(self, state: TrainState) -> None:
+        if state.step == 3:
+            state.split_groups(layer)
+            state.optimizer.param_groups[-1]["lr"] *= 0.1
+
+
+class Growing(Callback):
+    """Doubles the batch now and then."""
+
+    def on_step_start(self, state: TrainState) -> None:
+        if state.step == 2:
+            state.batch_size = 8
+
+    def on_eval_end(self, state: TrainState) -> None:
+        if state.step == STOP:
+            state.batch_size = 12
+
+
+def layer(name: str) -> str:
+    found = re.match(r"h\.(\d+)\.", name)
+    return found[1] if found else "outside"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    path = tmp_path / "tokens"
+    np.random.default_rng(0).integers(0, 26, 500).astype(np.uint8).tofile(path)
+    parts = [
+        TokenFile(path, "uint8", start=a, stop=b, block_size=8) for a, b in ((0, 400), (400, 500))
+    ]
+    return Data(*parts, LetterCodec(), vocab_size=26, block_size=8)
+
+
+def make(data: Data, folder: Path, callbacks: Mapping[str, Callback], **options: Any) -> Trainer:
+    torch.manual_seed(0)
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.1}
+    model = GPT(GPTConfig(vocab_size=26, block_size=8, **shape))
+    chosen = TrainOptions(
+        **{"steps": STEPS, "batch_size": 4, "eval_every": 2, "keep": 99, "device": "cpu"} | options
+    )
+    codec = CodecRecord(name="letters", distribution="gptkit", options={})
+    return Trainer(
+        model, data, options=chosen, run_device=resolve_device(chosen), seed=3,
+        callbacks=Callbacks(callbacks),
+        save=saver(folder, keep=99, config=model.config, dataset="letters", codec=codec),
+    )  # fmt: skip
+
+
+def resumed(data: Data, folder: Path, callbacks: Mapping[str, Callback], **options: Any) -> Trainer:
+    """A new trainer that continues from the checkpoint of `STOP`."""
+    trainer = make(data, folder.with_name("resumed"), callbacks, **options)
+    torch.manual_seed(99)
+    trainer.load(read_snapshot(folder / checkpoint.step_name(STOP)))
+    return trainer
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The contents of the last checkpoint's files."""
+    last = checkpoint.step_folders(folder)[-1]
+    assert last.name == checkpoint.step_name(STEPS)
+    return {path.name: path.read_bytes() for path in last.iterdir()}
+
+
+Kinds = Mapping[str, type[Callback]]
+CHANGES: list[Kinds] = [
+    {"ema": Average},
+    {"rates": LayerRates},
+    {"late": Late},
+    {"growing": Growing},
+    {"ema": Average, "rates": LayerRates, "late": Late, "growing": Growing},
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kinds", CHANGES, ids="+".join)
+def test_a_resumed_training_writes_the_same_bytes(
+    data: Data, tmp_path: Path, kinds: Kinds, optimizer: str
+) -> None:
+    def new() -> dict[str, Callback]:
+        return {name: kind() for name, kind in kinds.items()}
+
+    chosen = OPTIMIZERS[optimizer]
+    whole = make(data, tmp_path / "whole", new(), optimizer=chosen)
+    whole.fit()
+    again = resumed(data, tmp_path / "whole", new(), optimizer=chosen)
+    again.fit()
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    assert again.state.tokens == whole.state.tokens
+    assert again.state.val_losses == whole.state.val_losses
+
+
+def test_groups_that_a_callback_edits_by_hand_come_back(data: Data, tmp_path: Path) -> None:
+    whole = make(data, tmp_path / "whole", {"by-hand": ByHand()})
+    whole.fit()
+    again = resumed(data, tmp_path / "whole", {"by-hand": ByHand()})
+    again.fit()
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    first = again.state.optimizer.param_groups[0]
+    assert first["betas"] == (0.5, 0.9)
+    assert first["lr"] == pytest.approx(0.01 * 0.9**STEPS)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_split_groups_are_as_before_if_nothing_splits_them_again(
+    data: Data, tmp_path: Path, optimizer: str
+) -> None:
+    chosen = OPTIMIZERS[optimizer]
+    whole = make(data, tmp_path / "whole", {"rates": LayerRates()}, optimizer=chosen)
+    whole.fit()
+    found = []
+
+    class Look(Callback):
+        def on_step_start(self, state: TrainState) -> None:
+            found.append(groups.describe(state.optimizer, state.model))
+
+    resumed(data, tmp_path / "whole", {"look": Look()}, optimizer=chosen).fit()
+    saved = read_snapshot(tmp_path / "whole" / checkpoint.step_name(STOP)).optimizer_groups
+    assert json.loads(json.dumps(found[0])) == saved
+    names = [name for group in saved for name in group["params"]]
+    assert sorted(names) == sorted(whole.model.weights())
+
+
+def test_splitting_twice_changes_nothing(data: Data, tmp_path: Path) -> None:
+    state = make(data, tmp_path, {}, optimizer=MuonOptions()).state
+    state.split_groups(layer)
+    names = ["decayed/outside", "plain/0", "plain/1", "plain/outside", "hidden/0", "hidden/1"]
+    assert sorted(g["name"] for g in state.optimizer.param_groups) == sorted(names)
+    before = groups.describe(state.optimizer, state.model)
+    state.split_groups(layer)
+    assert groups.describe(state.optimizer, state.model) == before
+    state.split_groups(lambda name: "head" if name == "wte.weight" else "rest")
+    assert "decayed/outside/head" in [g["name"] for g in state.optimizer.param_groups]
+
+
+def test_a_split_with_equal_rates_trains_as_without(data: Data, tmp_path: Path) -> None:
+    class Split(Callback):
+        def on_fit_start(self, state: TrainState) -> None:
+            state.split_groups(layer)
+
+    plain = make(data, tmp_path / "a", {}, optimizer=MuonOptions()).fit()
+    split = make(data, tmp_path / "b", {"split": Split()}, optimizer=MuonOptions()).fit()
+    pairs = zip(plain.model.parameters(), split.model.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_a_group_with_parameters_of_both_optimizers_is_an_error(data: Data, tmp_path: Path) -> None:
+    trainer = make(data, tmp_path, {}, optimizer=MuonOptions())
+    first, *_, last = trainer.state.optimizer.param_groups
+    first["params"] += last["params"]
+    with pytest.raises(ValueError, match="parameters of AdamW or of Muon alone"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize(("saved", "other"), [("adamw", "muon"), ("muon", "adamw")])
+def test_groups_of_another_optimizer_are_refused(
+    data: Data, tmp_path: Path, saved: str, other: str
+) -> None:
+    split: Callable[[], dict[str, Callback]] = lambda: {"rates": LayerRates()}  # noqa: E731
+    make(data, tmp_path / "whole", split(), optimizer=OPTIMIZERS[saved]).fit()
+    with pytest.raises(CheckpointError, match="parameter groups are not those"):
+        resumed(data, tmp_path / "whole", split(), optimizer=OPTIMIZERS[other])
+
+
+def test_tokens_are_those_that_were_read(data: Data, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watch(Callback):
+        def on_backward_end(self, state: TrainState) -> None:
+            state.batch_size = 2 * (state.step + 2)  # of the next step
+
+        def on_step_end(self, state: TrainState) -> None:
+            seen.append((state.tokens, state.tokens_per_step))
+
+    trainer = make(data, tmp_path, {"watch": Watch()}, steps=3)
+    sizes = []
+    read = trainer.reader.read
+    trainer.reader.read = lambda *a, **k: (lambda b: (sizes.append(len(b[0])), b)[1])(read(*a, **k))  # type: ignore[method-assign]
+    trainer.fit()
+    assert sizes == [4, 4, 6]
+    assert seen == [(32, 32), (64, 48), (112, 64)]
+
+
+@pytest.mark.parametrize("size", [0, -4, 2.0, True])
+def test_an_impossible_batch_size_is_refused(data: Data, tmp_path: Path, size: Any) -> None:
+    class Wrong(Callback):
+        def on_step_start(self, state: TrainState) -> None:
+            state.batch_size = size
+
+    with pytest.raises(PluginError, match=r"state\.batch_size: a callback set it to"):
+        make(data, tmp_path, {"wrong": Wrong()}).fit()
+
+
+def test_evaluations_do_not_depend_on_the_batch_size_of_training(
+    data: Data, tmp_path: Path
+) -> None:
+    class Resize(Callback):
+        def on_fit_start(self, state: TrainState) -> None:
+            before = state.evaluate(batches=2)
+            state.batch_size = 12
+            assert state.evaluate(batches=2) == before
+
+        def on_step_end(self, state: TrainState) -> None:
+            assert state.evaluate("train", batches=1) != state.evaluate()
+            state.stop = True
+
+    assert make(data, tmp_path, {"resize": Resize()}).fit().step == 1
+
+
+def test_the_losses_of_a_set_are_those_of_its_weights(data: Data, tmp_path: Path) -> None:
+    average = Average()
+    trainer = make(data, tmp_path, {"ema": average}, steps=2)
+    state = trainer.fit()
+    before = {name: p.detach().clone() for name, p in trainer.model.weights().items()}
+    own = trainer.measure()
+    assert (own, trainer.state.val_step) == (state.val_loss, 2)
+    trainer.model.load_weights(average._average)
+    assert trainer.measure() == state.val_losses["ema"] != own
+    assert all(torch.equal(checkpointed, before[name]) for name, checkpointed in
+               read_snapshot(tmp_path / "step-00000002").tensors["model"].items())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sets", "fault"),
+    [
+        ({"Big": {}}, r"mine: weights\(\): 'Big' cannot name a set of weights"),
+        ({"model": {}}, "'model' cannot name a set of weights"),
+        ({"ema": {"wte.weight": torch.zeros(1)}}, r"weights\(\)\['ema'\] has no h\.0\.attn"),
+        ({"ema": None}, "should be None or sets of tensors by name"),
+        ([1], r"should be None or sets of tensors by name, got list"),
+    ],
+)
+def test_weights_that_do_not_fit_name_their_callback(
+    data: Data, tmp_path: Path, sets: Any, fault: str
+) -> None:
+    class Mine(Callback):
+        def weights(self) -> Any:
+            return sets
+
+    with pytest.raises(PluginError, match=fault) as caught:
+        make(data, tmp_path, {"mine": Mine()}).fit()
+    assert caught.value.__notes__ == ["raised by mine in weights at step 2"]
+
+
+def test_two_callbacks_cannot_offer_sets_of_one_name(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r'b: weights.*"ema" is also a set of a'):
+        make(data, tmp_path, {"a": Average(), "b": Average()}).fit()
+    two = {"a": Average(), "b": Average(name="slow")}
+    make(data, tmp_path, two).fit()
+    state = checkpoint.load_state(checkpoint.step_folders(tmp_path)[-1])
+    assert state.weights == {"ema": "a", "slow": "b"}
