@@ -94,6 +94,7 @@ class Late(Callback):
         if state.step == 3:
             state.split_groups(layer)
             state.optimizer.param_groups[-1]["lr"] *= 0.1
+            state.optimizer.param_groups[0]["betas"] = (0.5, 0.8)
 
 
 class Growing(Callback):
@@ -210,6 +211,23 @@ def test_split_groups_are_as_before_if_nothing_splits_them_again(
     assert json.loads(json.dumps(found[0])) == saved
     names = [name for group in saved for name in group["params"]]
     assert sorted(names) == sorted(whole.model.weights())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_group_with_the_rate_zero_stands_still(
+    data: Data, tmp_path: Path, optimizer: str
+) -> None:
+    class Still(Callback):
+        def on_fit_start(self, state: TrainState) -> None:
+            state.split_groups(layer)
+            for group in state.optimizer.param_groups:
+                group["lr"] *= not group["name"].endswith("/0")
+
+    trainer = make(data, tmp_path, {"still": Still()}, optimizer=OPTIMIZERS[optimizer])
+    before = {name: p.detach().clone() for name, p in trainer.model.weights().items()}
+    trainer.fit()
+    still = {name for name, p in trainer.model.weights().items() if torch.equal(p, before[name])}
+    assert still == {name for name in before if layer(name) == "0"}
 
 
 def test_splitting_twice_changes_nothing(data: Data, tmp_path: Path) -> None:

@@ -207,9 +207,7 @@ def load_state(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Ten
         states.setdefault(name, {})[kind] = tensor
     for part in _parts(optimizer):
         state = {i: states[names[p]] for i, p in enumerate(_parameters(part)) if names[p] in states}
-        groups = part.param_groups
         part.load_state_dict({**part.state_dict(), "state": state})
-        part.param_groups = groups  # loading has replaced them by equal ones
 
 
 def _by_shape(matrices: Iterable[Tensor]) -> Iterator[list[Tensor]]:
