@@ -20,16 +20,19 @@ from gptkit import state_tree
 from gptkit.codec_contract import check_codec, check_contract
 from gptkit.drive import LetterCodec, drive, make_state
 from gptkit.errors import PluginError
-from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Plugin, Split
+from gptkit.format_contract import check_written, make_model
+from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Format, Plugin, Split
 
 __all__ = [
     "LetterCodec",
     "check_callback",
     "check_codec",
     "check_dataset",
+    "check_format",
     "check_options",
     "check_split",
     "drive",
+    "make_model",
     "make_state",
 ]
 
@@ -95,6 +98,17 @@ def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
         assert torch.equal(split[last][0], other[last][0]), "load() must be repeatable"
     check_codec(data.codec, prompts=prompts, vocab_size=data.vocab_size)
     return data
+
+
+def check_format(format_: Format, folder: Path) -> Path:
+    """Assert the contract of formats; return what it wrote, to be read and compared.
+
+    Args:
+        format_: with the options to test.
+        folder: an empty folder to write to.
+    """
+    check_options(format_)
+    return check_written(format_, folder)
 
 
 def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:

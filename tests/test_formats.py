@@ -1,5 +1,6 @@
 """Formats of plugins: `gptkit export --to NAME`."""
 
+import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import Result
 
 from gptkit.runs.loaded import load_checkpoint
+from gptkit.testing import check_format
 
 Command = Callable[..., Result]
 RUN = Path(__file__).parent / "data/v0.1/text"
@@ -116,6 +118,40 @@ def test_onnx_takes_its_options_in_both_ways(cli: Command, r: Path, tmp_path: Pa
     shown = cli("plugins", "show", "onnx").stdout
     for name in ("dtype", "device", "web"):
         assert name in shown
+
+
+def test_the_contract_of_formats(
+    distribution: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution("acme-npz", NPZ, formats="npz = Npz")
+    npz: Any = importlib.import_module("acme_npz").Npz
+    written = check_format(npz(), tmp_path / "site")
+    assert "wte.weight" in np.load(written)
+
+    def untouched(self: Any, model: Any, path: Path) -> None: ...
+
+    def two(self: Any, model: Any, path: Path) -> None:
+        path.write_text("a")
+        path.with_name("readme").write_text("b")
+
+    def scaling(self: Any, model: Any, path: Path) -> None:
+        path.write_text("a")
+        model.weights["wte.weight"].mul_(2)
+
+    def folder(self: Any, model: Any, path: Path) -> None:
+        path.mkdir()
+        (path / "weights").write_text("a")
+
+    for write, fault in (
+        (untouched, r"must write the path that it is given, model\.npz"),
+        (two, "nothing beside its path, but wrote readme"),
+        (scaling, r"must not change the model: wte\.weight"),
+        (folder, "must let it replace what it wrote"),
+    ):
+        monkeypatch.setattr(npz, "write", write)
+        (tmp_path / write.__name__).mkdir()
+        with pytest.raises(AssertionError, match=fault):
+            check_format(npz(), tmp_path / write.__name__)
 
 
 def test_a_format_without_write_is_refused(

@@ -1,0 +1,64 @@
+"""The contract of formats as assertions."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptkit.drive import LetterCodec
+from gptkit.errors import UsageError
+from gptkit.model.gpt import GPT
+from gptkit.plugin import Data, Format, Split, TrainedModel
+from gptkit.recipe.options import GPTConfig
+
+BLOCK, LETTERS = 8, 26
+
+
+class Alphabet(Split):
+    """Windows of the alphabet, again and again."""
+
+    def __len__(self) -> int:
+        return LETTERS
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        window = (indices[:, None] + torch.arange(BLOCK + 1)) % LETTERS
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+
+def make_model() -> TrainedModel:
+    """A small model with random weights, for tests of formats."""
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=LETTERS, block_size=BLOCK, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(config).eval()
+    split, codec = Alphabet(), LetterCodec()
+    return TrainedModel(
+        module=model,
+        config=config.model_dump(mode="json"),
+        weights={name: tensor.detach() for name, tensor in model.weights().items()},
+        codec=codec,
+        dataset="alphabet",
+        step=10,
+        val_loss=3.25,
+        weights_sha256="0" * 64,
+        load_data=lambda: Data(split, split, codec, vocab_size=LETTERS, block_size=BLOCK),
+    )
+
+
+def check_written(format_: Format, folder: Path) -> Path:
+    """Assert that a format writes what it is given, where it is told; return the path."""
+    kind, model = type(format_).__name__, make_model()
+    before = {name: tensor.clone() for name, tensor in model.weights.items()}
+    path = folder / format_.default_path().name
+    format_.check(path)
+    others = set(folder.iterdir())
+    format_.write(model, path)
+    assert path.exists(), f"{kind}.write must write the path that it is given, {path.name}"
+    more = ", ".join(sorted(each.name for each in {*folder.iterdir()} - others - {path}))
+    assert not more, f"{kind}.write must write nothing beside its path, but wrote {more}"
+    for name, tensor in model.weights.items():
+        assert torch.equal(tensor, before[name]), f"{kind}.write must not change the model: {name}"
+    try:
+        format_.check(path)
+    except UsageError as error:
+        raise AssertionError(f"{kind}.check must let it replace what it wrote: {error}") from error
+    return path
