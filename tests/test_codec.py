@@ -16,12 +16,15 @@ from typer.testing import Result
 
 from gptkit.codec import Codec, ImageCodec, PromptError, TextCodec
 from gptkit.errors import PluginError
+from gptkit.model.gpt import GPT
 from gptkit.onnx.export.foreign_configs import tokenizer_contents
 from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.export.readme import readme
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
+from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.registry import CodecRecord
-from gptkit.sampling.samples import Samples
+from gptkit.sampling.preview import previewer
+from gptkit.sampling.samples import RULE, Samples
 from gptkit.sampling.stops import Stops
 from gptkit.testing import LetterCodec
 from tests.support import BYTES
@@ -171,6 +174,32 @@ def test_pieces_of_text_are_the_text() -> None:
             assert all(shown)
         whole = Samples.start("", [[0]], Stops(), ([i] for i in range(1, len(pieces))))
         assert "\ufffd" not in "".join(whole.pieces(codec))
+
+
+class Word(LetterCodec):
+    """Texts of ten letters."""
+
+    @property
+    def length(self) -> int:
+        return 10
+
+
+@pytest.mark.parametrize(
+    ("codec", "tokens", "prompt", "sizes"),
+    [
+        (LetterCodec(), 35, "", [36]),  # with its first letter
+        (Word(), 35, "", [10, 10, 10]),
+        (Word(), 500, "", [10] * 16),
+        (Word(), 35, "abc", [10]),
+    ],
+)
+def test_a_preview_has_as_many_short_texts_as_fit(
+    codec: TextCodec, tokens: int, prompt: str, sizes: list[int]
+) -> None:
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=26, block_size=16)
+    drawn = previewer(GPT(config), codec)(tokens, 1, prompt).decode().split(RULE)
+    assert [len(text) for text in drawn] == sizes
+    assert drawn[0].startswith(prompt or "a")
 
 
 def test_several_texts_are_in_one_file_with_a_line_between_them() -> None:

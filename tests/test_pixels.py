@@ -80,7 +80,7 @@ def test_samples_are_a_grid_and_prompts_are_completed(
     train: Callable[..., None], cli: Callable[..., Result], tmp_path: Path
 ) -> None:
     train(class_conditional=True)
-    assert size(next((tmp_path / "r/samples").glob("*.png")))[0] > 128
+    assert size(next((tmp_path / "r/samples").glob("*.png"))) == (672, 672)  # 4 x 4, as below
     for name in ("a.png", "b.png"):
         assert cli("sample", "r", "--samples", 4, "--seed", 3, "--out", name).exit_code == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
