@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from gptkit.base import Plugin
-from gptkit.codec import Codec
+from gptkit.codec import Codec, TextCodec
 from gptkit.data.split import Split
 from gptkit.errors import DataError
 
@@ -39,6 +39,13 @@ class Data:
                     f"the {name} split is shorter than one window of {self.block_size} tokens",
                     hint="use more data or a smaller block_size",
                 )
+        codec = self.codec
+        if isinstance(codec, TextCodec) and len(codec.token_bytes) != self.vocab_size:
+            raise DataError(
+                f"{type(codec).__name__}.token_bytes has {len(codec.token_bytes)} items for "
+                f"{self.vocab_size} token ids",
+                hint='give every id below vocab_size its bytes; b"" if it is no text',
+            )
 
 
 class Dataset(Plugin, ABC):

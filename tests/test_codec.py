@@ -21,6 +21,7 @@ from gptkit.onnx.export.foreign_configs import tokenizer_contents
 from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.export.readme import readme
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
+from gptkit.plugin import Data, DataError, TokenFile
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.registry import CodecRecord
 from gptkit.sampling.preview import previewer
@@ -250,6 +251,14 @@ class Tokenized(Pieces):
 
     def tokenizer_json(self) -> str:
         return self.json_text
+
+
+def test_every_token_of_text_has_bytes() -> None:
+    split = TokenFile(Path(__file__), "uint8", start=0, stop=100, block_size=4)
+    codec = Pieces(pieces=(b"a", b"b"))
+    Data(split, split, codec, vocab_size=2, block_size=4)
+    with pytest.raises(DataError, match=r"Pieces\.token_bytes has 2 items for 3 token ids"):
+        Data(split, split, codec, vocab_size=3, block_size=4)
 
 
 def test_the_tokenizer_of_a_bundle_is_the_codecs_own_or_made_of_characters() -> None:
