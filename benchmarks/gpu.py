@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,8 +13,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+import gptkit
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread
+from benchmarks.training import make_trainer
 from gptkit.errors import GptkitError
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.decode import decode_model
@@ -25,10 +27,9 @@ from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSes
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session, provider
-from gptkit.plugin import Callback, Data, Split, TrainState
+from gptkit.plugin import Callback, Split, TrainState
 from gptkit.recipe import build
 from gptkit.recipe.options import PRESETS, GPTConfig, TrainOptions
-from gptkit.runs.setup import build_trainer
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import make_decoder
@@ -124,11 +125,9 @@ def check_device() -> tuple[float, float]:
     """
     losses = []
     for device, dtype in (("cpu", "float32"), ("auto", "auto")):
-        options = TrainOptions(
-            steps=20, batch_size=8, device=device, dtype=dtype, compile=False, eval_every=1000
-        )
+        options = {"batch_size": 8, "device": device, "dtype": dtype, "compile": False}
         trainer = _trainer(SMALL, options)
-        for _ in range(options.steps):
+        for _ in range(20):
             trainer.step()
         losses.append(float(trainer.state.loss))
     if abs(losses[0] - losses[1]) > CLOSE:
@@ -138,8 +137,7 @@ def check_device() -> tuple[float, float]:
 
 def train_rate(scale: Scale) -> Spread:
     """Tokens per second of `Trainer.step`, as the recipe's "auto" settings run it."""
-    options = TrainOptions(steps=10_000, batch_size=scale.batch_size, eval_every=10_000)
-    trainer = _trainer(scale, options)
+    trainer = _trainer(scale, {"batch_size": scale.batch_size, "device": "auto"})
     for _ in range(scale.warmup):
         trainer.step()
     seconds = []
@@ -158,19 +156,17 @@ def time_to_loss(quick: bool) -> list[str]:
     name = f"baby GPT to a validation loss of {TARGET}"
     text = Path(os.environ.get("GPTKIT_TEST_DATA", ".")) / "tinyshakespeare.txt"
     overrides = [f"dataset.path={str(text)!r}"] if text.exists() else []
-    recipe = Path(__file__).parents[1] / "recipes" / "tinyshakespeare.toml"
+    path = Path(__file__).parents[1] / "recipes" / "tinyshakespeare.toml"
     try:
         if quick:
             overrides += ["train.batch_size=2", "train.eval_batches=1", "train.eval_every=1"]
-        read = build.read(recipe, overrides)
+        read = build.read(path, overrides)
         silent = tuple(spec for spec in read.callbacks if spec.use != "log")
-        plugins = build.build(read.model_copy(update={"callbacks": silent}))
-        data = plugins.load_data()
+        stop = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
+        recipe = read.model_copy(update={"callbacks": silent})
+        trainer = gptkit.trainer(recipe, callbacks=[stop])
     except GptkitError as error:
         return [name, f"not measured: {error}", "-"]
-    stop = StopBelow(loss=TARGET, seconds=2.0 if quick else LONGEST)
-    callbacks = {**plugins.callbacks, "stop": stop}
-    trainer = build_trainer(replace(plugins, callbacks=callbacks), data)
     begin = perf_counter()
     state = trainer.fit()
     took = perf_counter() - begin
@@ -258,13 +254,13 @@ def _config(scale: Scale) -> GPTConfig:
     return GPTConfig(**scale.model, vocab_size=scale.vocab_size, block_size=scale.block_size)
 
 
-def _trainer(scale: Scale, options: TrainOptions) -> Trainer:
-    noise = Noise(scale.vocab_size, scale.block_size)
-    torch.manual_seed(0)
-    codec: Any = None  # not used: nothing is sampled
-    data = Data(noise, noise, codec, vocab_size=scale.vocab_size, block_size=scale.block_size)
-    return Trainer(
-        GPT(_config(scale)), data, options=options, run_device=resolve_device(options), seed=0
+def _trainer(scale: Scale, train: dict[str, Any]) -> Trainer:
+    return make_trainer(
+        Noise(scale.vocab_size, scale.block_size),
+        vocab_size=scale.vocab_size,
+        block_size=scale.block_size,
+        model=scale.model,
+        train=train,
     )
 
 

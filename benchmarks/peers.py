@@ -43,24 +43,20 @@ class Shape:
         )
 
     @property
+    def model(self) -> dict[str, int]:
+        """A recipe's table `[model]`."""
+        return {"n_layer": self.n_layer, "n_head": self.n_head, "n_embd": self.n_embd}
+
+    @property
     def tokens(self) -> int:
         """Tokens per batch."""
         return self.batch_size * self.block_size
 
 
-def make_ours(shape: Shape, *, recompute: bool = False) -> GPT:
+def make_ours(shape: Shape) -> GPT:
     """GPT-2's architecture in gptkit, newly initialised."""
     torch.manual_seed(0)
-    return GPT(
-        GPTConfig(
-            n_layer=shape.n_layer,
-            n_head=shape.n_head,
-            n_embd=shape.n_embd,
-            block_size=shape.block_size,
-            vocab_size=VOCABULARY,
-        ),
-        recompute=recompute,
-    )
+    return GPT(GPTConfig(**shape.model, block_size=shape.block_size, vocab_size=VOCABULARY))
 
 
 def make_theirs(ours: GPT, *, activation: str = "gelu_pytorch_tanh") -> GPT2LMHeadModel:

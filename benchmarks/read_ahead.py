@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers import VOCABULARY, Shape, make_ours, threads
+from benchmarks.peers import VOCABULARY, Shape, threads
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.plugin import Data, Split
-from gptkit.recipe.options import TrainOptions
-from gptkit.training.device import resolve_device
+from benchmarks.training import make_trainer
+from gptkit.plugin import Split
 from gptkit.training.reader import Reader
 from gptkit.training.trainer import Trainer
 
@@ -85,14 +84,12 @@ def measure(quick: bool) -> Result:
 
 def _trainer(work: Callable[[], object], *, ahead: bool) -> Trainer:
     split = Tokens(work)
-    codec: Any = None  # not used: nothing is sampled
-    options = TrainOptions(steps=10**6, batch_size=SHAPE.batch_size, device="cpu")
-    trainer = Trainer(
-        make_ours(SHAPE),
-        Data(split, split, codec, VOCABULARY, SHAPE.block_size),
-        options=options,
-        run_device=resolve_device(options),
-        seed=SEED,
+    trainer = make_trainer(
+        split,
+        vocab_size=VOCABULARY,
+        block_size=SHAPE.block_size,
+        model=SHAPE.model,
+        train={"batch_size": SHAPE.batch_size},
     )
     if not ahead:
         trainer.reader = OnDemand(trainer.data, seed=SEED, name="slow")

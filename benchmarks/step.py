@@ -23,13 +23,9 @@ from benchmarks.peers import (
 )
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.model.gpt import GPT
+from benchmarks.training import make_trainer
 from gptkit.plugin import Data, TokenFile
-from gptkit.recipe.options import AdamWOptions, TrainOptions
-from gptkit.training.callbacks import Callbacks
-from gptkit.training.device import resolve_device
 from gptkit.training.trainer import Trainer
-from gptkit_char_text.codec import CharCodec
 from gptkit_grad_clip import GradClip
 
 SHAPES = {Shape(4, 4, 128, 64, 12): 40, Shape(8, 8, 256, 128, 16): 12}
@@ -90,10 +86,11 @@ def measure(quick: bool) -> Result:
 @contextmanager
 def _contestants(shape: Shape, matmul: int) -> Iterator[dict[str, Callable[[], float]]]:
     """Functions by name, each of which takes a step and returns its seconds."""
-    ours, calls = make_ours(shape), CALLS.get(shape, 1)
-    theirs, default = make_theirs(ours), make_theirs(ours, activation="gelu_new")
+    calls = CALLS.get(shape, 1)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(ours, shape, Path(folder) / "tokens.bin")
+        trainer = _trainer(shape, Path(folder) / "tokens.bin")
+        ours = trainer.model
+        theirs, default = make_theirs(ours), make_theirs(ours, activation="gelu_new")
         batches = _Batches(trainer.data, shape.batch_size)
         check_equal(ours, theirs, *batches.of(0))
         a = torch.rand(matmul, matmul)
@@ -109,25 +106,18 @@ def _contestants(shape: Shape, matmul: int) -> Iterator[dict[str, Callable[[], f
         }
 
 
-def _trainer(model: GPT, shape: Shape, path: Path) -> Trainer:
+def _trainer(shape: Shape, path: Path) -> Trainer:
     """A Trainer on random tokens, as a recipe with grad-clip makes it."""
     tokens = np.random.default_rng(SEED).integers(VOCABULARY, size=TOKENS, dtype=np.uint8)
     tokens.tofile(path)
-    split = TokenFile(path, "uint8", stop=TOKENS, block_size=shape.block_size)
-    codec = CharCodec(vocabulary="".join(map(chr, range(48, 48 + VOCABULARY))))
-    options = TrainOptions(
-        steps=10**6,
-        batch_size=shape.batch_size,
-        device="cpu",
-        optimizer=AdamWOptions(learning_rate=LEARNING_RATE),
-    )
-    return Trainer(
-        model,
-        Data(split, split, codec, VOCABULARY, shape.block_size),
-        options=options,
-        run_device=resolve_device(options),
-        seed=SEED,
-        callbacks=Callbacks({"grad-clip": GradClip(max_norm=MAX_NORM)}),
+    optimizer = {"use": "adamw", "learning_rate": LEARNING_RATE}
+    return make_trainer(
+        TokenFile(path, "uint8", stop=TOKENS, block_size=shape.block_size),
+        vocab_size=VOCABULARY,
+        block_size=shape.block_size,
+        model=shape.model,
+        train={"batch_size": shape.batch_size, "optimizer": optimizer},
+        callbacks=[GradClip(max_norm=MAX_NORM)],
     )
 
 

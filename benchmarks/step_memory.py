@@ -20,12 +20,8 @@ from torch import nn
 from benchmarks.peers import VOCABULARY, Shape, make_ours, make_theirs
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
-from gptkit.plugin import Data, TokenFile
-from gptkit.recipe.options import TrainOptions
-from gptkit.training.callbacks import Callbacks
-from gptkit.training.device import resolve_device
-from gptkit.training.trainer import Trainer
-from gptkit_char_text.codec import CharCodec
+from benchmarks.training import make_trainer
+from gptkit.plugin import TokenFile
 from gptkit_grad_clip import GradClip
 
 MB = 10**6
@@ -140,20 +136,17 @@ def _make(name: str, shape: Shape, tokens: Path) -> tuple[nn.Module, Callable[[]
 
 def _ours(shape: Shape, path: Path, *, recompute: bool) -> tuple[nn.Module, Callable[[], None]]:
     """A Trainer on random tokens."""
-    model, tokens = make_ours(shape, recompute=recompute), 100 * shape.tokens
+    tokens = 100 * shape.tokens
     np.random.default_rng(SEED).integers(VOCABULARY, size=tokens, dtype=np.uint8).tofile(path)
-    split = TokenFile(path, "uint8", stop=tokens, block_size=shape.block_size)
-    codec = CharCodec(vocabulary="".join(map(chr, range(48, 48 + VOCABULARY))))
-    options = TrainOptions(batch_size=shape.batch_size, recompute=recompute, device="cpu")
-    trainer = Trainer(
-        model,
-        Data(split, split, codec, VOCABULARY, shape.block_size),
-        options=options,
-        run_device=resolve_device(options),
-        seed=SEED,
-        callbacks=Callbacks({"grad-clip": GradClip(max_norm=1.0)}),
+    trainer = make_trainer(
+        TokenFile(path, "uint8", stop=tokens, block_size=shape.block_size),
+        vocab_size=VOCABULARY,
+        block_size=shape.block_size,
+        model=shape.model,
+        train={"batch_size": shape.batch_size, "recompute": recompute},
+        callbacks=[GradClip(max_norm=1.0)],
     )
-    return model, trainer.step
+    return trainer.model, trainer.step
 
 
 def _theirs(shape: Shape, *, recompute: bool) -> tuple[nn.Module, Callable[[], None]]:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -11,11 +11,11 @@ from time import perf_counter
 import torch
 from pydantic import PrivateAttr
 
+import gptkit
 from benchmarks.report import ROOT, Result, Table
 from benchmarks.timing import Spread, take_turns
 from gptkit.plugin import Callback, TrainState
 from gptkit.recipe import build
-from gptkit.runs.setup import build_trainer
 
 BASE, FAST = "tinyshakespeare-cpu", "tinyshakespeare-speedrun"
 AIM = 1.88
@@ -111,10 +111,9 @@ def train(name: str, seed: int, *, quick: bool = False) -> Curve:
     read = build.read(ROOT / "recipes" / f"{name}.toml", _overrides(seed, quick))
     options = read.train.model_copy(update={"eval_every": -(-read.train.steps // POINTS)})
     silent = tuple(spec for spec in read.callbacks if spec.use != "log")
-    plugins = build.build(read.model_copy(update={"train": options, "callbacks": silent}))
     clock = Clock()
-    callbacks = {"clock": clock, **plugins.callbacks}
-    trainer = build_trainer(replace(plugins, callbacks=callbacks), plugins.load_data())
+    recipe = read.model_copy(update={"train": options, "callbacks": silent})
+    trainer = gptkit.trainer(recipe, callbacks=[clock])
     trainer.fit()
     return Curve(trainer.model.n_parameters(), options.steps, clock.points)
 

@@ -8,7 +8,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
@@ -77,20 +76,16 @@ def _train(path: Path, steps: int) -> dict[str, float]:
     """Train in this process."""
     import torch
 
-    from gptkit.model.gpt import GPT
-    from gptkit.plugin import Data, TokenFile
-    from gptkit.recipe.options import GPTConfig, TrainOptions
-    from gptkit.training.device import resolve_device
-    from gptkit.training.trainer import Trainer
+    from benchmarks.training import make_trainer
+    from gptkit.plugin import TokenFile
 
     torch.set_num_threads(1)
-    split = TokenFile(path, "uint8", stop=path.stat().st_size, block_size=BLOCK)
-    options = TrainOptions(steps=10**6, batch_size=BATCH, device="cpu")
-    config = GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=VOCABULARY, block_size=BLOCK)
-    codec: Any = None  # not used: nothing is sampled
-    data = Data(split, split, codec, VOCABULARY, BLOCK)
-    trainer = Trainer(
-        GPT(config), data, options=options, run_device=resolve_device(options), seed=1
+    trainer = make_trainer(
+        TokenFile(path, "uint8", stop=path.stat().st_size, block_size=BLOCK),
+        vocab_size=VOCABULARY,
+        block_size=BLOCK,
+        model={"n_layer": 1, "n_head": 2, "n_embd": 32},
+        train={"batch_size": BATCH},
     )
     trainer.step()
     begin = perf_counter()
