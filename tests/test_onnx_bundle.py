@@ -21,9 +21,11 @@ from gptkit.onnx.export.export import export
 from gptkit.onnx.export.foreign_configs import tokenizer
 from gptkit.onnx.runtime import decode_session
 from gptkit.onnx.runtime.decode_session import DecodeSession
+from gptkit.onnx.runtime.model import load_exported
 from gptkit.runs.loaded import LoadedModel, load_checkpoint
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
+from gptkit.sampling.samples import SampleRequest
 from gptkit.sampling.torch_decoder import TorchDecoder
 from tests.support import stir, train
 
@@ -185,7 +187,7 @@ def test_configs_tell_the_sizes(bundle: Path, trained: LoadedModel) -> None:
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
     assert config["gptkit"] == shape.model_dump(mode="json")
-    assert 0 <= config["eos_token_id"] < shape.vocab_size
+    assert "eos_token_id" not in config  # this data has no end
     for name in ("tokenizer.json", "tokenizer_config.json", "genai_config.json", "selftest.json"):
         assert isinstance(json.loads((bundle / name).read_text(encoding="utf-8")), dict)
     page = (bundle / "README.md").read_text(encoding="utf-8")
@@ -379,12 +381,34 @@ def test_onnxruntime_genai_draws_the_same_tokens(
     )
     config = json.loads((folders[name] / "bundle" / "genai_config.json").read_text())
     expected = [*start, *greedy[0].tolist()]
-    end = config["model"]["eos_token_id"]
+    end = config["model"]["eos_token_id"]  # this data has none, but the program needs one
     if end in expected[len(start) :]:
         expected = expected[: expected.index(end, len(start))]
     assert found["greedy"] == expected
     assert found["sampled"][: len(start)] == start
     assert max(found["sampled"]) < trained.model.config.vocab_size
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_every_file_names_the_tokens_that_end_a_sample(
+    number: int, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_checkpoint(folders["ascii"] / "r", device="cpu")
+    start = trained.codec.encode("Shall I compare\n")
+    greedy = torch_tokens(trained, np.array([start]), 8, SamplingOptions(temperature=0))[0].tolist()
+    stops = list(dict.fromkeys([greedy[4], 1, 2, 0]))[:number]
+    monkeypatch.setattr(type(trained.codec), "stop_tokens", tuple(stops))
+    bundle = export(folders["ascii"] / "r", out=tmp_path / "bundle").path
+    named = stops[0] if number == 1 else stops
+    assert json.loads((bundle / "config.json").read_text())["eos_token_id"] == named
+    config = json.loads((bundle / "genai_config.json").read_text())["model"]
+    assert config["eos_token_id"] == named
+    assert load_exported(bundle, device="cpu").metadata.tokens.stop_tokens == stops
+    asked = SampleRequest("Shall I compare\n", tokens=8), SamplingOptions(temperature=0)
+    ended = greedy[: next(i for i, token in enumerate(greedy) if token in stops)]
+    assert load_exported(bundle, device="cpu").draw(*asked).token_ids() == [[*start, *ended]]
+    if importlib.util.find_spec("onnxruntime_genai"):
+        assert genai(bundle, "", start)["greedy"] == [*start, *ended]
 
 
 def test_transformers_like_runners_find_the_names(bundle: Path, trained: LoadedModel) -> None:

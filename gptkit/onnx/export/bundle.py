@@ -71,7 +71,7 @@ def write_bundle(
     for name in GRAPHS:
         append_proof(folder / name, comparisons, weights)
     rarest = rarest_token(build.gpt(trained), text)
-    configs = config_files(source.config, trained.codec, device=source.device, end_token=rarest)
+    configs = config_files(source.config, trained.codec, device=source.device, rarest=rarest)
     for name, value in configs.items():
         _write_text(folder / name, json.dumps(value, indent=2, ensure_ascii=False) + os.linesep)
     _write_text(folder / SELFTEST_FILE, json.dumps(_selftest(folder)) + os.linesep)

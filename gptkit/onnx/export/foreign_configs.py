@@ -22,7 +22,7 @@ CONFIG_FILES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer
 
 
 def config_files(
-    config: GPTConfig, codec: Codec, *, device: str, end_token: int
+    config: GPTConfig, codec: Codec, *, device: str, rarest: int
 ) -> dict[str, dict[str, Any]]:
     """The contents of the files by name.
 
@@ -30,14 +30,15 @@ def config_files(
         config: of the model.
         codec: of the data that it was trained on.
         device: that the bundle is made for, "cpu" or "cuda".
-        end_token: an id that ends a text, for programs that need one.
+        rarest: an id that prompts and texts hardly ever have.
     """
     files = {
-        "config.json": model_config(config, end_token),
+        "config.json": model_config(config, codec.stop_tokens),
         "genai_config.json": genai_config(
             config,
             start=codec.starts[0][0],
-            end_token=end_token,
+            stop_tokens=codec.stop_tokens,
+            rarest=rarest,
             temperature=codec.temperature,
             device=device,
         ),
@@ -58,7 +59,7 @@ def rarest_token(model: GPT, text: Ints) -> int:
     return int(model.logits(torch.from_numpy(text)).softmax(dim=-1).mean(dim=(0, 1)).argmin())
 
 
-def model_config(config: GPTConfig, end_token: int) -> dict[str, Any]:
+def model_config(config: GPTConfig, stop_tokens: Sequence[int]) -> dict[str, Any]:
     """The sizes under transformers' names, and the GPTConfig."""
     return {
         "model_type": "gptkit",
@@ -72,22 +73,32 @@ def model_config(config: GPTConfig, end_token: int) -> dict[str, Any]:
         "max_position_embeddings": config.block_size,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
-        "eos_token_id": end_token,
+        **({"eos_token_id": _one_or_all(stop_tokens)} if stop_tokens else {}),
         "gptkit": config.model_dump(mode="json"),
     }
 
 
 def genai_config(
-    config: GPTConfig, *, start: int, end_token: int, temperature: float, device: str
+    config: GPTConfig,
+    *,
+    start: int,
+    stop_tokens: Sequence[int],
+    rarest: int,
+    temperature: float,
+    device: str,
 ) -> dict[str, Any]:
-    """How onnxruntime-genai runs `model.onnx`."""
+    """How onnxruntime-genai runs `model.onnx`.
+
+    A text always ends at some token there, at id 0 if none is named; and prompts are read without
+    the padding token. So the rarest id is the padding, and where nothing ends a text also the end.
+    """
     providers: list[dict[str, Any]] = [{"cuda": {}}] if device == "cuda" else []
     return {
         "model": {
             "type": "decoder",
             "bos_token_id": start,
-            "eos_token_id": end_token,
-            "pad_token_id": end_token,
+            "eos_token_id": _one_or_all(stop_tokens or [rarest]),
+            "pad_token_id": rarest,
             "context_length": config.block_size,
             "vocab_size": config.vocab_size,
             "decoder": {
@@ -148,6 +159,11 @@ def tokenizer_contents(codec: Codec) -> dict[str, Any] | None:
     if not isinstance(contents, dict):
         raise PluginError(f"{type(codec).__name__}.tokenizer_json is no JSON object")
     return contents
+
+
+def _one_or_all(ids: Sequence[int]) -> int | list[int]:
+    """A single id as a number, several as a list."""
+    return ids[0] if len(ids) == 1 else list(ids)
 
 
 def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
