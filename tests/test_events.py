@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from gptkit.errors import DivergedError
+from gptkit.errors import DivergedError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import EVENTS, Callback, Data, Split, TokenFile, TrainState
 from gptkit.recipe.options import GPTConfig, TrainOptions
@@ -78,7 +78,9 @@ def data(tmp_path: Path) -> Data:
     return Data(part(0, 150), part(150, 200), LetterCodec(), vocab_size=26, block_size=8)
 
 
-def trainer(data: Data, callbacks: dict[str, Callback], **options: Any) -> Trainer:
+def trainer(
+    data: Data, callbacks: Mapping[str, Callback], *, warn: Collection[str] = (), **options: Any
+) -> Trainer:
     torch.manual_seed(0)
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 8}
     model = GPT(GPTConfig(vocab_size=data.vocab_size, block_size=data.block_size, **shape))
@@ -87,7 +89,7 @@ def trainer(data: Data, callbacks: dict[str, Callback], **options: Any) -> Train
     )
     return Trainer(
         model, data, options=chosen, run_device=resolve_device(chosen), seed=1,
-        callbacks=Callbacks(callbacks),
+        callbacks=Callbacks(callbacks, on_error=dict.fromkeys(warn, "warn")),
         save=lambda snapshot: Path(f"step-{snapshot.step}"),
     )  # fmt: skip
 
@@ -358,3 +360,104 @@ def test_no_callback_takes_back_an_interruption(data: Data) -> None:
     training = trainer(data, {"one": recorder("one", log, on_eval_end=carry_on)}, eval_every=2)
     assert training.fit().step == 2
     assert [event for _, event, _ in log][-1] == "on_fit_end"
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_callback_that_may_fail_does_not_end_training(
+    data: Data, event: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(state: TrainState) -> None:
+        raise LookupError("no\n  network")
+
+    log: Log = []
+    callbacks = {
+        "tracker": recorder("tracker", log, **{event: fail}), "last": recorder("last", log)
+    }  # fmt: skip
+    state = trainer(data, callbacks, warn=["tracker"]).fit()
+    assert (state.step, state.error) == (4, None)
+    count = sum(entry[:2] == ("tracker", event) for entry in log)
+    assert count == sum(entry[:2] == ("last", event) for entry in log)  # the event goes on
+    first, *rest = capsys.readouterr().err.splitlines()
+    step = next(step for name, found, step in log if (name, found) == ("tracker", event))
+    fault = "LookupError: no network; training goes on"
+    assert first == f"warning: tracker failed in {event} at step {step}: {fault}"
+    times = "once" if count == 1 else f"{count} times"
+    assert rest == [f"warning: tracker failed {times} ({event} {count})"]
+
+
+def test_a_state_that_fails_is_left_out_of_the_checkpoint(
+    data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Tracker(Callback):
+        def on_step_end(self, state: TrainState) -> None: ...
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"run": object()}
+
+        def weights(self) -> Any:
+            return {"ema": {}}
+
+    with pytest.raises(PluginError, match=r"tracker: state_dict\(\)\['run'\] is an object"):
+        trainer(data, {"tracker": Tracker()}, eval_every=99, save_every=1).fit()
+    made = trainer(data, {"tracker": Tracker()}, warn=["tracker"])
+    made.fit()
+    assert made.saved_step == 4
+    assert made.state.val_losses == {}
+    assert capsys.readouterr().err.count("tracker failed in state_dict at step 2") == 1
+
+
+def test_a_failure_on_another_process_says_so(
+    data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = trainer(data, {"a": recorder("a", [], on_fit_start=raiser(OSError("gone")))}, warn=["a"])
+    made.state.rank = 1
+    made.fit()
+    assert "warning: process 1: a failed in on_fit_start at step 0: OSError: gone" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_interruption_ends_training_though_the_callback_may_fail(data: Data) -> None:
+    pressing = recorder("a", [], on_step_end=raiser(KeyboardInterrupt(), at_step=2))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(data, {"a": pressing}, warn=["a"]).fit()
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_on_fit_end_sees_why_training_ends(data: Data, kind: type[BaseException]) -> None:
+    found: list[BaseException | None] = []
+    raised = kind("mine")
+    callbacks = {
+        "raising": recorder("raising", [], on_step_end=raiser(raised, at_step=1)),
+        "last": recorder("last", [], on_fit_end=lambda state: found.append(state.error)),
+    }
+    with pytest.raises(kind):
+        trainer(data, callbacks).fit()
+    assert found == [raised]
+
+
+def test_a_signal_is_a_reason_but_a_wish_to_stop_is_none(data: Data) -> None:
+    found: list[BaseException | None] = []
+    looking = {"a": recorder("a", [], on_fit_end=lambda state: found.append(state.error))}
+    interrupted, stopped, whole = (trainer(data, looking) for _ in range(3))
+    interrupted.interrupt()
+    stopped.state.stop = True
+    for made in (interrupted, stopped, whole):
+        made.fit()
+    steps = whole.steps()
+    whole.state.step = 3
+    next(steps)
+    steps.close()
+    kinds = [type(error) for error in found]
+    assert kinds == [KeyboardInterrupt, type(None), type(None), type(None)]
+
+
+def test_on_save_end_sees_the_complete_checkpoint(data: Data) -> None:
+    found: list[tuple[int, Path | None]] = []
+    looking = recorder(
+        "a", [], on_step_end=lambda state: found.append((state.step, state.checkpoint)),
+        on_save_end=lambda state: found.append((state.step, state.checkpoint)),
+    )  # fmt: skip
+    trainer(data, {"a": looking}).fit()
+    two, four = Path("step-2"), Path("step-4")
+    assert found == [(1, None), (2, None), (2, two), (3, two), (4, two), (4, four)]

@@ -37,6 +37,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptkit.plugin import IGNORE, Callback, Split
+from pydantic import PrivateAttr
 from gptkit_char_text.dataset import CharText
 
 
@@ -71,6 +72,48 @@ class StopOnTheOther(Callback):
 
     def on_step_end(self, state):
         state.stop = state.rank == 1 and state.step == 3
+
+
+class Restless(Callback):
+    """Splits the groups, lets the batch grow, keeps an average and a sum of the gradients."""
+
+    contract = 1
+    _average: dict = PrivateAttr(default_factory=dict)
+    _sums: dict = PrivateAttr(default_factory=dict)
+
+    def on_fit_start(self, state):
+        if state.step == 0:
+            state.split_groups(lambda name: name.split(".")[1] if name.startswith("h.") else "out")
+            for i, group in enumerate(state.optimizer.param_groups):
+                group["initial_lr"] *= 0.9**i
+        for name, parameter in state.model.named_parameters():
+            self._average.setdefault(name, parameter.detach().clone())
+
+    def on_step_start(self, state):
+        state.batch_size = {3: 12, 10: 16}.get(state.step, state.batch_size)
+
+    def on_backward_end(self, state):
+        for name, parameter in state.model.named_parameters():
+            self._sums[name] = self._sums.get(name, 0) + parameter.grad
+
+    def on_step_end(self, state):
+        for name, parameter in state.model.named_parameters():
+            self._average[name].lerp_(parameter.detach(), 0.1)
+
+    def on_eval_end(self, state):
+        state.metrics["train_loss"] = state.evaluate("train", batches=2)
+
+    def weights(self):
+        return {"ema": self._average}
+
+    def load_weights(self, weights):
+        self._average = {name: tensor.clone() for name, tensor in weights["ema"].items()}
+
+    def state_dict(self):
+        return {"list": [{"sums": self._sums}]}
+
+    def load_state_dict(self, state):
+        self._sums = state["list"][0]["sums"]
 
 
 class Farewell(Callback):
@@ -132,7 +175,7 @@ class Workshop:
         (info / "entry_points.txt").write_text(
             "[gptkit.datasets]\nmasked-text = masked_text:MaskedText\n"
             "[gptkit.callbacks]\nstop-on-the-other = masked_text:StopOnTheOther\n"
-            "farewell = masked_text:Farewell\n"
+            "farewell = masked_text:Farewell\nrestless = masked_text:Restless\n"
         )
         path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
         self.env = os.environ | {"PYTHONPATH": path}
@@ -327,6 +370,51 @@ def test_a_signal_to_one_rank_stops_all_of_them(
     assert re.search(rf"exitcode\s*: {128 + signum} ", rest), rest
     assert rest.count(f"error: stopped by {signum.name} at step ") == 1
     assert len(saved_steps(folder)) == 1
+
+
+@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_what_callbacks_change_is_resumed_exactly(shard: str, workshop: Workshop) -> None:
+    """Weight sets, nested tensors, split groups and the batch size: every byte is the same."""
+    recipe = workshop.folder / "restless.toml"
+    callbacks = [{"use": "lr-decay", "warmup_steps": 2}, {"use": "restless"}]
+    train = RECIPE["train"] | {"steps": 12, "eval_every": 4, "eval_batches": 2}
+    recipe.write_text(tomli_w.dumps(RECIPE | {"train": train, "callbacks": callbacks}))
+    whole, again = (workshop.folder / f"restless-{name}-{shard}" for name in ("whole", "again"))
+    shards = ["--set", f"train.shard={shard}"]
+    code, _, stderr = workshop.run(2, "train", recipe, "--out", whole.name, *shards)
+    assert code == 0, stderr
+    shutil.copytree(whole, again, symlinks=True)
+    shutil.rmtree(again / "checkpoints/step-00000012")
+    code, _, stderr = workshop.run(2, "resume", again.name)
+    assert code == 0, stderr
+    assert ", from step 8\n" in stderr
+
+    last = Path("checkpoints/step-00000012")
+    names = {path.name for path in (whole / last).iterdir()}
+    assert {"model.ema.safetensors", "callbacks.safetensors"} < names
+    for name in names:
+        assert (again / last / name).read_bytes() == (whole / last / name).read_bytes(), name
+    state = checkpoint.load_state(whole / last)
+    assert (state.tokens, state.batch_size) == (16 * (3 * 8 + 7 * 12 + 2 * 16), 16)
+    assert [group["name"] for group in state.optimizer_groups][:2] == ["decayed/out", "decayed/0"]
+    sums = checkpoint.load_tensors(whole / last, state, "callbacks")
+    shapes = {
+        name: tensor.shape for name, tensor in checkpoint.load_tensors(whole / last, state).items()
+    }
+    found = {key.removeprefix("restless/list/0/sums/"): t.shape for key, t in sums.items()}
+    assert found == shapes
+
+
+@pytest.mark.slow
+def test_a_rank_without_a_part_of_a_vector_trains_along(workshop: Workshop) -> None:
+    """Norms of two numbers on four ranks: two of them hold an empty part."""
+    sets = ["model.n_head=1", "model.n_embd=2", "train.steps=2", "train.eval_every=1"]
+    losses = [
+        curves(workshop.train(f"narrow-{ranks}", ranks, "train.shard=true", *sets))["val_loss"]
+        for ranks in (1, 4)
+    ]
+    values = [[value for _, value in curve] for curve in losses]
+    assert values[1] == pytest.approx(values[0], abs=1e-5)
 
 
 @pytest.mark.slow
