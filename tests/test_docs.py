@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gptkit.model.gpt import GPT
-from gptkit.plugin import TokenFile
+from gptkit.plugin import CONTRACT, TokenFile
 from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.registry import GROUPS
 from tests.support import execute
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +78,10 @@ def test_the_callback_of_the_page_installs_trains_and_passes_its_test(
 def test_the_data_set_of_the_page_learns_to_add(
     installed: Callable[..., Callable[..., str]], tmp_path: Path
 ) -> None:
-    *_, pyproject, recipe = blocks("docs/plugins.md", "toml")
+    pyproject, recipe = (
+        next(block for block in blocks("docs/plugins.md", "toml") if text in block)
+        for text in ('name = "sums"', 'use = "sums"')
+    )
     codec, dataset, test = (
         block_with(text) for text in ("class SumCodec", "class Sums", "check_dataset(Sums()")
     )
@@ -91,6 +96,29 @@ def test_the_data_set_of_the_page_learns_to_add(
         drawn = run("gptkit", "sample", model, "--samples", "3", "--seed", "1")
         assert re.fullmatch(r"(\d+\+\d+=\d+\n-{10}\n){2}\d+\+\d+=\d+\n", drawn)
     assert run("gptkit", "sample", "sums.onnx", *asked) == "23+58=81\n"
+
+
+def test_the_format_and_the_command_of_the_page_work(
+    installed: Callable[..., Callable[..., str]], tmp_path: Path
+) -> None:
+    project, entries = blocks("docs/plugins.md", "toml")[0], blocks("docs/plugins.md", "toml")[-1]
+    about = project.partition("[project.entry")[0].replace("early-stop", "npz-and-size")
+    only = '[tool.hatch.build.targets.wheel]\nonly-include = ["npz.py", "size.py"]\n'
+    run = installed(
+        "npz-and-size",
+        pyproject=f"{about}{entries}{only}",
+        npz=block_with("class Npz"),
+        size=block_with("def size"),
+        test_npz=block_with("check_format(Npz()"),
+    )
+    run("pytest", "-q", "-p", "no:cacheprovider", "npz-and-size")
+    trained = ROOT / "tests/data/v0.1/text"
+    (command,) = (c for b in blocks("docs/plugins.md", "sh") for c in b.splitlines() if "npz" in c)
+    assert run(*command.replace("runs/sums", str(trained)).split()) == "sums.npz\n"
+    found = np.load(tmp_path / "sums.npz")
+    assert found["h.0.attn.qkv.weight"].dtype == np.float16
+    parameters = sum(found[name].size for name in found.files if name != "config")
+    assert int(run("gptkit", "size", str(trained))) == parameters
 
 
 def load(path: Path, source: str) -> Any:
@@ -222,6 +250,14 @@ def test_every_file_that_the_readme_names_exists() -> None:
     tree = re.findall(r"^  ([a-z_]+)/ ", text, flags=re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / "gptkit").glob("*/*.py")}
     assert folders <= set(tree)
+
+
+def test_compatibility_names_what_there_is() -> None:
+    page, readme = ((ROOT / name).read_text() for name in ("docs/compatibility.md", "README.md"))
+    table = readme.partition("## Exit codes\n\n")[2].partition("\n\n")[0].strip()
+    assert table in page
+    assert f"contract = {CONTRACT}\n" in page
+    assert all(f"`{group}`" in page for group in GROUPS.values())
 
 
 def test_the_picture_of_the_readme_can_be_drawn(tmp_path: Path) -> None:
