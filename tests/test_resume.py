@@ -342,7 +342,7 @@ def test_resume_takes_the_newest_run_and_says_when_it_is_complete(
     before = contents(tmp_path / newer)
     result = cli("resume")
     assert (result.exit_code, result.stdout) == (0, f"{newer}\n")
-    assert result.stderr == f"{newer}: complete at step 12\n"
+    assert result.stderr.startswith(f"{newer}: complete at step 12\nhint:  train longer: ")
     assert contents(tmp_path / newer) == before
 
 
