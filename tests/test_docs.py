@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
+import tomli_w
 import torch
+from nbclient import NotebookClient
 
+import gptkit
 from gptkit.model.gpt import GPT
 from gptkit.plugin import CONTRACT, TokenFile
 from gptkit.recipe.options import GPTConfig
@@ -164,6 +168,45 @@ def test_the_tokens_of_the_page_are_made_once(
     assert tokens.stat().st_mtime_ns == made
     x, y = TokenFile(tokens, "uint8", stop=5, block_size=4)[torch.tensor([0])]
     assert bytes(x[0].tolist()) + bytes(y[0].tolist()) == b"to bo be"
+
+
+@pytest.fixture
+def quick_recipe(tmp_path: Path) -> Path:
+    """A folder with a `recipes/shakespeare.toml` that trains 300 steps in seconds."""
+    table = tomllib.loads((ROOT / "recipes/shakespeare.toml").read_text())
+    table["dataset"]["block_size"] = 16
+    table["model"] = {"n_layer": 1, "n_head": 1, "n_embd": 8}
+    table["train"] = {"steps": 250, "batch_size": 8, "eval_batches": 1, "device": "cpu"}
+    table["callbacks"] = [{"use": "log", "sample_tokens": 0, "every": 50}]
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/shakespeare.toml").write_text(tomli_w.dumps(table))
+    return tmp_path
+
+
+def test_the_programs_of_the_python_page_run(
+    quick_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(quick_recipe)
+    names: dict[str, Any] = {"__name__": "page"}
+    said = []
+    for block in blocks("docs/python.md", "python"):
+        exec(compile(block, "docs/python.md", "exec"), names)  # noqa: S102
+        said.append(capsys.readouterr().out)
+    assert sum(names["text"] in printed for printed in said) == 2  # streamed, and from the file
+    assert said[-1].endswith('train.stepz: unknown key; did you mean "steps"?\n')
+    assert len(names["logprobs"]) == len("to be or not to be") - 1
+    assert (names["run"].last.step, names["fork"].last.step) == (20, 10)
+    assert "wte_norm" in names["run"].metrics[-2]
+
+
+def test_the_notebook_runs(quick_recipe: Path) -> None:
+    notebook = nbformat.read(ROOT / "docs/python.ipynb", as_version=4)
+    assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+    folder = quick_recipe / "docs"
+    folder.mkdir()
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": folder}}).execute()
+    (run,) = map(gptkit.Run, (folder / "runs").iterdir())
+    assert run.last and run.last.step == 300
 
 
 def test_the_tables_of_the_scaling_page_are_what_its_program_prints() -> None:

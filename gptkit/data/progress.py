@@ -80,7 +80,7 @@ def _open_bar(stack: ExitStack, what: str, total: int | None) -> Callable[[int, 
         TextColumn("{task.fields[amount]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
     task = stack.enter_context(bar).add_task(what, total=total, amount="")
     return lambda done, text: bar.update(task, completed=done, amount=text)

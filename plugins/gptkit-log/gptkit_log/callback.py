@@ -46,7 +46,7 @@ class Log(Callback):
             metrics = MetricsFile(state.run_dir / "metrics.jsonl", step=state.step)
             self._metrics = self._open.enter_context(closing(metrics))
             state.recorder.earlier = metrics.elapsed
-        console = Console(stderr=True, quiet=state.quiet or state.rank > 0)
+        console = Console(stderr=True, quiet=state.quiet or state.rank > 0, force_jupyter=False)
         display = open_display(console, step=state.step, steps=state.steps)
         self._display = self._open.enter_context(closing(display))
 
