@@ -72,6 +72,15 @@ class LayerRates(Callback):
             group["lr"] = group["initial_lr"] / (1 + state.step)
 
 
+class Scaled(Callback):
+    """Changes the rates at the start, and is called again when training is resumed."""
+
+    def on_fit_start(self, state: TrainState) -> None:
+        state.split_groups(lambda name: "all")
+        for group in state.optimizer.param_groups:
+            group["lr"] *= 0.3
+
+
 class ByHand(Callback):
     """Puts the biases of AdamW into a group of their own, with other betas, as torch's users do."""
 
@@ -158,6 +167,7 @@ Kinds = Mapping[str, type[Callback]]
 CHANGES: list[Kinds] = [
     {"ema": Average},
     {"rates": LayerRates},
+    {"scaled": Scaled},
     {"late": Late},
     {"growing": Growing},
     {"ema": Average, "rates": LayerRates, "late": Late, "growing": Growing},

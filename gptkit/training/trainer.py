@@ -244,14 +244,12 @@ class Trainer:
         Raises:
             CheckpointError: it was taken with another model or optimizer.
         """
-        state, self._saved_groups = self.state, saved.optimizer_groups
-        if groups.load(state.optimizer, self.model, saved.optimizer_groups):
-            self._saved_groups = None
-        snapshot.restore(saved, state, self.model, self.callbacks)
-        self.saved_step = saved.step
+        groups.load(self.state.optimizer, self.model, saved.optimizer_groups)
+        snapshot.restore(saved, self.state, self.model, self.callbacks)
+        self._saved_groups, self.saved_step = saved.optimizer_groups, saved.step
 
     def _restore_groups(self) -> None:
-        """Restore parameter groups that a callback had split; it may have done it again by now."""
+        """Restore the parameter groups, which a callback may have split or changed again by now."""
         saved, self._saved_groups = self._saved_groups, None
         if saved is not None and not groups.load(self.state.optimizer, self.model, saved):
             groups.regroup(self.state.optimizer, self.model, saved)
