@@ -63,8 +63,11 @@ def drive(callback: Callback, state: TrainState, *, until: int | None = None) ->
         state: from `make_state`, or one that an earlier call has left.
         until: end after this step, as a signal does.
     """
+    groups = [dict(group) for group in state.optimizer.param_groups]
     try:
         callback.on_fit_start(state)
+        if state.step:  # as in a resumed run
+            state.optimizer.param_groups[:] = groups
         while state.step < (until or state.steps) and not state.stop:
             _step(callback, state)
             _evaluate(callback, state)

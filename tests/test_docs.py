@@ -21,8 +21,10 @@ from nbclient import NotebookClient
 import gptkit
 from gptkit.model.gpt import GPT
 from gptkit.plugin import CONTRACT, TokenFile
-from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.options import GPTConfig, MuonOptions
 from gptkit.recipe.registry import GROUPS
+from gptkit.testing import check_callback, make_state
+from gptkit.training.optimizer import make_optimizer
 from tests.support import execute
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +149,26 @@ class Items(Split):
         raise NotImplementedError
 
 """
+
+
+@pytest.mark.parametrize("name", ["Mean", "LayerRates", "GrowBatch"])
+def test_the_callbacks_of_the_page_keep_the_contract(name: str, tmp_path: Path) -> None:
+    source = "from gptkit.plugin import Callback\n" + block_with(f"class {name}(Callback)")
+    check_callback(getattr(load(tmp_path / f"page_{name.lower()}.py", source), name)(), tmp_path)
+
+
+def test_the_layers_of_the_page_have_rates_of_their_own(tmp_path: Path) -> None:
+    source = block_with("class LayerRates(Callback)")
+    rates = load(tmp_path / "page_rates.py", source).LayerRates(factor=0.5)
+    shape = {"n_layer": 3, "n_head": 1, "n_embd": 4, "vocab_size": 5, "block_size": 4}
+    state = make_state()
+    state.model = GPT(GPTConfig.model_validate(shape))
+    state.recipe = {"model": {"n_layer": 3}}
+    state.optimizer = make_optimizer(state.model, MuonOptions())
+    rates.on_fit_start(state)
+    found = {g["name"]: g["lr"] for g in state.optimizer.param_groups}
+    assert [found[f"hidden/{i}"] for i in range(3)] == [0.005, 0.01, 0.02]
+    assert (found["plain/0"], found["decayed/outside"]) == (0.001 / 4, 0.001)
 
 
 def test_the_order_of_the_page_reads_every_item_once_per_epoch(tmp_path: Path) -> None:
