@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+import typer
 from nbclient import NotebookClient
+from typer.testing import Result
 
 import gptkit
+from gptkit.cli.app import app
 from gptkit.model.gpt import GPT
 from gptkit.plugin import CONTRACT, TokenFile
 from gptkit.recipe.options import GPTConfig, MuonOptions
@@ -337,3 +341,45 @@ def test_the_picture_of_the_readme_can_be_drawn(tmp_path: Path) -> None:
 
 def test_the_readme_shows_the_recipe_as_it_is() -> None:
     assert (ROOT / "recipes/shakespeare.toml").read_text() in blocks("README.md", "toml")
+
+
+OTHER_TOOLS = "docs/from-other-tools.md"
+
+
+def test_every_command_for_people_from_other_tools_exists(
+    cli: Callable[..., Result], tiny_recipe: Callable[..., Path]
+) -> None:
+    page = (ROOT / OTHER_TOOLS).read_text()
+    lines = re.findall(r"`(gptkit [^`]*)`", page)
+    lines += "".join(blocks(OTHER_TOOLS, "sh")).splitlines()
+    assert len(lines) > 15
+    for line in lines:
+        words = shlex.split(re.split(" [<>] ", line)[0])[1:]
+        if words[0].startswith("--"):
+            assert words[0] in cli("--help").stdout
+            continue
+        command = typer.main.get_command(app).commands[words[0]]
+        with command.make_context(words[0], words[1:]) as context:  # an unknown option raises
+            overrides = context.params.get("overrides", [])
+        for override in overrides:
+            assert cli("check", tiny_recipe(), "--set", override).exit_code == 0, line
+
+
+def test_every_field_for_people_from_other_tools_exists(
+    cli: Callable[..., Result], tiny_recipe: Callable[..., Path]
+) -> None:
+    page = (ROOT / OTHER_TOOLS).read_text()
+    fields = re.findall(r"`\[([\w.]+)\] (\w+) = ([^`]+)`", page)
+    assert len(fields) > 12
+    for table, key, value in fields:
+        overrides = ["--set", f"{table}.{key}={value}", "--set", "model.n_embd=192"]
+        overrides += ["--set", "train.batch_size=8"] if key == "micro_batch_size" else []
+        assert cli("check", tiny_recipe(), *overrides).exit_code == 0, (table, key)
+
+
+def test_what_is_mistyped_on_the_page_is_answered_as_it_says(cli: Callable[..., Result]) -> None:
+    (session,) = re.findall(r"```\n(\$ gptkit.*?)```", (ROOT / OTHER_TOOLS).read_text(), re.DOTALL)
+    typed = re.findall(r"^\$ gptkit (.*)\n((?:error|hint).*\n(?:hint.*\n)?)", session, re.MULTILINE)
+    assert len(typed) == session.count("$")
+    for words, answer in typed:
+        assert cli(*shlex.split(words)).stderr == answer
