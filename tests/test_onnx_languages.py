@@ -3,7 +3,9 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +56,31 @@ def model(text_run: Path) -> Path:
     return export(text_run, out=text_run / "model.onnx").path
 
 
+@pytest.fixture(scope="module")
+def stopping(text_run: Path) -> Path:
+    """The model of a codec with stop tokens."""
+    with with_stops(text_run):
+        return export(text_run, out=text_run / "stopping.onnx").path
+
+
+@contextmanager
+def with_stops(run_folder: Path) -> Iterator[None]:
+    """While an export is written, two tokens that `PROMPT` does not have are stop tokens."""
+    codec = load_exported(export(run_folder, out=run_folder / "for-its-codec.onnx").path).codec
+    ids = tuple(codec.encode("🦊\\"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(codec), "stop_tokens", ids)
+        yield
+
+
 @pytest.fixture
-def expected(model: Path, cli: Cli) -> Callable[[str], str]:
+def expected(model: Path, stopping: Path, cli: Cli) -> Callable[..., str]:
     """What `gptkit sample` writes after a prompt."""
 
-    def text(prompt: str) -> str:
-        result = cli("sample", model, "--device", "cpu", "--prompt", prompt, *ASKED)
+    def text(prompt: str, path: Path = model) -> str:
+        result = cli("sample", path, "--device", "cpu", "--prompt", prompt, *ASKED)
         assert result.exit_code == 0, result.output
+        assert (len(result.stdout) < 300) == (path == stopping)
         return result.stdout
 
     return text
@@ -94,15 +114,18 @@ def python(source: str, *arguments: object, cwd: Path) -> str:
 
 @pytest.mark.parametrize("language", ["python", "js", "cpp", "csharp"])
 def test_a_program_is_short_and_checks_its_prompt(language: str) -> None:
-    lines = program(language).splitlines()
+    lines = [line for line in program(language).splitlines() if line]
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
     assert re.search("never saw|unknown", program(language))
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
-def test_python(model: Path, expected: Callable[[str], str], tmp_path: Path, prompt: str) -> None:
-    assert python(program("python"), model, prompt, cwd=tmp_path) == expected(prompt)
+def test_python(
+    model: Path, stopping: Path, expected: Callable[..., str], tmp_path: Path, prompt: str
+) -> None:
+    for path in (model, stopping):
+        assert python(program("python"), path, prompt, cwd=tmp_path) == expected(prompt, path)
 
 
 def test_a_program_names_what_the_model_never_saw(model: Path, tmp_path: Path) -> None:
@@ -161,25 +184,35 @@ def test_the_commands_of_the_page(text_run: Path, cli: Cli, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
 def test_javascript(
-    model: Path, expected: Callable[[str], str], node: Callable[..., str], prompt: str
+    model: Path,
+    stopping: Path,
+    expected: Callable[..., str],
+    node: Callable[..., str],
+    prompt: str,
 ) -> None:
-    assert node(WEB, program("js"), model, prompt) == expected(prompt)
+    for path in (model, stopping):
+        assert node(WEB, program("js"), path, prompt) == expected(prompt, path)
     with pytest.raises(AssertionError, match="the model never saw é"):
         node(WEB, program("js"), model, "thé")
 
 
 @pytest.mark.slow
 def test_javascript_without_a_browsers_limits(
-    model: Path, expected: Callable[[str], str], node: Callable[..., str]
+    model: Path, stopping: Path, expected: Callable[..., str], node: Callable[..., str]
 ) -> None:
     source = program("js").replace('"onnxruntime-web"', '"onnxruntime-node"')
-    assert node(NODE, source, model, PROMPT) == expected(PROMPT)
+    for path in (model, stopping):
+        assert node(NODE, source, path, PROMPT) == expected(PROMPT, path)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 def test_cpp(
-    model: Path, expected: Callable[[str], str], downloaded: Downloaded, tmp_path: Path
+    model: Path,
+    stopping: Path,
+    expected: Callable[..., str],
+    downloaded: Downloaded,
+    tmp_path: Path,
 ) -> None:
     headers = downloaded(re.sub(r"\W", "-", f"headers-{HEADERS}-{JSON_HEADERS}"), fill_headers)
     (library,) = Path(ort.__file__).parent.glob("capi/libonnxruntime.so.*")
@@ -190,19 +223,22 @@ def test_cpp(
         "g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "sample.cpp", "-o", "sample",
         f"-I{headers / 'include'}", "-L.", "-lonnxruntime", "-Wl,-rpath,.", cwd=tmp_path,
     )  # fmt: skip
-    for prompt in (PROMPT, ""):
-        assert execute("./sample", model, prompt, cwd=tmp_path) + "\n" == expected(prompt)
+    for prompt, path in product((PROMPT, ""), (model, stopping)):
+        found = execute("./sample", path, prompt, cwd=tmp_path)
+        assert found + "\n" == expected(prompt, path)
     with pytest.raises(AssertionError, match="unknown: é"):
         execute("./sample", model, "thé", cwd=tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("dotnet"), reason="dotnet is not installed")
-def test_csharp(model: Path, expected: Callable[[str], str], tmp_path: Path) -> None:
+def test_csharp(model: Path, stopping: Path, expected: Callable[..., str], tmp_path: Path) -> None:
     execute("dotnet", "new", "console", "--output", ".", "--name", "sample", cwd=tmp_path)
     execute("dotnet", "add", "package", "Microsoft.ML.OnnxRuntime", cwd=tmp_path)
     (tmp_path / "Program.cs").write_text(program("csharp"), encoding="utf-8")
-    assert execute("dotnet", "run", "--", model, PROMPT, cwd=tmp_path) == expected(PROMPT)
+    for path in (model, stopping):
+        found = execute("dotnet", "run", "--", path, PROMPT, cwd=tmp_path)
+        assert found == expected(PROMPT, path)
 
 
 def bundle_programs(bundle: Path) -> tuple[str, str, str]:
@@ -216,11 +252,14 @@ def bundle_programs(bundle: Path) -> tuple[str, str, str]:
 def test_the_programs_of_a_bundle_of_text(
     text_run: Path, cli: Cli, node: Callable[..., str], tmp_path: Path
 ) -> None:
-    bundle = export(text_run, out=tmp_path / "bundle").path
-    in_python, in_js, arguments = bundle_programs(bundle)
-    expected = cli("sample", bundle, *arguments.split(), "--tokens", 200).stdout
-    assert python(in_python, cwd=bundle) == expected
-    assert node(NODE, in_js, cwd=bundle) == expected
+    with with_stops(text_run):
+        stopping = export(text_run, out=tmp_path / "stopping").path
+    for bundle in (export(text_run, out=tmp_path / "bundle").path, stopping):
+        in_python, in_js, arguments = bundle_programs(bundle)
+        expected = cli("sample", bundle, *arguments.split(), "--tokens", 200).stdout
+        assert (len(expected) < 200) == (bundle == stopping)
+        assert python(in_python, cwd=bundle) == expected
+        assert node(NODE, in_js, cwd=bundle) == expected
 
 
 @pytest.mark.slow

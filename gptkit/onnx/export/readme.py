@@ -28,19 +28,19 @@ class Programs:
 TEXT = Programs(
     python_start="start = $start",
     python_result="""\
-print("".join(legend["text"][token] for token in [*start, *tokens[0]]))""",
+print("".join(legend["text"][token] for token in [*start, *drawn]))""",
     js_result="""\
 const characters = $legend;
-console.log([...start, ...tokens.data].map((token) => characters[token]).join(""));""",
+console.log([...start, ...drawn].map((token) => characters[token]).join(""));""",
 )
 BYTES = Programs(
     python_start="start = $start",
     python_result="""\
 pieces = [base64.b64decode(piece) for piece in legend["bytes"]]  # UTF-8 when they are joined
-print(b"".join(pieces[token] for token in [*start, *tokens[0]]).decode(errors="replace"))""",
+print(b"".join(pieces[token] for token in [*start, *drawn]).decode(errors="replace"))""",
     js_result="""\
 const pieces = $legend.map((piece) => Buffer.from(piece, "base64"));
-console.log(Buffer.concat([...start, ...tokens.data].map((token) => pieces[token])).toString());""",
+console.log(Buffer.concat([...start, ...drawn].map((token) => pieces[token])).toString());""",
     python_imports="import base64\nimport json",
 )
 IMAGES = Programs(
@@ -48,15 +48,15 @@ IMAGES = Programs(
     python_result="""\
 levels = legend.get("colors") or [[level] for level in range(256)]  # red, green and blue, or one
 levels.append([128] * len(levels[0]))  # a start token amid the pixels is grey
-pixels = np.array(levels, np.uint8)[np.minimum(tokens[0], len(levels) - 1)]
+pixels = np.array(levels, np.uint8)[np.minimum(drawn, len(levels) - 1)]
 with open("drawn.ppm", "wb") as file:
     file.write(b"P6 %d %d 255\\n" % (legend["width"], legend["height"]) + pixels.tobytes())""",
     js_result="""\
-console.log(tokens.data.join(" "));""",
+console.log(drawn.join(" "));""",
 )
 OTHER = Programs(
     python_start="start = $start",
-    python_result="print(*start, *tokens[0])",
+    python_result="print(*start, *drawn)",
     js_result=IMAGES.js_result,
 )
 
@@ -101,6 +101,7 @@ def readme(name: str, metadata: Metadata) -> str:
         "block_size": metadata.block_size,
         "vocab_size": metadata.vocab_size,
         "start": tokens.starts[0],
+        "stops": [] if "width" in legend else tokens.stop_tokens,  # a picture is drawn whole
         "temperature": tokens.temperature,
         "count": tokens.length - len(tokens.starts[0]) if tokens.length else DEFAULT_TOKENS,
         "classes": f" (class 1 of {len(tokens.starts)})" if len(tokens.starts) > 1 else "",
