@@ -49,9 +49,12 @@ class Tokens(Split):
 class OnDemand(Reader):
     """Reads a batch when it is asked for, and none ahead."""
 
-    def read(self, step: int, batch_size: int, *, ahead: bool = False) -> tuple[Tensor, Tensor]:
-        """As in `Reader`, but the next batch is left for later."""
-        return super().read(step, batch_size, ahead=False)
+    def read(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """In this thread."""
+        return self.data.train[self.data.train.indices(self.seed, step, batch_size)]
+
+    def read_ahead(self, step: int, batch_size: int) -> None:
+        """Nothing."""
 
 
 def measure(quick: bool) -> Result:

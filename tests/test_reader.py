@@ -17,12 +17,13 @@ from torch import Tensor
 
 from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Data, Split
+from gptkit.plugin import Callback, Data, Split, TrainState
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.setup import read_snapshot, saver
 from gptkit.testing import LetterCodec
+from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
 from gptkit.training.distributed import Ranks
 from gptkit.training.reader import Reader
@@ -110,7 +111,8 @@ def test_every_rank_reads_its_own_part() -> None:
         split = Epochs()
         made = Reader(data_of(split), seed=SEED, ranks=Ranks(rank=rank, size=2), name="letters")
         made.read(0, 4)
-        made.read(1, 4, ahead=False)
+        made.read_ahead(1, 4)
+        made.read(1, 4)
         made.close()
         parts += split.calls[1]
     assert parts == expected
@@ -133,22 +135,28 @@ def test_another_batch_size_is_read_anew() -> None:
     split = Epochs()
     made = Reader(data_of(split), seed=SEED, name="letters")
     for step, size in enumerate((4, 4, 6, 6, 2)):
-        x, y = made.read(step, size, ahead=step < 4)
+        x, y = made.read(step, size)
+        made.read_ahead(step + 1, size)
         expected = Epochs()[split.indices(SEED, step, size)]
         assert torch.equal(x, expected[0])
         assert torch.equal(y, expected[1])
     made.close()
-    assert [len(call) for call in split.calls] == [4, 4, 4, 6, 6, 6, 2]  # two for nothing
+    assert [len(call) for call in split.calls] == [4, 4, 4, 6, 6, 6, 2, 2]  # three for nothing
 
 
 def test_the_next_batch_is_read_while_a_step_is_computed() -> None:
-    started = threading.Event()
-    first = Epochs().indices(SEED, 0, 4).tolist()
-    split = Epochs(on_call=lambda indices: None if indices.tolist() == first else started.set())
-    made = Reader(data_of(split), seed=SEED, name="letters")
-    made.read(0, 4)
-    assert started.wait(5)
-    made.close()
+    class Watching(Callback):
+        def on_backward_end(self, state: TrainState) -> None:
+            deadline = time.monotonic() + 5
+            while len(split.calls) < min(state.step + 2, 3) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            begun.append(len(split.calls))
+
+    split, begun = Epochs(), []
+    made = trainer(split, steps=3)
+    made.callbacks = Callbacks({"watching": Watching()})
+    made.fit()
+    assert begun == [2, 3, 3]
 
 
 def test_an_error_comes_at_its_step_and_names_the_data_set() -> None:
@@ -228,8 +236,9 @@ def test_at_most_two_batches_are_in_memory() -> None:
     made = Reader(data_of(Large()), seed=SEED, name="letters")
     for step in range(20):
         x, _ = made.read(step, 4)
+        made.read_ahead(step + 1, 4)
         made.wait()
-    made.read(20, 4, ahead=False)
+    made.read(20, 4)
     del x
     deadline = time.monotonic() + 5
     while len(living) and time.monotonic() < deadline:  # the thread still lets go of the last one

@@ -36,17 +36,17 @@ class Reader:
     def __init__(self, data: Data, *, seed: int, ranks: Ranks = ALONE, name: str) -> None:
         self.data, self.seed, self.ranks, self.name = data, seed, ranks, name
         self._thread: _Thread | None = None
-        self._ahead: tuple[tuple[int, int], Future[Batch]] | None = None
+        self._ahead: Future[Batch] | None = None
+        self._ahead_of = (-1, 0)
 
-    def read(self, step: int, batch_size: int, *, ahead: bool = True) -> Batch:
-        """This rank's part of a step's batch; then the next step's is read in the background.
+    def read(self, step: int, batch_size: int) -> Batch:
+        """This rank's part of a step's batch; waits for it.
 
         A batch that was read ahead for another step or batch size is dropped.
 
         Args:
             step: updates done, from 0.
             batch_size: sequences of this step, over all ranks.
-            ahead: whether there is a next step.
 
         Returns:
             x and y, int64 (batch_size / ranks, block_size).
@@ -55,23 +55,24 @@ class Reader:
             PluginError: the split returned something else than a batch.
             Exception: what the split raises, with a note that names the data set and the step.
         """
-        key, found = self._ahead or ((-1, 0), None)
-        self._ahead = None
-        if found is None or key != (step, batch_size):
-            found = self._begin(step, batch_size)
+        self.read_ahead(step, batch_size)
+        assert self._ahead
+        found, self._ahead = self._ahead, None
         try:
-            batch = found.result()
+            return found.result()
         except Exception as error:
             error.add_note(f"raised by the data set {self.name} at step {step}")
             raise
-        if ahead:
-            self._ahead = (step + 1, batch_size), self._begin(step + 1, batch_size)
-        return batch
+
+    def read_ahead(self, step: int, batch_size: int) -> None:
+        """Begin to read a step's batch in the background, unless that has begun already."""
+        if self._ahead is None or self._ahead_of != (step, batch_size):
+            self._ahead, self._ahead_of = self._begin(step, batch_size), (step, batch_size)
 
     def wait(self) -> None:
         """Wait for the batch that is being read, so that this thread may use the data set."""
         if self._ahead:
-            wait([self._ahead[1]])
+            wait([self._ahead])
 
     def close(self) -> None:
         """End the thread; a read that does not end within `PATIENCE` is left to itself."""

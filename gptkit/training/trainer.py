@@ -165,8 +165,7 @@ class Trainer:
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """This rank's part of the step's batch, in micro-batches: x, y (b, T) and a loss weight."""
         state, put = self.state, self.run_device.put
-        ahead = state.step + 1 < state.steps
-        batch = self.reader.read(state.step, state.batch_size, ahead=ahead)
+        batch = self.reader.read(state.step, state.batch_size)
         size = micro_batches.size_in(self.part, self.options.micro_batch_size)
         return micro_batches.divide(batch, size, ranks=self.ranks, put=put)
 
@@ -179,6 +178,9 @@ class Trainer:
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; the loss stays on the device: .item() would stall it."""
+        # From here on Python has little to do, so that a data set in Python can run beside it.
+        if self.state.step + 1 < self.state.steps:
+            self.reader.read_ahead(self.state.step + 1, self.state.batch_size)
         loss.backward()  # type: ignore[no-untyped-call]
         self.state.loss += loss.detach()
 
