@@ -7,6 +7,7 @@ A package announces a plugin by an entry point in `gptkit.datasets`, `gptkit.cal
 `gptkit.formats`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +66,13 @@ EVENTS = (
 )
 """The events of training at which callbacks run, in the order in which they first occur."""
 
+USUAL_WORDS = {"begin": "start", "train": "fit", "validation": "eval", "checkpoint": "save"}
+"""Words that events have elsewhere, and gptkit's words."""
+
+
+def _renamed(name: str, words: tuple[str, str]) -> str:
+    return name.replace(*words)
+
 
 class Callback(Plugin):
     """Code that runs at events of a training; an entry point in `gptkit.callbacks`.
@@ -78,7 +86,7 @@ class Callback(Plugin):
         super().__pydantic_init_subclass__(**kwargs)
         for name in vars(cls):
             if name.startswith("on_") and name not in EVENTS:
-                near = closest(name, EVENTS)
+                near = closest(functools.reduce(_renamed, USUAL_WORDS.items(), name), EVENTS)
                 advice = f'did you mean "{near}"?' if near else f"events: {', '.join(EVENTS)}"
                 raise TypeError(f"{cls.__name__}.{name} is not an event; {advice}")
 

@@ -124,6 +124,9 @@ def test_runs_of_both_times_have_the_same_fields(
 ) -> None:
     shutil.copytree(DATA / "text", tmp_path / "old")
     assert cli("train", "old/recipe.toml", "--set", "train.steps=1", "--out", "new").exit_code == 0
+    for run in ("old", "new"):
+        shown = json.loads(cli("runs", "show", run, "--json").stdout)["recipe"]
+        assert '[train.optimizer]\nuse = "adamw"\nlearning_rate = 0.01\n' in shown
     compared = json.loads(cli("runs", "compare", "old", "new", "--json").stdout)
     differing = compared[0].keys() - {"run", "step", "val_loss", "best_val_loss", "dataset"}
     assert differing == {"train.steps"}

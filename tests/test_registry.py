@@ -1,5 +1,6 @@
 import importlib
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import pytest
 
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
+from gptkit.plugin import Callback
 from gptkit.recipe import build, registry
 from gptkit.recipe.recipe import PluginSpec
 from gptkit.recipe.registry import CodecRecord
@@ -86,6 +88,41 @@ def test_a_name_claimed_twice_is_refused_with_both_claims(
     chosen = '"acme-log:log" or "gptkit-log:log"'
     assert problem.hint == f"choose one: {chosen}; or pip uninstall the other"
     assert "acme_log" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("on_step_begin", "on_step_start"),
+        ("on_train_begin", "on_fit_start"),
+        ("on_validation_end", "on_eval_end"),
+        ("on_save", "on_save_end"),
+    ],
+)
+def test_an_event_of_another_library_is_answered_with_ours(written: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f'{written} is not an event; did you mean "{meant}"'):
+        type("Mine", (Callback,), {written: lambda self, state: None, "__module__": __name__})
+
+
+def test_an_entry_point_in_a_group_that_does_not_exist_is_found(
+    distribution: Install, cli: Callable[..., Any]
+) -> None:
+    distribution("acme-lost", CALLBACK, callback="lost = Mine")
+    result = cli("plugins", "check")
+    assert result.exit_code == 2
+    said = "lost (acme-lost 1.2) is announced in gptkit.callback, a group that gptkit has not"
+    assert f'{said}; did you mean "gptkit.callbacks"?\n' in result.stdout
+    assert cli("plugins", "check", "log").exit_code == 0
+
+
+def test_what_a_plugin_prints_at_import_is_no_result(
+    distribution: Install, tiny_recipe: TinyRecipe, cli: Callable[..., Any]
+) -> None:
+    distribution("acme-loud", f"{CALLBACK}\n    print('hello')\n", callbacks="loud = Mine")
+    result = cli("check", tiny_recipe(callbacks=[{"use": "loud"}]))
+    assert result.exit_code == 0
+    tomllib.loads(result.stdout)
+    assert result.stderr.startswith("hello\n")
 
 
 @pytest.mark.parametrize("use", ["Acme_Log:log", "gptkit-log:log"])

@@ -59,12 +59,13 @@ def check(
     ] = None,
 ) -> None:
     """Import plugins; print which are broken, with tracebacks."""
-    from gptkit.recipe import registry
+    from gptkit.recipe import plugin_check
     from gptkit.show import plugins as show
 
-    results = registry.check_all(name)
-    show.print_checks(results)
-    if any(error for _, error in results):
+    results = plugin_check.check_all(name)
+    misplaced = [] if name else plugin_check.misplaced()
+    show.print_checks(results, misplaced)
+    if misplaced or any(error for _, error in results):
         raise typer.Exit(2)
 
 

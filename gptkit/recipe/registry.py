@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract
@@ -100,12 +101,6 @@ def find_any(name: str) -> list[Entry]:
         PluginError: there is none.
     """
     return _named(name, all_installed(), "plugin")
-
-
-def check_all(name: str | None = None) -> list[tuple[Entry, PluginError | None]]:
-    """Import the plugins of a name, or all of them; return each with its error, or None."""
-    known = find_any(name) if name else all_installed()
-    return [(entry, _fault(entry)) for entry in known]
 
 
 def load(entry: Entry) -> type[BaseModel]:
@@ -246,7 +241,8 @@ def _base(kind: Kind) -> type[BaseModel]:
 
 def _import(entry: Entry) -> Any:
     try:
-        return entry.point.load()
+        with redirect_stdout(sys.stderr):  # what it prints is no result of ours
+            return entry.point.load()
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{entry.kind} {entry} cannot be imported: {type(error).__name__}: {error}",
@@ -273,15 +269,6 @@ def _is_from(entry: Entry, distribution: str) -> bool:
 def _normalized(distribution: str) -> str:
     """A distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def _fault(entry: Entry) -> PluginError | None:
-    try:
-        (load_command if entry.kind == "command" else load)(entry)
-        find(entry.kind, entry.name)  # is the name claimed twice?
-    except PluginError as error:
-        return error
-    return None
 
 
 def _entry(kind: Kind, point: EntryPoint) -> Entry:

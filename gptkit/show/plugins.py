@@ -45,9 +45,13 @@ def print_command(entry: Entry) -> None:
     print(f"command {entry}\n\n{summary or 'no summary'}\n\ngptkit {entry.name} --help")
 
 
-def print_checks(results: Iterable[tuple[Entry, PluginError | None]]) -> None:
-    """Print which plugins work, and the traceback of each that does not."""
+def print_checks(
+    results: Iterable[tuple[Entry, PluginError | None]], misplaced: Iterable[PluginError]
+) -> None:
+    """Print which plugins work, the traceback of each that does not, and what is misplaced."""
     for entry, error in results:
         print(error or f"{entry.kind} {entry}: ok")
         if error and error.__cause__:
             print("".join(traceback.format_exception(error.__cause__)))
+    for error in misplaced:
+        print(f"{error}; {error.hint}")

@@ -25,7 +25,7 @@ def print_run(found: RunFolder, *, as_json: bool) -> None:
     """Print a run's environment, checkpoints and recipe."""
     environment = found.read_environment()
     steps = [_checkpoint_row(path) for path in checkpoint.step_folders(found.checkpoints)]
-    recipe = found.recipe.read_text(encoding="utf-8")
+    recipe = _recipe_text(found)
     if as_json:
         values = _run_row(found) | {"environment": environment, "checkpoints": steps}
         print(json.dumps(values | {"recipe": recipe}))
@@ -36,6 +36,14 @@ def print_run(found: RunFolder, *, as_json: bool) -> None:
     print()
     print_rows(steps, ("checkpoint", "val_loss"), as_json=False)
     print(f"\n{recipe}", end="")
+
+
+def _recipe_text(found: RunFolder) -> str:
+    """A run's recipe with the keys of this version; as it is if it cannot be read."""
+    try:
+        return recipe_file.read(found.recipe).to_toml()
+    except GptkitError:
+        return found.recipe.read_text(encoding="utf-8")
 
 
 def print_comparison(found: Sequence[RunFolder], *, as_json: bool) -> None:
