@@ -1,17 +1,20 @@
 """What tests of several files do: run a program, train a small model."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 import tomli_w
 import torch
 
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint
 from gptkit.runs import train as run
+from gptkit.runs.loaded import load_checkpoint
 
 BYTES = '''
     """The bytes of a file, one token each, as text and as pictures."""
@@ -112,6 +115,16 @@ def train(folder: Path, dataset: dict[str, Any], model: dict[str, Any], *, steps
     }  # fmt: skip
     (folder / "r.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
     return run.train(folder / "r.toml", out=folder / "r", report=print).path
+
+
+@contextmanager
+def stop_tokens(run_folder: Path, text: str) -> Iterator[None]:
+    """While an export is written, the tokens of a text end the samples of the run's codec."""
+    codec = load_checkpoint(run_folder, device="cpu").codec
+    ids = tuple(codec.encode(text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(codec), "stop_tokens", ids)
+        yield
 
 
 def stir(run_folder: Path, *, scale: float) -> Path:

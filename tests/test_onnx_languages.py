@@ -3,8 +3,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.sampling.rule import uniforms
-from tests.support import BYTES, execute, train
+from tests.support import BYTES, execute, stop_tokens, train
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
 ROOT = Path(__file__).parents[1]
@@ -59,18 +58,8 @@ def model(text_run: Path) -> Path:
 @pytest.fixture(scope="module")
 def stopping(text_run: Path) -> Path:
     """The model of a codec with stop tokens."""
-    with with_stops(text_run):
+    with stop_tokens(text_run, "🦊\\"):
         return export(text_run, out=text_run / "stopping.onnx").path
-
-
-@contextmanager
-def with_stops(run_folder: Path) -> Iterator[None]:
-    """While an export is written, two tokens that `PROMPT` does not have are stop tokens."""
-    codec = load_exported(export(run_folder, out=run_folder / "for-its-codec.onnx").path).codec
-    ids = tuple(codec.encode("🦊\\"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(codec), "stop_tokens", ids)
-        yield
 
 
 @pytest.fixture
@@ -252,7 +241,7 @@ def bundle_programs(bundle: Path) -> tuple[str, str, str]:
 def test_the_programs_of_a_bundle_of_text(
     text_run: Path, cli: Cli, node: Callable[..., str], tmp_path: Path
 ) -> None:
-    with with_stops(text_run):
+    with stop_tokens(text_run, "🦊\\"):
         stopping = export(text_run, out=tmp_path / "stopping").path
     for bundle in (export(text_run, out=tmp_path / "bundle").path, stopping):
         in_python, in_js, arguments = bundle_programs(bundle)

@@ -21,7 +21,7 @@ from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.sampling.rule import SamplingOptions
-from tests.support import BYTES, execute, train
+from tests.support import BYTES, execute, stop_tokens, train
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rotary"}
 PACKAGES = (
@@ -184,6 +184,31 @@ def test_text_is_what_the_command_line_writes(
     assert outside == "failed"
     assert site.foreign == ["GET http://example.com/anything HTTP/1.1"]  # asked for by this test
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_text_ends_where_the_command_line_ends_it(
+    text_page: Path, site: Site, visit: Visit, cli: Cli
+) -> None:
+    with stop_tokens(text_page.parent / "r", "🦊\\"):
+        export(text_page.parent / "r", web=site.folder)
+    model, starts = site.folder / "model.onnx", [[3, 1], [0, 2], [5, 5], [9, 7]]
+    found = visit(
+        ["set", "prompt", "The"], ["write"],
+        ["generate", {"starts": starts, "count": 150, "temperature": 1, "seed": "4"}],
+        ["generate", {"starts": starts, "count": 150, "temperature": 1, "seed": "4",
+                      "stopTokens": []}],
+    )  # fmt: skip
+    written, rows, endless = (result for result in found["results"] if result is not None)
+    expected = cli("sample", model, "--prompt", "The", "--device", "cpu").stdout
+    assert written["text"] + "\n" == expected
+    assert written["status"].startswith(f"{len(expected) - 4} tokens, ")
+    prompts, sampling = np.array(starts), SamplingOptions(seed=4)
+    assert endless == GenerateSession(model, "cpu").generate(prompts, 150, sampling).tolist()
+    stops = load_exported(model).metadata.tokens.stop_tokens
+    ends = [next((i for i, t in enumerate(row) if t in stops), 150) for row in endless]
+    assert rows == [row[:end] for row, end in zip(endless, ends, strict=True)]
+    assert len(set(ends)) > 1
 
 
 @pytest.mark.slow
