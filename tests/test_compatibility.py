@@ -9,10 +9,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import Result
+
+from gptkit.onnx.proof.prove import stopped
+from gptkit.onnx.runtime.generate_session import GenerateSession
+from gptkit.sampling.rule import SamplingOptions
 
 DATA = Path(__file__).parent / "data/v0.1"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
@@ -74,3 +79,25 @@ def test_runs_are_listed_and_compared(cli: Command, tmp_path: Path) -> None:
     assert {(row["run"], row["step"]) for row in listed} == {("runs/text", 40), ("runs/pixels", 20)}
     compared = cli("runs", "compare", "runs/text", "runs/pixels", "--json")
     assert [row["step"] for row in json.loads(compared.stdout)] == [40, 20]
+
+
+@pytest.mark.parametrize("model", ["text.onnx", "text-int8.onnx", "kit/generate.onnx"])
+def test_an_older_file_ends_at_stops(model: str) -> None:
+    """Its graph knows a single stop token; what reads the samples ends them at all others."""
+    session = GenerateSession(DATA / model, "cpu")
+    prompts, sampling = np.array([[1, 2], [3, 4]]), SamplingOptions(seed=2)
+    endless = session.generate(prompts, 40, sampling)
+    first, second = (int(endless[row, 5]) for row in (0, 1))
+    one = session.generate(prompts, 40, sampling, stop_tokens=[first])
+    assert one.tolist() == stopped(endless, [first]).tolist()
+    both = session.generate(prompts, 40, sampling, stop_tokens=[first, second])
+    assert both.tolist() == endless.tolist()
+
+
+def test_an_older_models_text_ends_at_a_stop_text(cli: Command) -> None:
+    asked = ["--seed", "3", "--tokens", "60", "--device", "cpu"]
+    for model in ("text", "text.onnx", "text-int8.onnx"):
+        whole = cli("sample", DATA / model, *asked).stdout
+        stop = whole[30:32]
+        done = cli("sample", DATA / model, *asked, "--stop", stop)
+        assert done.stdout == whole[: whole.index(stop, 1)] + "\n"
