@@ -418,6 +418,21 @@ def test_an_exception_in_an_event_says_whose_it_was_and_when(
     )
 
 
+def test_a_recipe_may_let_a_callback_fail(
+    raising: Callable[[str], tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, _ = raising("on_step_end")
+    run.train(recipe, ["callbacks[1].on_error=warn"], out=tmp_path / "r", report=print)
+    label = "callbacks[1] (raising, acme-raising 1.2)"
+    fault = "LookupError: broken in on_step_end; training goes on"
+    assert capfd.readouterr().err.splitlines() == [
+        f"warning: {label} failed in on_step_end at step 1: {fault}",
+        f"warning: {label} failed 4 times (on_step_end 4)",
+    ]
+    saved = [path.name for path in checkpoint.step_folders(tmp_path / "r" / "checkpoints")]
+    assert saved == ["step-00000002", "step-00000004"]
+
+
 def test_an_exception_in_an_event_keeps_its_traceback(
     raising: Callable[[str], tuple[Path, Path]], gptkit: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -420,6 +420,31 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     assert len(recipes) == 4
 
 
+def test_a_resumed_run_says_which_callbacks_changed(
+    recipe: WriteRecipe, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    stop_at = "callbacks.saboteur.stop_at=[6]"
+    path = recipe(train=TRAIN)
+    assert cli("train", path, "--out", folder, "--set", stop_at).exit_code == 130
+    text = (folder / "recipe.toml").read_text()
+    assert text.count('use = "grad-clip"') == 1
+    (folder / "recipe.toml").write_text(text.replace('use = "grad-clip"', 'use = "ema"').replace(
+        "max_norm = 1.0\n", ""))  # fmt: skip
+
+    result = cli("resume", folder)
+    assert result.exit_code == 0
+    said = "callbacks changed since the checkpoint: added ema; removed grad-clip"
+    assert said in result.stderr.splitlines()
+    steps_seen = checkpoint.load_state(step_folders(folder)[-1]).callbacks
+    assert steps_seen["saboteur"]["steps_seen"] == 12  # the others have their states back
+
+    result = cli("sample", folder, "--weights", "emma")
+    assert result.exit_code == 2
+    fault = f'error: {step_folders(folder)[-1]}: no weights named "emma"\nhint:  there are: ema\n'
+    assert result.stderr == fault
+
+
 def test_the_recipe_in_a_run_folder_repeats_the_run(
     recipe: WriteRecipe, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
