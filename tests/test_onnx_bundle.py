@@ -274,6 +274,23 @@ def test_two_drawings_at_once_do_not_meet(bundle: Path, trained: LoadedModel) ->
         )
 
 
+def test_a_drawing_uses_the_buffers_of_an_earlier_one(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Counted(decode_session._Steps):
+        def __init__(self, owner: DecodeSession, rows: int) -> None:
+            made.append(rows)
+            super().__init__(owner, rows)
+
+    monkeypatch.setattr(decode_session, "_Steps", Counted)
+    session, prompts = DecodeSession(bundle, "cpu"), np.array([[1, 2, 3], [4, 5, 6]])
+    for rows in (1, 2, 1, 2):
+        list(session.stream(prompts[:rows], 40, SamplingOptions()))
+    assert made == [1, 2]
+
+
 # Other programs.
 
 VOCABULARIES = {

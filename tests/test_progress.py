@@ -47,6 +47,15 @@ def test_a_pipe_gets_a_plain_line_every_ten_seconds(
     ]
 
 
+def test_a_program_can_silence_it(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with module.silent(True):
+        run(clock, seconds=40, total=4_000_000)
+    assert capsys.readouterr() == ("", "")
+    with module.silent(False):
+        run(clock, seconds=40, total=4_000_000)
+    assert capsys.readouterr().err
+
+
 def test_without_a_total_the_line_says_how_much(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
