@@ -18,12 +18,11 @@ from gptkit.onnx.graphs.gpt import GPTGraph
 from gptkit.onnx.graphs.sampling import LAST, SamplingInputs, SamplingRule, all_true, uniforms
 from gptkit.onnx.graphs.scope import BOOL, INT64, Scope, declare, typed
 from gptkit.onnx.graphs.source import ExportSource
+from gptkit.onnx.graphs.text import LOGITS, NEW_IDS
 from gptkit.sampling.generate import restart_length
 
 BLOCK_TOKENS = 64
 """Tokens between two copies of the main part of the cache."""
-LOGITS = "logits"
-"""Name of the value that the sampling rule is given; the proof makes it an output of a copy."""
 
 
 def generate_model(source: ExportSource) -> ir.Model:
@@ -143,7 +142,7 @@ class _GenerateGraph:
         g = Scope(outer)
         turn, condition = declare("token", INT64), declare("token_condition", BOOL)
         tail = self._declare_caches("tail")
-        fed = declare("new_ids", INT64, ["batch", None])
+        fed = declare(NEW_IDS, INT64, ["batch", None])
         length = declare("fed", INT64)
         finished = declare("finished", BOOL, ["batch"])
         gpt = GPTGraph(self.source, g)

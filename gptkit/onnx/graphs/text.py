@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from gptkit.errors import ModelFileError
 
 LOGITS, NEW_IDS = "logits", "new_ids"
-"""Values of the innermost body."""
+"""Values of the innermost body: what the sampling rule is given, and the tokens that are fed."""
 FIRST_ROW = "first_row"
 """The constant 0."""
 

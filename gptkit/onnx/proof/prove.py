@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from gptkit.model.gpt import GPT
-from gptkit.onnx.graphs.generate import LOGITS
 from gptkit.onnx.graphs.scope import FLOAT, declare, typed
+from gptkit.onnx.graphs.text import LOGITS
 from gptkit.onnx.proof.compare import (
     ROUNDING,
     TOLERANCES,
