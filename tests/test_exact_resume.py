@@ -190,6 +190,7 @@ def test_a_resumed_training_writes_the_same_bytes(
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     assert again.state.tokens == whole.state.tokens
     assert again.state.val_losses == whole.state.val_losses
+    assert again.state.checkpoint == tmp_path / "resumed" / checkpoint.step_name(STEPS)
 
 
 def test_groups_that_a_callback_edits_by_hand_come_back(data: Data, tmp_path: Path) -> None:

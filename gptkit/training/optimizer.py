@@ -113,13 +113,14 @@ class Optimizers(Optimizer):
         Raises:
             ValueError: a group has parameters of two parts, or of none.
         """
-        owners = [self.owner(group) for group in self.param_groups]
+        groups = [group for group in self.param_groups if group["params"]]
+        owners = [self.owner(group) for group in groups]
         if None in owners:
             kinds = " or of ".join(type(part).__name__ for part in self.parts)
             raise ValueError(f"a parameter group should hold parameters of {kinds} alone")
         for part in self.parts:
-            groups = zip(self.param_groups, owners, strict=True)
-            part.param_groups = [group for group, owner in groups if owner is part]
+            owned = zip(groups, owners, strict=True)
+            part.param_groups = [group for group, owner in owned if owner is part]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
