@@ -118,7 +118,7 @@ class TextCodec(Codec):
         return b"".join([known[token] for token in tokens])
 
     def tokenizer_json(self) -> str | None:
-        """The text of a Hugging Face `tokenizer.json` that encodes as `encode` does, if any.
+        """The text of a Hugging Face `tokenizer.json` that divides texts as `encode` does.
 
         Exported bundles carry it for other programs. Characters as tokens need none.
         """
@@ -130,12 +130,14 @@ class ImageCodec(Codec):
 
     A pixel is one token, the index of its colour in `colors`; without `colors` it is three tokens,
     red, green and blue, with ids 0 to 255. `encode` gives the start, then the pixels of an image.
+
+    Attributes:
+        classes: The classes, each with its own start; empty for one start for all images.
     """
 
     suffix: ClassVar[str] = ".png"
 
     classes: tuple[str, ...] = ()
-    """The classes, each with its own start; empty for one start for all images."""
 
     @field_validator("classes")
     @classmethod
