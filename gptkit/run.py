@@ -203,8 +203,8 @@ def trainer(
 ) -> Trainer:
     """A Trainer that is ready, for loops of your own; it makes no run folder.
 
-    `for state in trainer.steps()` trains; `trainer.model` is the GPT. It begins with the weights that
-    `train` begins with; dropout uses torch's random numbers as the program leaves them.
+    `for state in trainer.steps()` trains; `trainer.model` is the GPT. It begins with the weights
+    that `train` begins with; dropout uses torch's random numbers as the program leaves them.
 
     Args:
         recipe: the path of a TOML file, a Recipe, or its tables as a dict.
