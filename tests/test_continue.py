@@ -75,6 +75,33 @@ def test_another_batch_size_counts_from_the_next_step(cli: Command, trained: Pat
     assert [tokens[step] for step in (4, 5, 6)] == [4 * 64, 4 * 64 + 32, 4 * 64 + 64]
 
 
+GROWING = """
+    from gptkit.plugin import Callback
+
+    class Growing(Callback):
+        contract = 1
+
+        def on_step_end(self, state):
+            if state.step == 2:
+                state.batch_size = 8
+"""
+
+
+def test_another_batch_size_wins_over_the_one_that_a_callback_had_set(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path, distribution: Callable[..., Path]
+) -> None:
+    distribution("acme-grow", GROWING, callbacks="growing = Growing")
+    path = tiny_recipe(callbacks=[{"use": "growing"}, *PLAIN])
+    assert cli("train", path, "--out", "r").exit_code == 0
+    assert cli("resume", "r", "--set", "train.steps=5").exit_code == 0  # the checkpoint's: 8
+    set_both = ["--set", "train.steps=6", "--set", "train.batch_size=2"]
+    assert cli("resume", "r", *set_both).exit_code == 0
+    records = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    tokens = [record["tokens"] for record in records if "tokens" in record]
+    sizes = [(b - a) // 16 for a, b in zip([0, *tokens], tokens, strict=False)]
+    assert sizes == [4, 4, 8, 8, 8, 2]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "starts"),
     [("seed", 2, True), ("train.optimizer.learning_rate", 0.5, True),
@@ -190,6 +217,7 @@ def test_links_point_to_the_newest_and_the_best_step(
     assert (folder / "last").readlink() == Path("step-00000004")
     runs = json.loads(cli("runs", "list", "--json").stdout)
     assert runs == []  # "r" is not below runs/, and links are no runs
+    (folder / ".best.tmp").symlink_to("step-00000004")  # as a kill leaves it
     assert cli("resume", "r", "--set", "train.steps=6", "--set", "train.keep=1").exit_code == 0
     assert (folder / "last").readlink() == Path("step-00000006")
     losses = {
@@ -197,6 +225,7 @@ def test_links_point_to_the_newest_and_the_best_step(
         for path in folder.glob("step-*")
     }
     assert (folder / "best").readlink() == Path(min(losses, key=losses.__getitem__))
+    assert not list(folder.glob(".*"))
     trained.rename(tmp_path / "moved")
     assert (tmp_path / "moved/checkpoints/last/state.json").exists()
 
