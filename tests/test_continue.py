@@ -182,6 +182,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_with_them_aga
     assert weights(tmp_path / "b") == expected
     shutil.rmtree(tmp_path / "b" / "checkpoints")
     shutil.rmtree(trained)
+    assert cli("train", "tiny.toml", "--set", "seed=2", "--out", "r").exit_code == 0
     error = refused(cli("resume", "b"), code=1)
     assert "error: b: the weights that it began with, step 4 of " in error
     assert "hint:  begin with others: gptkit train b/recipe.toml --from RUN\n" in error
