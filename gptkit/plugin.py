@@ -13,17 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from gptkit.base import LocalPath, Plugin
 from gptkit.codec import CONTRACT
+from gptkit.contract.base import LocalPath, Plugin
+from gptkit.contract.dataset import Data, Dataset
+from gptkit.contract.format import Format, TrainedModel
+from gptkit.contract.train_state import TrainState
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
-from gptkit.dataset import Data, Dataset
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError, closest
 from gptkit.files import digest, lock, staged, write_atomically
-from gptkit.format import Format, TrainedModel
-from gptkit.train_state import TrainState
 
 __all__ = [
     "CONTRACT",

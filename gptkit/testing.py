@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptkit import state_tree
-from gptkit.codec_contract import check_codec, check_contract
+from gptkit.contract import state_tree
+from gptkit.contract.codec_contract import check_codec, check_contract
 from gptkit.drive import LetterCodec, drive, make_state
 from gptkit.errors import PluginError
 from gptkit.format_contract import check_written, make_model

@@ -13,7 +13,7 @@ from gptkit.testing import make_state
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still but for what a test says."""
     now = [0.0]
-    monkeypatch.setattr("gptkit.recorder.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gptkit.contract.recorder.perf_counter", lambda: now[0])
     return now
 
 

@@ -3,11 +3,11 @@
 import torch
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
+from gptkit.contract.train_state import Sampler
 from gptkit.model.gpt import GPT, evaluating
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, sample
 from gptkit.sampling.torch_decoder import TorchDecoder
-from gptkit.train_state import Sampler
 
 MOST = 16
 """Most samples in a preview."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptkit import state_tree
+from gptkit.contract import state_tree
 from gptkit.errors import CheckpointError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import TrainState

@@ -330,7 +330,7 @@ def test_evaluations_do_not_count_as_training_time(
     state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]  # a clock that stands still but for what the test says
-    monkeypatch.setattr("gptkit.recorder.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gptkit.contract.recorder.perf_counter", lambda: now[0])
 
     def wait(seconds: float) -> None:
         now[0] += seconds

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from gptkit.base import Plugin
 from gptkit.codec import Codec, TextCodec
+from gptkit.contract.base import Plugin
 from gptkit.data.split import Split
 from gptkit.errors import DataError
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.codec import Codec
+from gptkit.contract.recorder import Recorder
 from gptkit.data.split import Split
-from gptkit.recorder import Recorder
 
 LABEL_SEPARATOR = "/"
 """Between the name of a parameter group and the labels that `split_groups` adds."""

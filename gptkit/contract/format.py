@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gptkit.base import Plugin
 from gptkit.codec import Codec
-from gptkit.dataset import Data
+from gptkit.contract.base import Plugin
+from gptkit.contract.dataset import Data
 from gptkit.errors import UsageError
 
 
