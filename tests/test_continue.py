@@ -59,6 +59,8 @@ def test_a_run_that_is_resumed_for_longer_ends_as_one_that_was_planned_so(
     assert (recipe["train"]["steps"], recipe["callbacks"][1]["every"]) == (6, 2)
     changed = {"train.steps": 6, "callbacks.log.every": 2}
     assert about(trained)["changes"] == [{"step": 4, "set": changed}]
+    shown = cli("runs", "show", "r").stdout
+    assert "changed      at step 4: train.steps=6, callbacks.log.every=2\n" in shown
 
 
 def test_a_complete_run_says_how_to_train_longer(cli: Command, trained: Path) -> None:
@@ -148,6 +150,21 @@ def test_a_run_without_a_checkpoint_is_started_from_its_recipe(cli: Command, tra
     assert weights(trained) == expected
 
 
+def test_a_folder_that_a_kill_left_without_a_recipe_can_be_trained_into(
+    cli: Command, trained: Path
+) -> None:
+    shutil.rmtree(trained / "checkpoints")
+    for path in trained.iterdir():
+        if path.is_file() and path.name not in (".lock", "environment.json"):
+            path.unlink()
+    (trained / ".recipe.toml.x.tmp").touch()
+    shutil.rmtree(trained / "samples", ignore_errors=True)
+    assert cli("train", "tiny.toml", "--out", "r").exit_code == 0
+    (trained / "recipe.toml").unlink()
+    error = refused(cli("train", "tiny.toml", "--out", "r"))
+    assert "error: r: already exists\n" in error  # it has checkpoints
+
+
 def test_values_become_texts_that_mean_the_same() -> None:
     values = {"a": 3, "b": "3", "c": 1e-3, "d": True, "e": [1, 2], "f": "x\n'y\"", "g": Path("p/q")}
     lines = [text.replace("=", " = ", 1) for text in texts(values)]
@@ -170,6 +187,7 @@ def test_a_run_begins_with_the_weights_of_another(
     digest = json.loads((source / "state.json").read_text())["sha256"]["model.safetensors"]
     said = {"run": str(trained), "step": 2, "weights": None, "sha256": digest}
     assert about(tmp_path / "b")["from"] == said
+    assert f"from         step 2 of {trained}\n" in cli("runs", "show", "b").stdout
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_with_them_again(

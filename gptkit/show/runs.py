@@ -1,7 +1,7 @@
 """Runs: a list, one in detail, several compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def print_run(found: RunFolder, *, as_json: bool) -> None:
     print(f"{found.path}\n")
     for key in ("device", "dtype", "git_commit", "data_sha256"):
         print(f"{key:12} {environment.get(key)}")
+    for line in _history(environment):
+        print(line)
     print()
     print_rows(steps, ("checkpoint", "val_loss"), as_json=False)
     print(f"\n{recipe}", end="")
@@ -80,6 +82,16 @@ def _completed(recipe: Recipe) -> Recipe:
         return build.build(recipe).recipe
     except (GptkitError, ValidationError):
         return recipe
+
+
+def _history(environment: Mapping[str, Any]) -> Iterator[str]:
+    """What a run began with, and what changed when it was resumed."""
+    if begun := environment.get("from"):
+        weights = f", weights {begun['weights']}" if begun.get("weights") else ""
+        yield f"{'from':12} step {begun['step']} of {begun['run']}{weights}"
+    for changed in environment.get("changes", ()):
+        fields = ", ".join(f"{key}={value}" for key, value in changed["set"].items())
+        yield f"{'changed':12} at step {changed['step']}: {fields}"
 
 
 def _run_row(found: RunFolder) -> dict[str, Any]:
