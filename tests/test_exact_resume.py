@@ -12,7 +12,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from gptkit.errors import CheckpointError, PluginError
+from gptkit.errors import CheckpointError, PluginError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data, TokenFile, TrainState
 from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
@@ -133,10 +133,20 @@ def data(tmp_path: Path) -> Data:
     return Data(*parts, LetterCodec(), vocab_size=26, block_size=8)
 
 
-def make(data: Data, folder: Path, callbacks: Mapping[str, Callback], **options: Any) -> Trainer:
+def make(
+    data: Data,
+    folder: Path,
+    callbacks: Mapping[str, Callback],
+    *,
+    frozen: str = "-",
+    **options: Any,
+) -> Trainer:
+    """A trainer that saves checkpoints; parameters that match `frozen` stand still."""
     torch.manual_seed(0)
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.1}
     model = GPT(GPTConfig(vocab_size=26, block_size=8, **shape))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not re.match(frozen, name))
     chosen = TrainOptions(
         **{"steps": STEPS, "batch_size": 4, "eval_every": 2, "keep": 99, "device": "cpu"} | options
     )
@@ -222,6 +232,32 @@ def test_split_groups_are_as_before_if_nothing_splits_them_again(
     assert json.loads(json.dumps(found[0])) == saved
     names = [name for group in saved for name in group["params"]]
     assert sorted(names) == sorted(whole.model.weights())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("frozen", ["wte", r"(?!h\.\d\.mlp\.up\.weight)"])
+def test_frozen_parameters_are_in_no_group(
+    data: Data, tmp_path: Path, optimizer: str, frozen: str
+) -> None:
+    def new(name: str) -> Trainer:
+        return make(data, tmp_path / name, {}, frozen=frozen, optimizer=OPTIMIZERS[optimizer])
+
+    trainer, again = new("whole"), new("resumed")
+    before = {name: p.detach().clone() for name, p in trainer.model.weights().items()}
+    trainer.fit()
+    moved = {n for n, p in trainer.model.weights().items() if not torch.equal(p, before[n])}
+    assert moved == {name for name in before if not re.match(frozen, name)}
+    described = groups.describe(trainer.state.optimizer, trainer.model)
+    assert {name for group in described for name in group["params"]} == moved
+
+    again.load(read_snapshot(tmp_path / "whole" / checkpoint.step_name(STOP)))
+    again.fit()
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+
+
+def test_a_model_without_anything_to_train_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is nothing to train"):
+        make(data, tmp_path, {}, frozen="")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -177,7 +177,7 @@ STEP = """
 import sys, torch
 from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, GPTConfig, MuonOptions
 from gptkit.model.gpt import GPT
-from gptkit.training.optimizer import make_optimizer
+from gptkit.training.optimizer import load_state, make_optimizer, state_tensors
 model = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
 x = torch.arange(4)[None]
 for options in (AdamWOptions(), MuonOptions()):
@@ -185,11 +185,12 @@ for options in (AdamWOptions(), MuonOptions()):
     optimizer.zero_grad()
     model(x, x).backward()
     optimizer.step()
+    load_state(optimizer, model, state_tensors(optimizer, model))
 print(*sys.modules)
 """
 
 
-def test_a_step_imports_no_compiler() -> None:
+def test_a_step_and_a_resume_import_no_compiler() -> None:
     command = [sys.executable, "-c", STEP]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "torch.optim" in done.stdout.split()

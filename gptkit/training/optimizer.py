@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gptkit.errors import UsageError
 from gptkit.model.gpt import BLOCKS
 from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, MuonOptions, OptimizerOptions
 
@@ -28,6 +29,8 @@ class AdamW(torch.optim.AdamW):
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
@@ -51,6 +54,8 @@ class Muon(Optimizer):
 
     add_param_group = AdamW.add_param_group
     zero_grad = AdamW.zero_grad
+    state_dict = AdamW.state_dict
+    load_state_dict = AdamW.load_state_dict
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -145,17 +150,22 @@ def make_optimizer(model: nn.Module, options: AnyOptimizerOptions) -> Optimizer:
     """The recipe's optimizer for a model; every group carries `name` and `initial_lr`.
 
     Parameters that require no gradient are left out.
+
+    Raises:
+        UsageError: no parameter requires one.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise UsageError("no parameter of the model requires a gradient: there is nothing to train")
     match options:
         case AdamWOptions():
             optimizer = _adamw(named, options)
         case MuonOptions():
             hidden = {n: p for n, p in named.items() if p.dim() >= 2 and n.startswith(BLOCKS)}
             others = {n: p for n, p in named.items() if n not in hidden}
-            optimizer = _adamw(others, options)
-            if hidden:
-                optimizer = Optimizers((optimizer, _muon(list(hidden.values()), options)))
+            parts = [_adamw(others, options)] if others else []
+            parts += [_muon(list(hidden.values()), options)] if hidden else []
+            optimizer = Optimizers(parts) if len(parts) > 1 else parts[0]
         case unknown:
             assert_never(unknown)
     for group in optimizer.param_groups:
