@@ -183,6 +183,8 @@ def test_drawing_ends_when_all_rows_have_ended(
     drawn = model.draw(SampleRequest(tokens=tokens, samples=3, **options), SamplingOptions())
     assert max(sample.size for sample in drawn.drawn()) < 100
     assert all(sample.ended for sample in drawn.samples)
+    endless = load(kind).draw(SampleRequest(tokens=20), SamplingOptions()).drawn()
+    assert [(sample.size, sample.ended) for sample in endless] == [(20, True)]
 
 
 def test_the_stop_text_that_is_complete_first_ends_the_text() -> None:

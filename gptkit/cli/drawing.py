@@ -1,11 +1,14 @@
 """What `gptkit sample` does with its options: it reads prompts, draws, writes or shows."""
 
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import typer
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
+from gptkit.data.progress import progress
 from gptkit.errors import UsageError
 from gptkit.sampling import output
 from gptkit.sampling.model import Model
@@ -13,6 +16,9 @@ from gptkit.sampling.prompts import read_prompts
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 from gptkit.show import samples
+
+COUNTED_EVERY = 32
+"""Steps between two counts of the samples that are complete."""
 
 
 def standard_input(model: Model) -> str:
@@ -73,7 +79,20 @@ def write_each(
             hint="write a prompt in each line of a .txt file, or take --ids",
         )
     files = output.sample_files(out, codec, len(read.requests))
-    _write(read.draw(model, sampling), codec, files)
+    drawn = read.draw(model, sampling)
+    with progress(f"drawing {prompts}", total=len(drawn.samples), unit="samples") as advance:
+        _write(replace(drawn, steps=_counted(drawn, advance)), codec, files)
+
+
+def _counted(drawn: Samples, advance: Callable[[int], None]) -> Iterator[None]:
+    """The steps; tells now and then how many more samples are complete."""
+    complete = 0
+    for i, _ in enumerate(drawn.steps):
+        yield
+        if i % COUNTED_EVERY == 0:
+            ended = sum(sample.ended for sample in drawn.samples)
+            advance(ended - complete)
+            complete = ended
 
 
 def _write(drawn: Samples, codec: Codec | None, files: list[Path]) -> None:

@@ -131,6 +131,8 @@ class Samples:
         starts: Sequence[list[int]],
         stops: Stops,
         drawn: Iterable[Sequence[int]],
+        *,
+        count: int | None = None,
     ) -> "Samples":
         """Samples of which nothing is drawn yet.
 
@@ -139,8 +141,9 @@ class Samples:
             starts: the token ids that each begins with.
             stops: what ends each.
             drawn: yields the next token of every sample; asked for no more once all have ended.
+            count: how many tokens there are of each; None if `drawn` says it.
         """
-        samples = [Sample(start, stops) for start in starts]
+        samples = [Sample(start, stops, count=count) for start in starts]
 
         def steps() -> Iterator[None]:
             for tokens in drawn:
@@ -214,16 +217,11 @@ def sample(
     Raises:
         PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
     """
-    starts = request.starts(codec)
-    drawn = generate(
-        decoder,
-        starts,
-        tokens=request.count(starts[0], codec.length),
-        sampling=sampling,
-        samples=request.samples,
-    )
-    stops = request.stops(codec.stop_tokens, codec)
-    return Samples.start(request.prompt, starts, stops, (chosen.tolist() for chosen in drawn))
+    starts, size = request.starts(codec), request.samples
+    count = request.count(starts[0], codec.length)
+    chosen = generate(decoder, starts, tokens=count, sampling=sampling, samples=size)
+    drawn, stops = (row.tolist() for row in chosen), request.stops(codec.stop_tokens, codec)
+    return Samples.start(request.prompt, starts, stops, drawn, count=count)
 
 
 def sample_each(
@@ -248,9 +246,11 @@ def sample_each(
         PromptError: the codec cannot read a prompt, or a prompt already fills its sample.
     """
     starts = [start for request in requests for start in request.starts(codec)]
-    pairs = list(zip(requests, starts, strict=True))
-    samples = [Sample(start, request.stops(codec.stop_tokens, codec)) for request, start in pairs]
-    counts = [request.count(start, codec.length) for request, start in pairs]
+    counts = [r.count(start, codec.length) for r, start in zip(requests, starts, strict=True)]
+    samples = [
+        Sample(start, request.stops(codec.stop_tokens, codec), count=count)
+        for request, start, count in zip(requests, starts, counts, strict=True)
+    ]
     order = sorted(range(len(samples)), key=lambda i: (len(starts[i]), counts[i]))
 
     def steps() -> Iterator[None]:
@@ -268,7 +268,7 @@ def sample_each(
                         if token is not None:
                             samples[i].add(token)
                     yield
-                    if all(samples[i].ended or samples[i].size == counts[i] for i in batch):
+                    if all(samples[i].ended for i in batch):
                         break
 
     return Samples("", samples, steps())

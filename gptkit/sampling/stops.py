@@ -50,10 +50,11 @@ class Sample:
     Args:
         start: the token ids that it begins with.
         stops: what ends it; searched in the drawn tokens only.
+        count: it also ends when this many tokens were drawn.
     """
 
-    def __init__(self, start: Sequence[int], stops: Stops) -> None:
-        self.start, self.stops, self.ended = list(start), stops, False
+    def __init__(self, start: Sequence[int], stops: Stops, *, count: int | None = None) -> None:
+        self.start, self.stops, self.count, self.ended = list(start), stops, count, False
         self._drawn: list[int] = []
         self._search = StopSearch(stops.texts)
 
@@ -65,7 +66,7 @@ class Sample:
         self._drawn.append(token)
         if self.stops.texts:
             self._search.feed(self.stops.token_bytes[token])
-            self.ended = self._search.found
+        self.ended = self._search.found or self.size == self.count
 
     @property
     def size(self) -> int:

@@ -160,7 +160,7 @@ class OnnxModel(Model):
             stop_tokens=stops.tokens,
         )
         drawn = (row for part in parts for row in part.T.tolist())
-        return Samples.start(request.prompt, starts, stops, drawn)
+        return Samples.start(request.prompt, starts, stops, drawn, count=count)
 
     @cached_property
     def text_session(self) -> TextSession:
