@@ -18,10 +18,11 @@ from torch import Tensor
 
 from gptkit.contract import state_tree
 from gptkit.contract.codec_contract import check_codec, check_contract
+from gptkit.contract.dataset_contract import check_labels, check_split
 from gptkit.drive import LetterCodec, drive, make_state
 from gptkit.errors import PluginError
 from gptkit.format_contract import check_written, make_model
-from gptkit.plugin import EVENTS, IGNORE, Callback, Data, Dataset, Format, Plugin, Split
+from gptkit.plugin import EVENTS, Callback, Data, Dataset, Format, Plugin
 
 __all__ = [
     "LetterCodec",
@@ -96,6 +97,7 @@ def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
         check_split(split, vocab_size=data.vocab_size, block_size=data.block_size)
         last = torch.tensor([len(split) - 1])
         assert torch.equal(split[last][0], other[last][0]), "load() must be repeatable"
+    check_labels(data)
     check_codec(data.codec, prompts=prompts, vocab_size=data.vocab_size)
     return data
 
@@ -109,21 +111,6 @@ def check_format(format_: Format, folder: Path) -> Path:
     """
     check_options(format_)
     return check_written(format_, folder)
-
-
-def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:
-    """Assert that windows are int64 (B, block_size) with ids below vocab_size."""
-    assert 1 <= split.stride <= block_size
-    indices = torch.tensor([0, len(split) - 1, 0])
-    x, y = split[indices]
-    for part, lowest in ((x, 0), (y, IGNORE)):
-        assert part.shape == (3, block_size)
-        assert part.dtype == torch.int64
-        assert part.device.type == "cpu"
-        assert int(part.min()) >= lowest
-        assert int(part.max()) < vocab_size
-    assert torch.equal(x[0], x[2]), "the same number must give the same window"
-    assert torch.equal(split[indices[1:2]][0][0], x[1]), "a window must not depend on its batch"
 
 
 def _check_end(callback: Callback) -> None:

@@ -1,0 +1,104 @@
+"""The contract of data sets as assertions; `gptkit.testing` offers them to the tests of plugins."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gptkit.contract.dataset import Data
+from gptkit.data.split import IGNORE, Split
+
+LOOKED_AT = 256
+"""Windows or items of a split that are looked at, spread over it."""
+
+
+def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:
+    """Assert that windows are int64 (B, block_size) with ids below vocab_size.
+
+    Args:
+        split: of a data set.
+        vocab_size: how many token ids there are.
+        block_size: tokens of a window or an item.
+    """
+    kind = type(split).__name__
+    assert 1 <= split.stride <= block_size, (
+        f"{kind}.stride must be 1 .. block_size ({block_size}), not {split.stride}"
+    )
+    count = min(LOOKED_AT, len(split))
+    chosen = torch.arange(count) * (len(split) - 1) // max(count - 1, 1)
+    batch = split[chosen]
+    assert isinstance(batch, tuple) and len(batch) == 2, f"{kind}[indices] must give (x, y)"
+    for name, part in zip(("x", "y"), batch, strict=True):
+        what = f"{name} of {kind}[indices]"
+        _check_ids(part, what, (len(chosen), block_size), vocab_size, masked=name == "y")
+    assert (batch[1] != IGNORE).any(), f"{kind}: every target is masked, nothing would be learned"
+    _check_alike(split, chosen, batch)
+    _check_indices(split)
+
+
+def check_labels(data: Data) -> None:
+    """Assert that the splits' labels and the names of the classes belong together."""
+    for name, split in (("train", data.train), ("val", data.val)):
+        labels, most = split.labels, len(data.classes) - 1
+        if labels is None:
+            assert not data.classes, f"Data has classes, but Data.{name}.labels is None"
+            continue
+        assert data.classes, f"Data.{name} has labels, but Data.classes is empty"
+        what = f"Data.{name}.labels"
+        assert labels.dtype == torch.int64, f"{what} must be int64, not {labels.dtype}"
+        assert labels.shape == (len(split),), (
+            f"{what} must have a label for each item, the shape ({len(split)},), "
+            f"not {tuple(labels.shape)}"
+        )
+        wrong = labels[(labels < 0) | (labels > most)]
+        assert not len(wrong), f"{what} must be in 0 .. {most}: there is {int(wrong[0])}"
+
+
+def _check_ids(
+    part: Tensor, what: str, shape: Sequence[int], vocab_size: int, *, masked: bool
+) -> None:
+    assert isinstance(part, Tensor), f"{what} must be a tensor, not {type(part).__name__}"
+    assert part.dtype == torch.int64, f"{what} must be int64, not {part.dtype}"
+    assert part.device.type == "cpu", f"{what} must be on the CPU, not on {part.device}"
+    assert part.shape == tuple(shape), (
+        f"{what} must have the shape (B, block_size) = {tuple(shape)}, not {tuple(part.shape)}"
+    )
+    allowed = (part >= 0) & (part < vocab_size) | masked & (part == IGNORE)
+    if len(wrong := part[~allowed]):
+        or_ignore = f", or IGNORE ({IGNORE})" if masked else ""
+        raise AssertionError(
+            f"{what} must be in 0 .. {vocab_size - 1}{or_ignore}: there is {int(wrong[0])}"
+        )
+
+
+def _check_alike(split: Split, chosen: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+    """Assert that an item is the same again, and does not depend on the others of its batch."""
+    kind = type(split).__name__
+    for position in {0, len(chosen) // 2, len(chosen) - 1}:
+        alone = split[chosen[position : position + 1]]
+        for part, whole in zip(alone, batch, strict=True):
+            assert torch.equal(part[0], whole[position]), (
+                f"{kind}[indices] must depend on the index alone: item {int(chosen[position])} "
+                "differs when it is read again, or in another batch"
+            )
+    reversed_batch = split[chosen.flip(0)]
+    assert torch.equal(reversed_batch[0].flip(0), batch[0]), (
+        f"{kind}[indices] must give the items in the order of the indices"
+    )
+
+
+def _check_indices(split: Split) -> None:
+    """Assert that the order is a function of its arguments, and within the split."""
+    what = f"{type(split).__name__}.indices(seed, step, batch_size)"
+    places = [(1, 0, 5), (1, 1, 5), (2, 1, 8), (1, 10**6, 3)]
+    first = [split.indices(*place) for place in places]
+    again = [split.indices(*place) for place in reversed(places)]
+    for (_, _, size), drawn, repeated in zip(places, first, reversed(again), strict=True):
+        assert isinstance(drawn, Tensor), f"{what} must give a tensor, not {type(drawn).__name__}"
+        assert (drawn.dtype, drawn.shape) == (torch.int64, (size,)), (
+            f"{what} must be int64 (batch_size,), not {drawn.dtype} {tuple(drawn.shape)}"
+        )
+        assert torch.equal(drawn, repeated), f"{what} must give the same whenever it is called"
+        assert 0 <= int(drawn.min()) <= int(drawn.max()) < len(split), (
+            f"{what} must be in 0 .. {len(split) - 1}"
+        )
