@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptkit import loading
-from gptkit.analysis.evaluation import evaluate_run
+from gptkit.analysis.evaluation import RunEvaluation, evaluate_run
 from gptkit.data.progress import silent
 from gptkit.errors import GptkitError
 from gptkit.plugin import Callback, Data
@@ -29,7 +29,6 @@ from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.train import Caller
 from gptkit.sampling.model import Model
-from gptkit.training.evaluate import Evaluation
 from gptkit.training.process_state import untouched
 from gptkit.training.trainer import Trainer
 
@@ -83,18 +82,32 @@ class Run:
         return loading.load(self.path, checkpoint=checkpoint, weights=weights, device=device)
 
     def evaluate(
-        self, *, checkpoint: str = "last", weights: str | None = None, device: str = "auto"
-    ) -> Evaluation:
+        self,
+        *,
+        checkpoint: str = "last",
+        weights: str | None = None,
+        device: str = "auto",
+        classify: bool = False,
+    ) -> RunEvaluation:
         """The loss of a checkpoint over the whole validation split, as `gptkit eval` measures it.
 
         Args:
             checkpoint: "last", "best" or a step's number.
             weights: the name of a further set of weights, such as "ema".
             device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+            classify: also classify by the highest p(x | class), for `accuracy`.
+
+        Raises:
+            RunError: the data is not what the run was trained on.
         """
         with untouched():
-            found = evaluate_run(self.path, checkpoint=checkpoint, weights=weights, device=device)
-        return found.result
+            return evaluate_run(
+                self.path,
+                checkpoint=checkpoint,
+                weights=weights,
+                device=device,
+                by_class=classify,
+            )
 
     def export(
         self,

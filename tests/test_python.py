@@ -1,6 +1,7 @@
 """The Python way in: `gptkit.train`, `resume`, `trainer` and `Run`, in programs and threads."""
 
 import inspect
+import json
 import random
 import re
 import signal
@@ -30,7 +31,7 @@ SIGNATURES = {
     "quiet=False)",
     "trainer": "(recipe, overrides=(), *, data=None, callbacks=())",
     "Run": "(path)",
-    "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto')",
+    "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto', classify=False)",
     "Run.export": "(self, path=None, *, to='onnx', checkpoint='last', weights=None, **options)",
     "Run.load": "(self, *, checkpoint='last', weights=None, device='auto')",
     "Run.metrics": "property",
@@ -168,8 +169,9 @@ def test_a_run_is_evaluated_and_exported_as_by_the_commands(
         run.export("half.onnx", dtipe="float16")
     described = gptkit.load(exported, device="cpu").metadata
     assert (described.dtype, described.step) == ("float16", 2)
-    said = cli("eval", run.path, "--json").stdout
-    assert f'"loss": {run.evaluate().loss}' in said
+    said, found = json.loads(cli("eval", run.path, "--json").stdout), run.evaluate()
+    assert said["loss"] == found.loss
+    assert said["bits_per_byte"] == found.bits_per_byte
 
 
 def test_callbacks_of_the_program_run_before_the_log_and_go_on_in_a_resumed_run(

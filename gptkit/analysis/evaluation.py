@@ -1,6 +1,6 @@
 """`gptkit eval`: the loss of a run's model and, if wanted, its accuracy as a classifier."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,11 +14,10 @@ from gptkit.training.evaluate import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
-class RunEvaluation:
-    """What `gptkit eval` measures on a run's validation split."""
+class RunEvaluation(Evaluation):
+    """What `gptkit eval` measures on a run's validation split: the loss and more."""
 
-    model: LoadedModel
-    result: Evaluation
+    model: LoadedModel = field(repr=False)
     accuracy: float | None
     """From `classify`; None if it was not requested."""
     bits_per_byte: float | None
@@ -47,7 +46,13 @@ def evaluate_run(
     result = evaluate(
         run.model.model, run.data.val, run_device=run.run_device, batch_size=run.batch_size
     )
-    return RunEvaluation(run.model, result, accuracy, _bits_per_byte(run, result))
+    return RunEvaluation(
+        loss=result.loss,
+        tokens=result.tokens,
+        model=run.model,
+        accuracy=accuracy,
+        bits_per_byte=_bits_per_byte(run, result),
+    )
 
 
 def _bits_per_byte(run: LoadedRun, result: Evaluation) -> float | None:

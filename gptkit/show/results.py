@@ -11,18 +11,18 @@ from gptkit.show.tables import print_rows
 
 def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     """Print what `gptkit eval` measured."""
-    result, accuracy, step = found.result, found.accuracy, found.model.state.step
+    accuracy, step = found.accuracy, found.model.state.step
     codec = found.model.codec
     lossless = codec.lossless if isinstance(codec, ImageCodec) else None
     values: dict[str, float | str] = {
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_token": result.bits_per_token,
-        "tokens": result.tokens,
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_token": found.bits_per_token,
+        "tokens": found.tokens,
         "step": step,
     }
     if lossless:
-        values["bits_per_dim"] = result.bits_per_token
+        values["bits_per_dim"] = found.bits_per_token
     if found.bits_per_byte is not None:
         values["bits_per_byte"] = found.bits_per_byte
     if accuracy is not None:
@@ -32,16 +32,16 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(values))
         return
-    print(f"loss            {result.loss:.4f} nats per token")
-    print(f"perplexity      {result.perplexity:.3f}")
-    print(f"bits per token  {result.bits_per_token:.4f}")
+    print(f"loss            {found.loss:.4f} nats per token")
+    print(f"perplexity      {found.perplexity:.3f}")
+    print(f"bits per token  {found.bits_per_token:.4f}")
     if lossless:
-        print(f"bits per dim    {result.bits_per_token:.4f}")
+        print(f"bits per dim    {found.bits_per_token:.4f}")
     elif lossless is False:
         print("bits per dim    not comparable: the codec drops information")
     if found.bits_per_byte is not None:
         print(f"bits per byte   {found.bits_per_byte:.4f}")
-    print(f"tokens          {result.tokens:,} (the whole validation split)")
+    print(f"tokens          {found.tokens:,} (the whole validation split)")
     if accuracy is not None:
         print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")
     print(f"step            {step}")
