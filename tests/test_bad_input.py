@@ -16,6 +16,7 @@ from gptkit.plugin import EVENTS
 from gptkit.runs import checkpoint
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
+from gptkit.runs.state import FORMAT
 
 Command = Callable[..., Result]
 Install = Callable[..., Path]
@@ -233,11 +234,11 @@ def test_a_damaged_checkpoint_on_the_command_line(
 
 def test_a_checkpoint_of_a_newer_format(refused: Callable[..., str], trained: Path) -> None:
     file = trained / "checkpoints" / "step-00000004" / "state.json"
-    newer = json.loads(file.read_text()) | {"format": checkpoint.FORMAT + 1, "mixture": [1, 2]}
+    newer = json.loads(file.read_text()) | {"format": FORMAT + 1, "mixture": [1, 2]}
     del newer["codec"]
     file.write_text(json.dumps(newer))
     error = refused("sample", "r", exit_code=1)
-    assert f"written in format {checkpoint.FORMAT + 1}, this gptkit reads" in error
+    assert f"written in format {FORMAT + 1}, this gptkit reads" in error
     assert "hint:  pip install --upgrade gptkit" in error
 
 

@@ -17,7 +17,7 @@ from gptkit.errors import CheckpointError
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
-from gptkit.runs.checkpoint import State
+from gptkit.runs.state import State
 
 RECORD: dict[str, Any] = {
     "gptkit": "0.1.0",

@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from gptkit.errors import UsageError
 from gptkit.runs import checkpoint
+from gptkit.runs.state import State
 from gptkit.training import distributed, torchrun
 from gptkit.training.distributed import Ranks
 
@@ -626,7 +627,7 @@ def layout(path: Path) -> dict[str, tuple[str, list[int]]]:
         return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
 
 
-def states(run: Path) -> list[checkpoint.State]:
+def states(run: Path) -> list[State]:
     return [checkpoint.load(path)[0] for path in checkpoint.step_folders(run / "checkpoints")]
 
 

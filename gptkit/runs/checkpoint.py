@@ -18,58 +18,19 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import digest, staged
-from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.registry import CodecRecord
+from gptkit.runs.state import FORMAT, State
 
-FORMAT: Literal[2] = 2
-"""Increased whenever an older gptkit could not read what a newer one writes. Format 1 is read, too:
-its callbacks and parameter groups have positions instead of names."""
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
-MODEL = "model"
-"""The file of the model's weights, without its ending; further sets are `model.NAME`."""
 
 Tensors = dict[str, Any]
 """torch tensors by name."""
-
-
-class State(BaseModel):
-    """The contents of `state.json`, in which `Infinity` and `NaN` are numbers, too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    format: Literal[1, 2] = FORMAT
-    gptkit: str
-    """The version that wrote it."""
-    config: GPTConfig
-    dataset: str
-    codec: CodecRecord
-    step: NonNegativeInt
-    tokens: NonNegativeInt | None = None
-    """Target tokens seen; None in format 1."""
-    batch_size: PositiveInt | None = None
-    """Sequences per update, if a callback changed it."""
-    val_loss: float | None
-    """Of the latest evaluation, in nats per token."""
-    val_losses: dict[str, float] = {}
-    """Of the further sets of weights at that evaluation, by name."""
-    val_step: NonNegativeInt | None
-    """The step of the latest evaluation."""
-    optimizer_groups: list[dict[str, Any]]
-    """Optimizer, numbers and parameter names of every group; in format 1 the numbers alone."""
-    callbacks: dict[str, dict[str, Any]] | list[dict[str, Any]]
-    """JSON values that callbacks keep, by name; in format 1 in the recipe's order. A tensor in
-    `callbacks.safetensors` is null here; its key there is its path, such as `ema/wte.weight`."""
-    weights: dict[str, str] = {}
-    """The callback that offered each further set of weights, by the set's name."""
-    sha256: dict[str, str] = {}
-    """Digest by file name."""
 
 
 def weights_file(weights: str | None = None) -> str:

@@ -14,8 +14,9 @@ from gptkit.plugin import Data
 from gptkit.recipe import build, registry
 from gptkit.recipe.build import Plugins
 from gptkit.runs import run_folder
-from gptkit.runs.checkpoint import State, load_state, load_weights, weights_file
+from gptkit.runs.checkpoint import load_state, load_weights, weights_file
 from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.state import State
 from gptkit.sampling import samples
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions

@@ -11,8 +11,8 @@ from gptkit.model.gpt import GPT
 from gptkit.recipe import registry
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint, run_folder
-from gptkit.runs.checkpoint import State
 from gptkit.runs.run_folder import RunFolder, quote
+from gptkit.runs.state import State
 
 WITHOUT_WEIGHTS = {"preset", "dropout"}
 """Fields of a model's description that change no weights."""

@@ -16,9 +16,9 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.recipe import Recipe
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
-from gptkit.runs.checkpoint import State
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.state import State
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice, resolve_device
 from gptkit.training.distributed import ALONE, Ranks
