@@ -179,6 +179,21 @@ def test_pictures_are_bytes_and_cannot_be_streamed() -> None:
         model.stream()
 
 
+def test_what_cannot_be_drawn_is_told(models: dict[str, Model]) -> None:
+    model = models["file"]
+    for options, said in (
+        ({"tokens": 0}, "tokens should be 1 or more, got 0"),
+        ({"samples": 0}, "samples should be 1 or more, got 0"),
+        ({"top_p": 2.0}, "top_p should be above 0 and at most 1"),
+        ({"stop": [""]}, "a stop text should not be empty"),
+        ({"prompt": "€"}, "the model never saw"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            model.sample(**options)
+    with pytest.raises(UsageError, match="the model never saw"):
+        model.logprobs("€")
+
+
 def test_a_foreign_graph_is_refused(tmp_path: Path) -> None:
     graph = onnx.load(DATA / "text.onnx")
     (token,) = (a.g for n in graph.graph.node for a in n.attribute if a.name == "body")

@@ -133,7 +133,7 @@ class Model(ABC):
         request = SampleRequest(
             prompt,
             tokens=tokens,
-            samples=samples or 1,
+            samples=1 if samples is None else samples,
             keep=keep,
             label=label,
             stop=tuple(stop),

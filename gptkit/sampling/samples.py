@@ -33,7 +33,7 @@ class SampleRequest:
         place: where the prompt comes from, for errors, e.g. "prompts.txt:3".
 
     Raises:
-        UsageError: a stop text is empty.
+        UsageError: a number is below 1, or a stop text is empty.
     """
 
     prompt: str = ""
@@ -46,6 +46,10 @@ class SampleRequest:
     place: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("tokens", "samples"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(f"{name} should be 1 or more, got {number}")
         if "" in self.stop:
             raise UsageError("a stop text should not be empty", hint=r"--stop $'\n' is a newline")
 
