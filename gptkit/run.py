@@ -144,7 +144,7 @@ def train(
     recipe: RecipeSource,
     overrides: Overrides = (),
     *,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
     checkpoint: str = "last",
@@ -186,7 +186,7 @@ def resume(
     path: str | os.PathLike[str] | None = None,
     overrides: Overrides = (),
     *,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Run:
     """Continue a run from its newest checkpoint, exactly; one without is started from its recipe.
@@ -212,7 +212,7 @@ def trainer(
     overrides: Overrides = (),
     *,
     data: Data | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
 ) -> Trainer:
     """A Trainer that is ready, for loops of your own; it makes no run folder.
 
@@ -233,7 +233,7 @@ def trainer(
 
 @contextmanager
 def _call(
-    callbacks: Sequence[Callback], quiet: bool
+    callbacks: Callback | Sequence[Callback], quiet: bool
 ) -> Iterator[tuple[Caller, Callable[[str], None]]]:
     """What a call of `train` or `resume` needs; a GptkitError gets the Run."""
     started: list[RunFolder] = []

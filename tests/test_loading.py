@@ -99,7 +99,9 @@ def test_a_sample_is_that_of_the_command(
     assert several[0] != several[1]
     assert several == models["run"].sample("thou", samples=2, **options)
     stop = several[0][20:22]
-    assert model.sample("thou", samples=2, stop=[stop], **options)[0] == several[0].split(stop)[0]
+    for end in (stop, [stop]):
+        stopped = model.sample("thou", samples=2, stop=end, **options)
+        assert stopped[0] == several[0].split(stop)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -179,7 +179,7 @@ def test_callbacks_of_the_program_run_before_the_log_and_go_on_in_a_resumed_run(
 ) -> None:
     first = gptkit.train(TINY, {"callbacks.log.every": 1}, callbacks=[Note(), Note()], out="notes")
     assert [m["seen"] for m in first.metrics if "loss" in m] == [1, 2, 3, 4]
-    again = gptkit.resume(first, {"train.steps": 6}, callbacks=[Note()])
+    again = gptkit.resume(first, {"train.steps": 6}, callbacks=Note())
     assert again == first
     assert [m["seen"] for m in first.metrics if "loss" in m] == [1, 2, 3, 4, 5, 6]
     assert "callbacks changed since the checkpoint: removed Note-2" in capfd.readouterr().err

@@ -29,14 +29,14 @@ SAVED = tuple(saved.name for saved in fields(Snapshot) if saved.name != "tensors
 """What `state.json` says of a snapshot, under the same names."""
 
 
-def with_callbacks(plugins: Plugins, callbacks: Sequence[Callback]) -> Plugins:
+def with_callbacks(plugins: Plugins, callbacks: Callback | Sequence[Callback]) -> Plugins:
     """The objects of a recipe, with callbacks that run before its own, named after their classes.
 
     Raises:
         UsageError: one is no callback.
     """
     named: dict[str, Callback] = {}
-    for callback in callbacks:
+    for callback in [callbacks] if isinstance(callbacks, Callback) else callbacks:
         if not isinstance(callback, Callback):
             raise UsageError(
                 f"callbacks: {callback!r} is no object of a class that extends Callback",

@@ -30,7 +30,7 @@ from gptkit.training.trainer import Trainer
 class Caller:
     """Who trains: by default the command line, else a Python program."""
 
-    callbacks: Sequence[Callback] = ()
+    callbacks: Callback | Sequence[Callback] = ()
     """Run before the recipe's."""
     handling: signals.Handling = signals.handled
     """What Ctrl-C does."""

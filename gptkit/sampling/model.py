@@ -105,7 +105,7 @@ class Model(ABC):
         top_p: float = 1.0,
         keep: float = 1.0,
         label: str | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_stop: bool = False,
     ) -> str | bytes | list[str] | list[bytes]:
         """Draw a sample, or a list of samples that are drawn together.
@@ -120,7 +120,7 @@ class Model(ABC):
             top_p: keep the likeliest tokens until their probabilities sum to this.
             keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
             label: the class to draw from.
-            stop: texts that end a sample, each before itself.
+            stop: a text, or several, that end a sample, each before itself.
             ignore_stop: do not end at the codec's stop tokens.
 
         Returns:
@@ -136,7 +136,7 @@ class Model(ABC):
             samples=1 if samples is None else samples,
             keep=keep,
             label=label,
-            stop=tuple(stop),
+            stop=_texts(stop),
             ignore_stop=ignore_stop,
         )
         drawn = self.draw(request, self._sampling(temperature, top_k, top_p, seed))
@@ -157,7 +157,7 @@ class Model(ABC):
         top_k: int = 0,
         top_p: float = 1.0,
         keep: float = 1.0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_stop: bool = False,
     ) -> Iterator[str]:
         """Draw a text piece by piece; the pieces together are what `sample` returns.
@@ -186,7 +186,7 @@ class Model(ABC):
                 hint="model.sample(...) returns the contents of a file",
             )
         request = SampleRequest(
-            prompt, tokens=tokens, keep=keep, stop=tuple(stop), ignore_stop=ignore_stop
+            prompt, tokens=tokens, keep=keep, stop=_texts(stop), ignore_stop=ignore_stop
         )
         sampling = self._sampling(temperature, top_k, top_p, seed)
         return self.draw(request, sampling, streaming=True).pieces(self.codec)
@@ -255,6 +255,10 @@ def windows(count: int, block_size: int) -> Iterator[tuple[int, int, int]]:
         yield start, stop, skip
         start = stop + 1 - restart_length(block_size)
         skip = stop - start
+
+
+def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _log_softmax(logits: Floats, tokens: Ints) -> Floats:
