@@ -632,6 +632,16 @@ def test_a_state_that_is_neither_json_nor_tensor_names_its_callback(
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
+def test_a_state_that_is_no_dict_names_its_callback(data: Data, tmp_path: Path) -> None:
+    class Listing(Callback):
+        def state_dict(self) -> Any:
+            return [1]
+
+    made = trainer(data, callbacks={"odd": Listing()}, save_to=tmp_path)
+    with pytest.raises(PluginError, match=r"^odd: state_dict\(\) should be a dict, got list$"):
+        made.fit()
+
+
 def test_batches_follow_the_step_and_the_seed_alone(data: Data) -> None:
     made = trainer(data, micro_batch_size=2)
     made.state.step = 17
