@@ -638,7 +638,7 @@ def test_a_state_that_is_no_dict_names_its_callback(data: Data, tmp_path: Path) 
             return [1]
 
     made = trainer(data, callbacks={"odd": Listing()}, save_to=tmp_path)
-    with pytest.raises(PluginError, match=r"^odd: state_dict\(\) should be a dict, got list$"):
+    with pytest.raises(PluginError, match=r"^odd: state_dict\(\) should be a dict, got list"):
         made.fit()
 
 
