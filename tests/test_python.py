@@ -243,6 +243,9 @@ def own_state() -> Iterator[Callable[[], list[Any]]]:
             random.getstate(),
             (kind, keys.tolist(), *rest),
             torch.get_rng_state().tolist(),
+            [x.tolist() for x in torch.cuda.get_rng_state_all()]
+            if torch.cuda.is_available()
+            else [],
             torch.get_num_threads(),
             [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         ]
