@@ -1,8 +1,7 @@
 """The group of all commands: those of the core, and those of plugins, which it imports when run."""
 
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from gptkit.cli import advice
 from gptkit.errors import GptkitError, UsageError
 
+ARGUMENTS = "gptkit.arguments"
+"""Where a context has all that was typed."""
 GROUP = "gptkit.commands"
 """The entry-point group of commands."""
 DISTRIBUTIONS = {".dist-info", ".egg-info"}
@@ -22,9 +22,6 @@ OF_PROGRAMS = {"install_completion", "show_completion"}
 PANEL = "Commands of plugins"
 BAD_USAGE: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for bad usage; it exports only this subclass."""
-
-SUGGESTIONS = re.compile(r" \(Possible options: .*\)|\. Did you mean .*\?")
-"""What typer adds to its messages, and gptkit's hints say in full."""
 
 
 class Commands(TyperGroup):
@@ -44,11 +41,13 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the options before the command; remember all arguments for advice."""
-        ctx.meta[__name__] = list(args)
+        ctx.meta[ARGUMENTS] = list(args)
         try:
             return super().parse_args(ctx, args)
         except BAD_USAGE as error:
-            raise _ended(_usage_error(error)) from error
+            from gptkit.cli import mistakes
+
+            raise _ended(mistakes.usage_error(error, ctx.meta[ARGUMENTS])) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the arguments name.
@@ -57,31 +56,30 @@ class Commands(TyperGroup):
             UsageError: there is none; the hint has the nearest one.
         """
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
-            hint = advice.for_command(args, self.list_commands(ctx))
-            raise UsageError(f"no command named {args[0]}", hint=hint)
+            from gptkit.cli import mistakes
+
+            raise mistakes.unknown_command(args, self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
-        arguments: list[str] = ctx.meta[__name__]
+        arguments: list[str] = ctx.meta[ARGUMENTS]
         try:
             return super().invoke(ctx)
         except BAD_USAGE as error:
-            raise _ended(_usage_error(error)) from error
+            from gptkit.cli import mistakes
+
+            raise _ended(mistakes.usage_error(error, ctx.meta[ARGUMENTS])) from error
         except UsageError as error:
-            if advice.assignments(arguments[1:]) and (command := self._described(ctx, arguments)):
-                error.hint = advice.for_arguments(arguments[1:], command)
+            from gptkit.cli import mistakes
+
+            mistakes.advise(error, arguments, self.get_command(ctx, arguments[0]))
             raise _ended(error) from error
         except GptkitError as error:
             raise _ended(error) from error
         except KeyboardInterrupt:
             typer.echo("\nstopped", err=True)
             raise typer.Exit(130) from None
-
-    def _described(self, ctx: Any, arguments: Sequence[str]) -> advice.Command | None:
-        command = self.get_command(ctx, arguments[0])
-        found = _describe((arguments[0],), command) if command else None
-        return found if found and found.reads_recipe else None
 
 
 class PluginCommand(TyperCommand):
@@ -121,38 +119,6 @@ def print_error(error: GptkitError) -> None:
 def _ended(error: GptkitError) -> typer.Exit:
     print_error(error)
     return typer.Exit(error.exit_code)
-
-
-def _usage_error(error: Any) -> UsageError:
-    """What typer says about bad usage, in gptkit's words and with the line that was meant."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        raise error
-    message, ctx = SUGGESTIONS.sub("", error.format_message()).rstrip("."), error.ctx
-    path, arguments = _path(ctx), ctx.meta[__name__]
-    words = arguments[len(path) :] if tuple(arguments[: len(path)]) == path else []
-    if words and "No such command" in message:
-        hint = advice.for_command(words, ctx.command.list_commands(ctx), path)
-    else:
-        hint = advice.for_arguments(words, _describe(path, ctx.command))
-    place = " ".join(("gptkit", *path))
-    return UsageError(f"{place}: {message[0].lower()}{message[1:]}", hint=hint)
-
-
-def _path(ctx: Any) -> tuple[str, ...]:
-    """The names of the command that a context belongs to, without `gptkit` itself."""
-    return (*_path(ctx.parent), ctx.info_name) if ctx.parent else ()
-
-
-def _describe(path: tuple[str, ...], command: Any) -> advice.Command:
-    options = {"--help": False, "-h": False}
-    arguments = []
-    for param in command.params:
-        if param.param_type_name == "argument":
-            arguments.append(str(param.metavar))
-        else:
-            spellings = (*param.opts, *param.secondary_opts)
-            options |= dict.fromkeys(spellings, not param.is_flag)
-    return advice.Command(path, options, tuple(arguments))
 
 
 def _plugin_names() -> list[str]:
