@@ -25,7 +25,7 @@ from gptkit.onnx.runtime.model import OnnxModel
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.registry import CodecRecord
 from gptkit.runs.loaded import LoadedModel
-from gptkit.sampling import samples
+from gptkit.sampling import each
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
@@ -238,7 +238,7 @@ def test_what_cannot_be_a_stop() -> None:
 def test_each_of_many_prompts_is_drawn_as_it_is_alone(
     kind: str, load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "EACH_ROWS", 5)
+    monkeypatch.setattr(each, "ROWS", 5)
     model, random = load(kind, (11,)), Random(2)
     requests, seeds = [], []
     for length in [0, 1, 1, 2, 3, 5, SIZE - 1, SIZE, SIZE, SIZE + 1, 3 * SIZE, 4]:

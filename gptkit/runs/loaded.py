@@ -18,6 +18,7 @@ from gptkit.runs.checkpoint import load_state, load_weights, weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.sampling import samples
+from gptkit.sampling.each import sample_each
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
@@ -90,7 +91,7 @@ class LoadedModel(Model):
         self, requests: Sequence[SampleRequest], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Samples:
         """Start to draw a sample for every request, several at a time."""
-        return samples.sample_each(self._lend_decoder, self.codec, requests, sampling, seeds)
+        return sample_each(self._lend_decoder, self.codec, requests, sampling, seeds)
 
     @torch.inference_mode()
     def logits(self, tokens: Ints) -> Floats:

@@ -1,19 +1,17 @@
 """Requests for samples, and samples while they are drawn. Imports no torch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.errors import PromptError, UsageError
-from gptkit.sampling.generate import Decoder, generate, generate_each
+from gptkit.sampling.generate import Decoder, generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.stops import Sample, Stops
 
 DEFAULT_TEXT_TOKENS = 500
 """Default number of tokens for text."""
-EACH_ROWS = 16
-"""Most samples of different prompts that are drawn together."""
 RULE = "\n----------\n"
 """What is between texts in one file."""
 
@@ -226,53 +224,3 @@ def sample(
     chosen = generate(decoder, starts, tokens=count, sampling=sampling, samples=size)
     drawn, stops = (row.tolist() for row in chosen), request.stops(codec.stop_tokens, codec)
     return Samples.start(request.prompt, starts, stops, drawn, count=count)
-
-
-def sample_each(
-    decoder_for: Callable[[int], AbstractContextManager[Decoder]],
-    codec: Codec,
-    requests: Sequence[SampleRequest],
-    sampling: SamplingOptions,
-    seeds: Sequence[int],
-) -> Samples:
-    """Start to draw a sample for every request; each is what `sample` draws for it alone.
-
-    Requests of similar length are drawn together, `EACH_ROWS` at a time.
-
-    Args:
-        decoder_for: lends a decoder for that many rows.
-        codec: reads the prompts.
-        requests: each for one sample.
-        sampling: options of the rule, except the seed.
-        seeds: one for every request.
-
-    Raises:
-        PromptError: the codec cannot read a prompt, or a prompt already fills its sample.
-    """
-    starts = [start for request in requests for start in request.starts(codec)]
-    counts = [r.count(start, codec.length) for r, start in zip(requests, starts, strict=True)]
-    samples = [
-        Sample(start, request.stops(codec.stop_tokens, codec), count=count)
-        for request, start, count in zip(requests, starts, counts, strict=True)
-    ]
-    order = sorted(range(len(samples)), key=lambda i: (len(starts[i]), counts[i]))
-
-    def steps() -> Iterator[None]:
-        for first in range(0, len(order), EACH_ROWS):
-            batch = order[first : first + EACH_ROWS]
-            with decoder_for(len(batch)) as decoder:
-                for tokens in generate_each(
-                    decoder,
-                    [starts[i] for i in batch],
-                    tokens=[counts[i] for i in batch],
-                    sampling=sampling,
-                    seeds=[seeds[i] for i in batch],
-                ):
-                    for i, token in zip(batch, tokens, strict=True):
-                        if token is not None:
-                            samples[i].add(token)
-                    yield
-                    if all(samples[i].ended for i in batch):
-                        break
-
-    return Samples("", samples, steps())
