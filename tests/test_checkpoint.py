@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gptkit.errors import CheckpointError
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.state import State
 

@@ -22,8 +22,8 @@ from gptkit.onnx.export.legend import make_legend
 from gptkit.onnx.export.readme import readme
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
 from gptkit.plugin import Data, DataError, TokenFile
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.registry import CodecRecord
 from gptkit.sampling.preview import previewer
 from gptkit.sampling.samples import RULE, Samples
 from gptkit.sampling.stops import Stops

@@ -15,8 +15,8 @@ from torch import Tensor
 from gptkit.errors import CheckpointError, PluginError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data, TokenFile, TrainState
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
-from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.setup import read_snapshot, saver
 from gptkit.testing import LetterCodec

@@ -18,8 +18,8 @@ from torch import Tensor
 from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data, Split, TrainState
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, TrainOptions
-from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.setup import read_snapshot, saver
 from gptkit.testing import LetterCodec

@@ -10,9 +10,9 @@ import pytest
 from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
 from gptkit.plugin import Callback
-from gptkit.recipe import build, registry
+from gptkit.recipe import build, codec_record, registry
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.recipe import PluginSpec
-from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import run_folder
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
@@ -167,7 +167,7 @@ def test_a_codec_of_a_name_claimed_twice_is_that_of_its_distribution(
     )
     options = {"vocabulary": "abc"}
     record = CodecRecord(name="char", distribution="gptkit_char_text", options=options)
-    assert registry.make_codec(record).encode("c") == [2]
+    assert codec_record.make_codec(record).encode("c") == [2]
 
 
 def test_a_codec_that_its_package_exports_under_another_path_is_found(
@@ -183,7 +183,7 @@ def test_a_codec_that_its_package_exports_under_another_path_is_found(
     """
     distribution("acme-inner", source, codecs="inner = Mine")
     codec = importlib.import_module("acme_inner").Mine()
-    assert registry.codec_entry(codec).name == "inner"
+    assert codec_record.codec_entry(codec).name == "inner"
 
 
 def test_one_name_may_stand_for_things_of_different_kinds(
@@ -257,7 +257,7 @@ def test_a_class_without_the_contracts_methods_is_refused(
     assert "half (acme-half 1.2)" in problem.fault
     assert "load" in problem.fault
     with pytest.raises(PluginError, match=r"half.*decode"):
-        registry.make_codec(CodecRecord(name="half", distribution="acme-half", options={}))
+        codec_record.make_codec(CodecRecord(name="half", distribution="acme-half", options={}))
 
 
 @pytest.mark.parametrize(
@@ -427,31 +427,31 @@ def test_callbacks_go_by_name_and_errors_add_position_and_origin(tiny_recipe: Ti
 
 
 def test_a_codec_is_found_by_its_class_and_made_by_its_name() -> None:
-    codec = registry.make_codec(
+    codec = codec_record.make_codec(
         CodecRecord(name="char", distribution="gptkit-char-text", options={"vocabulary": "abc"})
     )
     assert codec.encode("cab") == [2, 0, 1]
-    entry = registry.codec_entry(codec)
+    entry = codec_record.codec_entry(codec)
     assert (entry.name, entry.distribution) == ("char", "gptkit-char-text")
 
 
 def test_a_codec_that_nobody_announces_is_refused() -> None:
     with pytest.raises(PluginError) as caught:
-        registry.codec_entry(Unannounced())
+        codec_record.codec_entry(Unannounced())
     assert "Unannounced has no entry point" in str(caught.value)
     assert '[project.entry-points."gptkit.codecs"]' in (caught.value.hint or "")
 
 
 def test_a_codec_that_is_not_installed_names_its_distribution() -> None:
     with pytest.raises(PluginError, match='"runes" that this model needs') as caught:
-        registry.make_codec(CodecRecord(name="runes", distribution="acme-runes", options={}))
+        codec_record.make_codec(CodecRecord(name="runes", distribution="acme-runes", options={}))
     assert caught.value.hint == "pip install acme-runes"
 
 
 @pytest.mark.parametrize("options", [{}, {"vocabulary": "aa"}, {"vocabulary": "ab", "extra": 1}])
 def test_a_codec_that_does_not_take_its_options_names_its_distribution(options: Any) -> None:
     with pytest.raises(PluginError, match='"char" does not accept') as caught:
-        registry.make_codec(
+        codec_record.make_codec(
             CodecRecord(name="char", distribution="gptkit-char-text", options=options)
         )
     assert "gptkit-char-text" in (caught.value.hint or "")

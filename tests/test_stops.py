@@ -22,8 +22,8 @@ from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
 from gptkit.onnx.runtime.model import OnnxModel
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.registry import CodecRecord
 from gptkit.runs.loaded import LoadedModel
 from gptkit.sampling import each
 from gptkit.sampling.model import Model

@@ -11,7 +11,7 @@ from gptkit.codec import Codec
 from gptkit.errors import RunError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
-from gptkit.recipe import build, registry
+from gptkit.recipe import build, codec_record
 from gptkit.recipe.build import Plugins
 from gptkit.runs import run_folder
 from gptkit.runs.checkpoint import load_state, load_weights, weights_file
@@ -157,7 +157,7 @@ def load_checkpoint(
     target, _ = pick_device(device)
     step_folder = run_folder.open_run(path).step_folder(checkpoint)
     state = load_state(step_folder)
-    codec = registry.make_codec(state.codec)
+    codec = codec_record.make_codec(state.codec)
     model = GPT(state.config)
     model.load_weights(load_weights(step_folder, state, weights))
     return LoadedModel(model.to(target).eval(), codec, state, weights=weights)

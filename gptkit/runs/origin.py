@@ -8,7 +8,7 @@ from typing import Any
 from gptkit.codec import Codec
 from gptkit.errors import CheckpointError, RunError, UsageError
 from gptkit.model.gpt import GPT
-from gptkit.recipe import registry
+from gptkit.recipe import codec_record
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint, run_folder
 from gptkit.runs.run_folder import RunFolder, quote
@@ -101,7 +101,7 @@ def find_again(run: RunFolder) -> Origin | None:
 
 
 def _codec_faults(state: State, codec: Codec) -> list[str]:
-    theirs, ours = state.codec, registry.record_codec(codec)
+    theirs, ours = state.codec, codec_record.record_codec(codec)
     if theirs.name != ours.name:
         return [f'its codec is "{theirs.name}", the recipe\'s data set has "{ours.name}"']
     return list(_differences(theirs.options, ours.options, f"codec ({ours.name})."))

@@ -10,11 +10,11 @@ from gptkit import __version__
 from gptkit.errors import UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data
-from gptkit.recipe import build, registry
+from gptkit.recipe import build, codec_record
 from gptkit.recipe.build import Plugins
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.recipe import Recipe
-from gptkit.recipe.registry import CodecRecord
 from gptkit.runs import checkpoint
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
@@ -81,7 +81,7 @@ def build_trainer(
             keep=options.keep,
             config=model.config,
             dataset=plugins.recipe.dataset.use,
-            codec=registry.record_codec(data.codec),
+            codec=codec_record.record_codec(data.codec),
         )
     )
     return Trainer(

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.registry import CodecRecord
 
 FORMAT: Literal[2] = 2
 """Increased whenever an older gptkit could not read what a newer one writes. Format 1 is read, too:

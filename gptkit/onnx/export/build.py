@@ -15,7 +15,7 @@ from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
 from gptkit.plugin import TrainedModel
-from gptkit.recipe import registry
+from gptkit.recipe import codec_record
 
 GraphName = Literal["generate", "step", "decode"]
 
@@ -45,7 +45,7 @@ def describe(trained: TrainedModel, source: ExportSource, graph: GraphName) -> M
         config=config.model_dump(mode="json"),
         block_size=config.block_size,
         vocab_size=config.vocab_size,
-        codec=registry.record_codec(codec),
+        codec=codec_record.record_codec(codec),
         tokens=Tokens(
             starts=codec.starts,
             stop_tokens=list(codec.stop_tokens),

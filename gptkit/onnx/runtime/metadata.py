@@ -21,7 +21,7 @@ from pydantic import (
 
 from gptkit.errors import ModelFileError
 from gptkit.files import digest
-from gptkit.recipe.registry import CodecRecord
+from gptkit.recipe.codec_record import CodecRecord
 
 FORMAT: Literal[2] = 2
 """Increased when an older gptkit could not use what a newer one exports. 2: `stop_tokens` are an

@@ -21,7 +21,7 @@ from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.metadata import Metadata
 from gptkit.onnx.runtime.providers import provider
 from gptkit.onnx.runtime.text_session import TextSession
-from gptkit.recipe import registry
+from gptkit.recipe import codec_record
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
@@ -117,7 +117,7 @@ class OnnxModel(Model):
         Raises:
             PluginError: its distribution is not installed.
         """
-        return registry.make_codec(self.metadata.codec)
+        return codec_record.make_codec(self.metadata.codec)
 
     @property
     def block_size(self) -> int:

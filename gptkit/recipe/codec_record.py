@@ -1,0 +1,86 @@
+"""Codecs in checkpoints and exported models: the name of their entry point, and their options."""
+
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gptkit.codec import Codec
+from gptkit.errors import PluginError
+from gptkit.recipe.registry import Entry, find, installed, is_from, load
+
+
+class CodecRecord(BaseModel):
+    """A codec in a checkpoint or an exported model; `make_codec` makes it without its data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    distribution: str
+    options: dict[str, Any]
+
+
+def record_codec(codec: Codec) -> CodecRecord:
+    """The record from which `make_codec` makes an equal codec.
+
+    Raises:
+        PluginError: the codec's class has no entry point in the group `gptkit.codecs`.
+    """
+    entry = codec_entry(codec)
+    options = codec.model_dump(mode="json")
+    return CodecRecord(name=entry.name, distribution=entry.distribution, options=options)
+
+
+def codec_entry(codec: Codec) -> Entry:
+    """The entry point of a codec's class.
+
+    Raises:
+        PluginError: there is none in the group `gptkit.codecs`.
+    """
+    kind = type(codec)
+    value = f"{kind.__module__}:{kind.__qualname__}"
+    entries = installed("codec")
+    for entry in sorted(entries, key=lambda entry: entry.point.value != value):
+        if entry.point.value == value or _exports(entry.point, kind):
+            return entry
+    raise PluginError(
+        f"the codec {value} has no entry point",
+        hint=f'its pyproject.toml needs [project.entry-points."gptkit.codecs"] NAME = "{value}"',
+    )
+
+
+def make_codec(record: CodecRecord) -> Codec:
+    """The codec that a checkpoint or an exported model stored.
+
+    Raises:
+        PluginError: its distribution is not installed, or it does not take these options.
+    """
+    claims = [entry for entry in installed("codec") if entry.name == record.name]
+    if not claims:
+        raise PluginError(
+            f'the codec "{record.name}" that this model needs is not installed',
+            hint=f"pip install {record.distribution}",
+        )
+    own = [entry for entry in claims if is_from(entry, record.distribution)]
+    codec = load(own[0] if own else find("codec", record.name))
+    try:
+        made = codec.model_validate(record.options)
+    except ValidationError as error:
+        raise PluginError(
+            f'the codec "{record.name}" does not accept the options in the model: {error}',
+            hint=f"install the version of {record.distribution} that the model was trained with",
+        ) from None
+    assert isinstance(made, Codec)
+    return made
+
+
+def _exports(point: EntryPoint, kind: type) -> bool:
+    """Whether an entry point names a class under another path, e.g. that of its package."""
+    package = kind.__module__.partition(".")[0]
+    if point.module.partition(".")[0] != package and point.module not in sys.modules:
+        return False  # another plugin's, which need not be imported for this
+    try:
+        return point.load() is kind
+    except (Exception, SystemExit):
+        return False  # broken; whoever names it hears of it
