@@ -148,6 +148,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
     checkpoint: str = "last",
+    weights: str | None = None,
     quiet: bool = False,
 ) -> Run:
     """Train a recipe from the start into a new run folder.
@@ -162,6 +163,7 @@ def train(
         out: the run folder; None makes a new one under `runs/`.
         start: a run whose weights to begin with; None begins with random ones.
         checkpoint: of `start`: "last", "best" or a step's number.
+        weights: of that checkpoint, the name of a further set; None: the model's own.
         quiet: show nothing but warnings.
 
     Raises:
@@ -176,6 +178,7 @@ def train(
             out=folder,
             start=None if start is None else Path(start),
             which=checkpoint,
+            weights=weights,
             report=report,
             caller=caller,
         )

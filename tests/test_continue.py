@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import Result
 
+import gptkit
 from gptkit.runs.changes import texts
 
 Command = Callable[..., Result]
@@ -188,6 +189,20 @@ def test_a_run_begins_with_the_weights_of_another(
     said = {"run": str(trained), "step": 2, "weights": None, "sha256": digest}
     assert about(tmp_path / "b")["from"] == said
     assert f"from         step 2 of {trained}\n" in cli("runs", "show", "b").stdout
+
+
+def test_a_run_begins_with_a_further_set_of_weights(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    path = tiny_recipe(callbacks=[{"use": "ema", "decay": 0.5}])
+    assert cli("train", path, "--out", "r").exit_code == 0
+    run = gptkit.train(path, STILL[1::2], start="r", weights="ema", out="b", quiet=True)
+    averaged = load_file(tmp_path / "r/checkpoints/last/model.ema.safetensors")
+    for name, tensor in load_file(run.path / "checkpoints/last/model.safetensors").items():
+        assert tensor.equal(averaged[name]), name
+    assert about(run.path)["from"]["weights"] == "ema"
+    error = refused(cli("train", path, "--from", "r", "--weights", "emu"))
+    assert error.endswith("hint:  there are: ema\n")
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_with_them_again(

@@ -28,7 +28,7 @@ SIGNATURES = {
     "load": "(path=None, *, checkpoint='last', weights=None, device='auto')",
     "resume": "(path=None, overrides=(), *, callbacks=(), quiet=False)",
     "train": "(recipe, overrides=(), *, callbacks=(), out=None, start=None, checkpoint='last', "
-    "quiet=False)",
+    "weights=None, quiet=False)",
     "trainer": "(recipe, overrides=(), *, data=None, callbacks=())",
     "Run": "(path)",
     "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto', classify=False)",
