@@ -26,7 +26,8 @@ METHOD = """\
 The trainer on one thread of two cores, {shape}, float32, AdamW, in one process, in turns (rounds:
 {rounds} of one step each). The splits make random tokens. The slow ones take {slow} ms a batch, as
 measured alone: one waits, as for a disk or a network; one sorts in numpy, which lets other threads
-run; one counts in Python, which holds the interpreter's lock. "Without" is the same trainer, which
+run; one counts in Python, which holds the interpreter's lock. Both need a core of their own to be
+hidden, which other programs may take. "Without" is the same trainer, which
 asks for a batch only when it needs it. The costs are differences between fastest steps, since the
 other steps also wait for other programs."""
 
@@ -135,7 +136,7 @@ def _meaning(times: dict[Any, Spread]) -> str:
     waits, without = (_cost(times, "waits", ahead=a) for a in (True, False))
     computes = _cost(times, "computes in Python", ahead=True)
     return (
-        f"A split that waits 20 ms for a batch costs a step of {step:.0f} ms {waits:.1f} ms when "
-        f"it is read ahead and {without:.1f} ms when it is not; one that computes 20 ms in Python "
-        f"costs {computes:.1f} ms."
+        f"A split that waits 20 ms for a batch makes a step of {step:.0f} ms longer by "
+        f"{waits:.1f} ms when it is read ahead, by {without:.1f} ms when it is not; one that "
+        f"computes for 20 ms in Python, by {computes:.1f} ms."
     )
