@@ -285,9 +285,15 @@ WRONG_GRAPHS: dict[str, tuple[str, Mutation]] = {
     "a stop token that ends nothing": (
         "modern",
         all_of(
-            use_constant("tokens/Not", 0, np.array(False)),
+            use_constant("stops/Equal_2", 0, np.array(0)),
             use_constant("blocks/Not", 0, np.array(False)),
         ),
+    ),
+    "a row that draws on after its stop token": (
+        "modern", use_constant("stops/Where", 0, np.array(False))
+    ),
+    "only the first of several stop tokens": (
+        "modern", with_input("stops/Concat", 0, "Slice", [0], [1], [0])
     ),
 }  # fmt: skip
 """The run that shows it, and what goes wrong in its graph `generate`."""
