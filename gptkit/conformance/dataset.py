@@ -1,15 +1,36 @@
-"""The contract of data sets as assertions; `gptkit.testing` offers them to the tests of plugins."""
+"""The contract of data sets as assertions."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gptkit.contract.dataset import Data
+from gptkit.conformance.codec import check_codec
+from gptkit.conformance.options import check_options
+from gptkit.contract.dataset import Data, Dataset
 from gptkit.data.split import IGNORE, Split
 
 LOOKED_AT = 256
 """Windows or items of a split that are looked at, spread over it."""
+
+
+def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
+    """Assert the contract of data sets; return the loaded data.
+
+    Args:
+        dataset: with the options to test.
+        prompts: prompts that the data's codec must be able to read.
+    """
+    check_options(dataset)
+    data, again = dataset.load(), dataset.load()
+    assert (data.sha256, data.codec) == (again.sha256, again.codec), "load() must be repeatable"
+    for split, other in ((data.train, again.train), (data.val, again.val)):
+        check_split(split, vocab_size=data.vocab_size, block_size=data.block_size)
+        last = torch.tensor([len(split) - 1])
+        assert torch.equal(split[last][0], other[last][0]), "load() must be repeatable"
+    check_labels(data)
+    check_codec(data.codec, prompts=prompts, vocab_size=data.vocab_size)
+    return data
 
 
 def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The contract of codecs as assertions; `gptkit.testing` offers them to the tests of plugins."""
+"""The contract of codecs as assertions."""
 
 import json
 import random

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.contract.dataset_contract import check_labels
+from gptkit.conformance.dataset import check_labels
 from gptkit.plugin import IGNORE, Data, Split
 from gptkit.testing import LetterCodec, check_split
 

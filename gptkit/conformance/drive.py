@@ -1,4 +1,4 @@
-"""A small training for the tests of callbacks; `gptkit.testing` offers it."""
+"""A small training that calls a callback, for tests."""
 
 import json
 import re

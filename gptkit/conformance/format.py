@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptkit.drive import LetterCodec
+from gptkit.conformance.drive import LetterCodec
+from gptkit.conformance.options import check_options
 from gptkit.errors import UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, Format, Split, TrainedModel
@@ -44,8 +45,14 @@ def make_model() -> TrainedModel:
     )
 
 
-def check_written(format_: Format, folder: Path) -> Path:
-    """Assert that a format writes what it is given, where it is told; return the path."""
+def check_format(format_: Format, folder: Path) -> Path:
+    """Assert the contract of formats; return what it wrote, to be read and compared.
+
+    Args:
+        format_: with the options to test.
+        folder: an empty folder to write to.
+    """
+    check_options(format_)
     kind, model = type(format_).__name__, make_model()
     before = {name: tensor.clone() for name, tensor in model.weights.items()}
     path = folder / format_.default_path().name
