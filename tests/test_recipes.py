@@ -27,8 +27,9 @@ def fenced(path: Path, *kinds: str) -> list[str]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The `gptkit` commands of a document's shell blocks, as arguments."""
+    """The `gptkit` commands of a document's shell blocks, as arguments; not those refused there."""
     text = "\n".join(fenced(path, "sh", "bash", "console", "")).replace("\\\n", " ")
+    text = re.sub(r"^\$ .*\nerror: .*$", "", text, flags=re.MULTILINE)
     lines = re.findall(r"^(?:\$ )?(.*\bgptkit .*)$", text, re.MULTILINE)
     parts = [part for line in lines for part in re.split(r"&&|;|\|", line.partition("#")[0])]
     return [shlex.split(part)[1:] for part in parts if part.split()[:1] == ["gptkit"]]
@@ -90,5 +91,7 @@ def test_a_documents_commands_exist_with_their_options(document: Path) -> None:
             assert found, f"{name(document)}: gptkit {' '.join(arguments)}"
             command, arguments = found, arguments[1:]
         known = {option for parameter in command.params for option in parameter.opts}
-        used = {argument.partition("=")[0] for argument in arguments if argument[:1] == "-"}
+        used = {
+            argument.partition("=")[0] for argument in arguments if argument[:1] == "-" != argument
+        }
         assert used <= known | {"-h", "--help"}, f"{name(document)}: {arguments}"
