@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,10 +59,16 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, oldest first; empty if no callback wrote it."""
+        """The records of metrics.jsonl, oldest first; empty if no callback wrote it.
+
+        A line that a killed process left unfinished is left out.
+        """
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        records = []
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                records.append(json.loads(line))
+        return records
 
     @property
     def best(self) -> SavedStep | None:

@@ -160,6 +160,11 @@ def test_a_run_tells_its_metrics_and_checkpoints(run: gptkit.Run) -> None:
     assert gptkit.Run(Path("nowhere")).metrics == []
 
 
+def test_a_record_that_a_kill_left_unfinished_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo\xc3')
+    assert gptkit.Run(tmp_path).metrics == [{"step": 1}]
+
+
 def test_a_run_is_evaluated_and_exported_as_by_the_commands(
     run: gptkit.Run, cli: Callable[..., Result]
 ) -> None:
