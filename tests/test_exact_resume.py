@@ -235,6 +235,42 @@ def test_split_groups_are_as_before_if_nothing_splits_them_again(
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_rates_that_a_changed_option_sets_count_and_others_are_as_saved(
+    data: Data, tmp_path: Path, optimizer: str
+) -> None:
+    class Rates(LayerRates):
+        factor: float = 0.5
+        """Of the rates of layer 0."""
+
+        def on_fit_start(self, state: TrainState) -> None:
+            state.split_groups(layer)
+            for group in state.optimizer.param_groups:
+                group["initial_lr"] *= self.factor if group["name"].endswith("/0") else 1.0
+
+        def on_step_end(self, state: TrainState) -> None:
+            for group in state.optimizer.param_groups:
+                if state.step == 1 and group["name"].endswith("/1"):
+                    group["initial_lr"] = 0.125
+
+    def rates(trainer: Trainer) -> dict[str, float]:
+        return {g["name"]: g["initial_lr"] for g in trainer.state.optimizer.param_groups}
+
+    chosen = OPTIMIZERS[optimizer]
+    whole = make(data, tmp_path / "whole", {"rates": Rates()}, optimizer=chosen)
+    whole.fit()
+    again = resumed(data, tmp_path / "whole", {"rates": Rates(factor=0.25)}, optimizer=chosen)
+    again.fit()
+    expected = {n: r / 2 if n.endswith("/0") else r for n, r in rates(whole).items()}
+    assert rates(again) == pytest.approx(expected)
+    assert 0.125 in rates(again).values()
+    once_more = make(data, tmp_path / "more", {"rates": Rates(factor=0.25)}, optimizer=chosen)
+    once_more.load(read_snapshot(tmp_path / "resumed" / checkpoint.step_name(STEPS)))
+    once_more.state.steps += 1
+    once_more.fit()
+    assert rates(once_more) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("frozen", ["wte", r"(?!h\.\d\.mlp\.up\.weight)"])
 def test_frozen_parameters_are_in_no_group(
     data: Data, tmp_path: Path, optimizer: str, frozen: str

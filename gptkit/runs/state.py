@@ -36,6 +36,8 @@ class State(BaseModel):
     """The step of the latest evaluation."""
     optimizer_groups: list[dict[str, Any]]
     """Optimizer, numbers and parameter names of every group; in format 1 the numbers alone."""
+    first_groups: list[dict[str, Any]] = []
+    """Likewise, after `on_fit_start` when the run began."""
     callbacks: dict[str, dict[str, Any]] | list[dict[str, Any]]
     """JSON values that callbacks keep, by name; in format 1 in the recipe's order. A tensor in
     `callbacks.safetensors` is null here; its key there is its path, such as `ema/wte.weight`."""

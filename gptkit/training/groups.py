@@ -35,7 +35,7 @@ def load(optimizer: Optimizer, model: nn.Module, saved: Groups) -> bool:
     Raises:
         CheckpointError: the groups are those of another optimizer.
     """
-    _check(optimizer, model, saved)
+    check(optimizer, model, saved)
     names, groups = _names(model), optimizer.param_groups
     if all("params" in group for group in saved):
         present = {frozenset(names[p] for p in group["params"]): group for group in groups}
@@ -60,7 +60,28 @@ def regroup(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
     optimizer.param_groups[:] = groups
 
 
-def _check(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
+def renewed(saved: Groups, *, first: Groups, now: Groups) -> list[dict[str, Any]]:
+    """Saved groups with the numbers that callbacks set otherwise now than when the run began.
+
+    So an option of a callback that was changed for a resumed run counts. Nothing is taken if the
+    parameters are divided otherwise than when the run began.
+
+    Args:
+        saved: the groups of the checkpoint.
+        first: the groups after `on_fit_start` when the run began.
+        now: the groups after `on_fit_start` in the resumed run.
+    """
+    began, begins = _by_members(first), _by_members(now)
+    if began.keys() != begins.keys():
+        return list(saved)
+    groups = []
+    for group in saved:
+        old, new = (_numbers(found.get(_members(group), {})) for found in (began, begins))
+        groups.append(group | {key: v for key, v in new.items() if key in old and old[key] != v})
+    return groups
+
+
+def check(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
     """Raise a CheckpointError if the groups were saved from another optimizer."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
 
@@ -77,6 +98,14 @@ def _check(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
             "the optimizer's parameter groups are not those of the checkpoint",
             hint="resume with the recipe that the run was started with",
         )
+
+
+def _by_members(groups: Groups) -> dict[frozenset[str], dict[str, Any]]:
+    return {_members(group): group for group in groups}
+
+
+def _members(group: dict[str, Any]) -> frozenset[str]:
+    return frozenset(group.get("params", ()))
 
 
 def _kind(optimizer: Optimizer, group: dict[str, Any]) -> str:

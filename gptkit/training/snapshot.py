@@ -37,6 +37,8 @@ class Snapshot:
     """The step of the latest evaluation."""
     optimizer_groups: list[dict[str, Any]]
     """Every parameter group, as `groups.describe` does."""
+    first_groups: groups.Groups
+    """Likewise, after `on_fit_start` when the run began; empty in format 1."""
     callbacks: dict[str, Any] | list[dict[str, Any]]
     """JSON values of every callback by name; in format 1 in the recipe's order."""
     weights: dict[str, str]
@@ -47,7 +49,12 @@ class Snapshot:
 
 
 def take(
-    state: TrainState, model: GPT, callbacks: Callbacks, *, batch_size: int | None = None
+    state: TrainState,
+    model: GPT,
+    callbacks: Callbacks,
+    *,
+    first_groups: groups.Groups = (),
+    batch_size: int | None = None,
 ) -> Snapshot:
     """Capture a training.
 
@@ -57,6 +64,7 @@ def take(
         state: of the training.
         model: its model.
         callbacks: their states and weights are part of the snapshot.
+        first_groups: the parameter groups after `on_fit_start` when the run began.
         batch_size: sequences per update, if that is not what the recipe says.
 
     Raises:
@@ -74,6 +82,7 @@ def take(
         val_losses=dict(state.val_losses),
         val_step=state.val_step,
         optimizer_groups=groups.describe(state.optimizer, model),
+        first_groups=first_groups,
         callbacks=values,
         weights={name: offered.callback for name, offered in sets.items()},
         tensors={

@@ -93,7 +93,9 @@ class Trainer:
             evaluate=self.measure,
         )
         self._interrupted = False
-        self._saved_groups: groups.Groups | None = None
+        self._saved: tuple[groups.Groups, groups.Groups] | None = None
+        self.first_groups: groups.Groups = []
+        """The parameter groups after `on_fit_start` when the run began."""
         self.saved_step: int | None = None
 
     def fit(self) -> TrainState:
@@ -233,7 +235,13 @@ class Trainer:
         self.state.recorder.stop()
         size = self.state.batch_size
         changed = size if size != self.options.batch_size else None
-        taken = snapshot.take(self.state, self.model, self.callbacks, batch_size=changed)
+        taken = snapshot.take(
+            self.state,
+            self.model,
+            self.callbacks,
+            first_groups=self.first_groups,
+            batch_size=changed,
+        )
         if self.ranks.first:
             self.state.checkpoint = self._save(taken)
         self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
@@ -246,15 +254,22 @@ class Trainer:
         Raises:
             CheckpointError: it was taken with another model or optimizer.
         """
-        groups.load(self.state.optimizer, self.model, saved.optimizer_groups)
+        groups.check(self.state.optimizer, self.model, saved.optimizer_groups)
         snapshot.restore(saved, self.state, self.model, self.callbacks)
-        self._saved_groups, self.saved_step = saved.optimizer_groups, saved.step
+        self._saved = saved.optimizer_groups, saved.first_groups
+        self.saved_step = saved.step
 
     def _restore_groups(self) -> None:
         """Restore the parameter groups, which a callback may have split or changed again by now."""
-        saved, self._saved_groups = self._saved_groups, None
-        if saved is not None and not groups.load(self.state.optimizer, self.model, saved):
-            groups.regroup(self.state.optimizer, self.model, saved)
+        now = groups.describe(self.state.optimizer, self.model)
+        if self._saved is None:
+            self.first_groups = now
+            return
+        (saved, first), self._saved = self._saved, None
+        self.first_groups = groups.renewed(first, first=first, now=now)
+        found = groups.renewed(saved, first=first, now=now)
+        if not groups.load(self.state.optimizer, self.model, found):
+            groups.regroup(self.state.optimizer, self.model, found)
 
     def _end_early(self) -> None:
         """Save, and keep for `on_fit_end` whether a signal was the reason."""
