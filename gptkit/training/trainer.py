@@ -115,8 +115,7 @@ class Trainer:
             for name in reversed([*callbacks]):
                 stack.callback(callbacks.call, name, "on_fit_end", state)
             stack.push(self._keep_error)
-            self.emit("on_fit_start")
-            self._restore_groups()
+            self._start()
             self.model.train()
             while state.step < state.steps and not self.stopping():
                 self.step()
@@ -226,12 +225,14 @@ class Trainer:
         Raises:
             CheckpointError: it cannot be written.
             DivergedError: a weight is not finite.
+            PluginError: a callback set a batch size that cannot be divided among the ranks.
         """
         if self._save is None or self.saved_step == self.state.step:
             return
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
         size = self.state.batch_size
+        micro_batches.part_of(size, self.ranks)  # a resumed run could not continue with a wrong one
         changed = size if size != self.options.batch_size else None
         taken = snapshot.take(self.state, self.model, self.callbacks, batch_size=changed)
         if self.ranks.first:
@@ -250,10 +251,21 @@ class Trainer:
         snapshot.restore(saved, self.state, self.model, self.callbacks)
         self._saved_groups, self.saved_step = saved.optimizer_groups, saved.step
 
-    def _restore_groups(self) -> None:
-        """Restore the parameter groups, which a callback may have split or changed again by now."""
+    def _start(self) -> None:
+        """Emit `on_fit_start`; if training is resumed, undo what callbacks did there a second time.
+
+        They may have split or changed the parameter groups, set a batch size, or drawn random
+        numbers.
+        """
         saved, self._saved_groups = self._saved_groups, None
-        if saved is not None and not groups.load(self.state.optimizer, self.model, saved):
+        size, device = self.state.batch_size, self.run_device.device
+        generators = snapshot.generator_states(device)
+        self.emit("on_fit_start")
+        if saved is None:
+            return
+        self.state.batch_size = size
+        snapshot.set_generator_states(generators, device)
+        if not groups.load(self.state.optimizer, self.model, saved):
             groups.regroup(self.state.optimizer, self.model, saved)
 
     def _end_early(self) -> None:
