@@ -1,5 +1,6 @@
 """Runs that go on: longer than planned, with other options, or with another run's weights."""
 
+import gc
 import json
 import shlex
 import shutil
@@ -17,6 +18,8 @@ import gptkit
 from gptkit.plugin import Callback, TrainState
 from gptkit.runs import checkpoint
 from gptkit.runs.changes import texts
+from gptkit.runs.origin import Origin
+from gptkit.training.snapshot import Snapshot
 
 Command = Callable[..., Result]
 TinyRecipe = Callable[..., Path]
@@ -242,6 +245,23 @@ def test_weights_that_do_not_fit_are_refused_by_the_field(
 def test_from_is_needed_to_choose_a_checkpoint(cli: Command, tiny_recipe: TinyRecipe) -> None:
     assert "hint:  add --from RUN" in refused(cli("train", tiny_recipe(), "--checkpoint", "best"))
     assert "no such run folder" in refused(cli("train", tiny_recipe(), "--from", "nothing"))
+
+
+class Held(Callback):
+    """Counts the checkpoints in memory during training."""
+
+    _found: list[int] = PrivateAttr(default_factory=list)
+
+    def on_step_start(self, state: TrainState) -> None:
+        held = [o for o in gc.get_objects() if type(o) in (Snapshot, Origin)]
+        self._found.append(len(held))
+
+
+def test_what_training_began_with_takes_no_memory_until_its_end(trained: Path) -> None:
+    held = Held()
+    gptkit.resume("r", {"train.steps": 5}, callbacks=held, quiet=True)
+    gptkit.train("tiny.toml", start="r", out="q", callbacks=held, quiet=True)
+    assert held._found == [0] * 5
 
 
 # checkpoints/last, checkpoints/best
