@@ -1,5 +1,6 @@
 """Runs that go on: longer than planned, with other options, or with another run's weights."""
 
+import gc
 import json
 import shlex
 import shutil
@@ -9,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import PrivateAttr
 from safetensors.torch import load_file
 from typer.testing import Result
 
 import gptkit
+from gptkit.plugin import Callback, TrainState
+from gptkit.runs import checkpoint
 from gptkit.runs.changes import texts
+from gptkit.runs.origin import Origin
+from gptkit.training.snapshot import Snapshot
 
 Command = Callable[..., Result]
 TinyRecipe = Callable[..., Path]
@@ -241,7 +247,46 @@ def test_from_is_needed_to_choose_a_checkpoint(cli: Command, tiny_recipe: TinyRe
     assert "no such run folder" in refused(cli("train", tiny_recipe(), "--from", "nothing"))
 
 
+class Held(Callback):
+    """Counts the checkpoints in memory during training."""
+
+    _found: list[int] = PrivateAttr(default_factory=list)
+
+    def on_step_start(self, state: TrainState) -> None:
+        held = [o for o in gc.get_objects() if type(o) in (Snapshot, Origin)]
+        self._found.append(len(held))
+
+
+def test_what_training_began_with_takes_no_memory_until_its_end(trained: Path) -> None:
+    held = Held()
+    gptkit.resume("r", {"train.steps": 5}, callbacks=held, quiet=True)
+    gptkit.train("tiny.toml", start="r", out="q", callbacks=held, quiet=True)
+    assert held._found == [0] * 5
+
+
 # checkpoints/last, checkpoints/best
+
+
+class Saved(Callback):
+    """Notes which step folders there are after each save."""
+
+    _found: list[list[int]] = PrivateAttr(default_factory=list)
+
+    def on_save_end(self, state: TrainState) -> None:
+        assert state.checkpoint
+        folders = checkpoint.step_folders(state.checkpoint.parent)
+        self._found.append([checkpoint.step_of(folder) for folder in folders])
+
+
+def test_damaged_checkpoints_take_no_place_of_the_new_ones(
+    cli: Command, tiny_recipe: TinyRecipe
+) -> None:
+    train = {"steps": 6, "save_every": 2, "eval_every": 6, "keep": 2}
+    assert cli("train", tiny_recipe(callbacks=PLAIN, train=train), "--out", "r").exit_code == 0
+    (Path("r") / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"")
+    saved = Saved()
+    gptkit.resume("r", {"train.save_every": 1, "train.keep": 1}, callbacks=saved, quiet=True)
+    assert saved._found == [[5], [6]]
 
 
 def test_links_point_to_the_newest_and_the_best_step(

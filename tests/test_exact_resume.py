@@ -118,6 +118,18 @@ class Growing(Callback):
             state.batch_size = 12
 
 
+class Starting(Callback):
+    """Draws a random number and sets a batch size at the start; grows the batch later."""
+
+    def on_fit_start(self, state: TrainState) -> None:
+        torch.rand(())
+        state.batch_size = 8
+
+    def on_step_end(self, state: TrainState) -> None:
+        if state.step == 3:
+            state.batch_size = 12
+
+
 def layer(name: str) -> str:
     found = re.match(r"h\.(\d+)\.", name)
     return found[1] if found else "outside"
@@ -180,6 +192,7 @@ CHANGES: list[Kinds] = [
     {"scaled": Scaled},
     {"late": Late},
     {"growing": Growing},
+    {"starting": Starting},
     {"ema": Average, "rates": LayerRates, "late": Late, "growing": Growing},
 ]
 
@@ -381,6 +394,17 @@ def test_an_impossible_batch_size_is_refused(data: Data, tmp_path: Path, size: A
 
     with pytest.raises(PluginError, match=r"state\.batch_size: a callback set it to"):
         make(data, tmp_path, {"wrong": Wrong()}).fit()
+
+
+@pytest.mark.parametrize("size", [0, 2.0])
+def test_an_impossible_batch_size_is_not_saved(data: Data, tmp_path: Path, size: Any) -> None:
+    class Wrong(Callback):
+        def on_step_end(self, state: TrainState) -> None:
+            state.batch_size = size if state.step == 2 else 4
+
+    with pytest.raises(PluginError, match=r"state\.batch_size: a callback set it to"):
+        make(data, tmp_path, {"wrong": Wrong()}).fit()
+    assert checkpoint.step_folders(tmp_path) == []
 
 
 def test_evaluations_do_not_depend_on_the_batch_size_of_training(

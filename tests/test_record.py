@@ -84,6 +84,16 @@ def test_an_evaluation_within_a_step_is_not_counted(clock: list[float]) -> None:
     assert state.record()["tokens_per_second"] == 32
 
 
+def test_the_clock_goes_on_after_an_evaluation_that_failed(clock: list[float]) -> None:
+    state = make_state()
+    state.begin_step()
+    with pytest.raises(OSError), state.recorder.paused():
+        raise OSError
+    clock[0] += 2
+    state.step, state.tokens = 1, 64
+    assert state.record()["tokens_per_second"] == 32
+
+
 def test_the_validation_loss_belongs_to_the_step_of_its_evaluation(clock: list[float]) -> None:
     state = make_state()
     state.val_losses = {"ema": 1.5}
@@ -124,3 +134,14 @@ def test_values_are_read_from_the_device_once_per_step(clock: list[float]) -> No
     state.metrics["spread"] = torch.zeros(()).as_subclass(Counting)
     assert state.record()["spread"] == state.record()["spread"] == 3.0
     assert Counting.read == 1
+
+
+def test_a_tensor_that_is_updated_in_place_is_read_again_at_the_next_step(
+    clock: list[float],
+) -> None:
+    state = make_state()
+    state.metrics["seen"] = seen = torch.zeros(())
+    for count in (1, 2):
+        step(state, clock)
+        seen += 1
+        assert state.record()["seen"] == count

@@ -308,6 +308,24 @@ def drifting() -> Callback:
     return Drifting()
 
 
+class Noisy(Callback):
+    """Adds noise to the gradients, and draws a number at the start."""
+
+    contract = 1
+
+    def on_fit_start(self, state: TrainState) -> None:
+        torch.rand(())
+
+    def on_backward_end(self, state: TrainState) -> None:
+        for parameter in state.model.parameters():
+            assert parameter.grad is not None
+            parameter.grad += 0.1 * torch.randn_like(parameter)
+
+
+def test_random_numbers_of_torch_need_no_state(tmp_path: Path) -> None:
+    check_callback(Noisy(), tmp_path)
+
+
 class Averaging(Callback):
     """Keeps a mean of the weights over all steps, and the same in lists in its state."""
 

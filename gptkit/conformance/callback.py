@@ -81,7 +81,9 @@ def _check_resumed(callback: Callback, folder: Path) -> None:
     for state in (whole, parts):
         assert state.run_dir
         state.run_dir.mkdir()
+    torch.manual_seed(0)
     drive(callback.model_copy(deep=True), whole)
+    torch.manual_seed(0)
     drive(callback, parts, until=STOPPED)
     if whole.step <= STOPPED:
         return

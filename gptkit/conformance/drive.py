@@ -64,10 +64,12 @@ def drive(callback: Callback, state: TrainState, *, until: int | None = None) ->
         until: end after this step, as a signal does.
     """
     groups = [dict(group) for group in state.optimizer.param_groups]
+    size, generator = state.batch_size, torch.get_rng_state()
     try:
         callback.on_fit_start(state)
         if state.step:  # as in a resumed run
-            state.optimizer.param_groups[:] = groups
+            state.optimizer.param_groups[:], state.batch_size = groups, size
+            torch.set_rng_state(generator)
         while state.step < (until or state.steps) and not state.stop:
             _step(callback, state)
             _evaluate(callback, state)

@@ -48,9 +48,11 @@ class Recorder:
         """Do not count the time of a block, which may be within a step."""
         running = self._clock.running
         self._clock.stop()
-        yield
-        if running:
-            self._clock.start()
+        try:
+            yield
+        finally:
+            if running:
+                self._clock.start()
 
     def record(self, values: Values) -> dict[str, float]:
         """The values as numbers, with `tokens_per_second` and `elapsed`.
@@ -61,8 +63,10 @@ class Recorder:
         """
         if values["step"] == self._complete.get("step"):
             values = self._complete
+        if new := self._measured[0] != values["step"]:
+            self._numbers = {}  # a callback may have updated a tensor in place
         record = {name: self._number(name, value) for name, value in values.items()}
-        if self._measured[0] != record["step"]:
+        if new:
             self._measured = (record["step"], self._measure(record["tokens"]))
         return record | self._measured[1]
 

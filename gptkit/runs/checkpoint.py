@@ -182,13 +182,20 @@ def prune(folder: Path, keep: int) -> None:
     kept = {*paths[-keep:], best(folder)}
     for path in paths:
         if path not in kept:
-            stale = path.with_name(f".{path.name}.old")
-            shutil.rmtree(stale, ignore_errors=True)
-            try:
-                path.rename(stale)  # first, so that a kill leaves no partial step folder
-                shutil.rmtree(stale)
-            except OSError as error:
-                raise CheckpointError(f"{path}: cannot be deleted: {error.strerror}") from error
+            _delete(path)
+
+
+def delete_later(folder: Path, step: int) -> None:
+    """Delete the step folders after a step: a run that has just saved it found them damaged.
+
+    Otherwise they would count as the newest, and be kept in place of what it saves.
+
+    Raises:
+        CheckpointError: one cannot be deleted.
+    """
+    for path in step_folders(folder):
+        if step_of(path) > step:
+            _delete(path)
 
 
 def link(folder: Path) -> None:
@@ -208,6 +215,16 @@ def sweep(folder: Path) -> None:
     """Delete the unfinished folders of killed processes."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(step_folder: Path) -> None:
+    stale = step_folder.with_name(f".{step_folder.name}.old")
+    shutil.rmtree(stale, ignore_errors=True)
+    try:
+        step_folder.rename(stale)  # first, so that a kill leaves no partial step folder
+        shutil.rmtree(stale)
+    except OSError as error:
+        raise CheckpointError(f"{step_folder}: cannot be deleted: {error.strerror}") from error
 
 
 def _write(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> None:

@@ -116,6 +116,7 @@ def saver(
         about = {"gptkit": __version__, "config": config, "dataset": dataset, "codec": codec}
         saved = {name: getattr(snapshot, name) for name in SAVED}
         step_folder = checkpoint.save(folder, State(**about, **saved), snapshot.tensors)
+        checkpoint.delete_later(folder, snapshot.step)
         checkpoint.prune(folder, keep)
         checkpoint.link(folder)
         return step_folder

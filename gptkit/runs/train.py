@@ -96,6 +96,7 @@ def train(
                 write_json(run.environment, about | came_from)
                 changes.write_recipe(run, plugins.recipe)
             report(_summary(trainer, run) + (f", from {begin}" if begin else ""))
+            del begin  # so that its tensors take no memory during training
             _fit(trainer, run, caller)
     return run
 
@@ -168,6 +169,7 @@ def _continue(
             trainer.state.batch_size = plugins.recipe.train.batch_size
         where = f"from step {step}" if saved else "which has no checkpoint yet, from its start"
         report(f"{_summary(trainer, run)}, {where}")
+        del saved, begin  # so that their tensors take no memory during training
         _fit(trainer, run, caller)
     return run
 

@@ -88,7 +88,7 @@ def take(
         tensors={
             "model": full_state(model.weights(), keep=keep),
             **{WEIGHTS + name: full_state(s.tensors, keep=keep) for name, s in sets.items()},
-            "optimizer": moments | _generator_states(model.wte.weight.device),
+            "optimizer": moments | generator_states(model.wte.weight.device),
             "callbacks": full_state(tensors, keep=keep),
         },
     )
@@ -104,7 +104,7 @@ def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callba
     """
     model.load_weights(shard_state(snapshot.tensors["model"], model))
     moments = shard_state(snapshot.tensors["optimizer"], model)
-    _set_generator_states(moments, model.wte.weight.device)
+    set_generator_states(moments, model.wte.weight.device)
     optimizer.load_state(state.optimizer, model, moments)
     state.step = snapshot.step
     state.val_loss, state.val_step = snapshot.val_loss, snapshot.val_step
@@ -113,6 +113,22 @@ def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callba
     tokens = snapshot.tokens
     state.tokens = snapshot.step * state.tokens_per_step if tokens is None else tokens
     _restore_callbacks(snapshot, state, model, callbacks)
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that dropout uses, as `generator:<device type>`."""
+    states = {"generator:cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["generator:cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Pop the generator states from `tensors`; one of another device type is dropped."""
+    torch.set_rng_state(tensors.pop("generator:cpu"))
+    cuda = tensors.pop("generator:cuda", None)
+    if cuda is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(cuda, device)
 
 
 def describe_changes(snapshot: Snapshot, callbacks: Mapping[str, Any]) -> str | None:
@@ -192,19 +208,3 @@ def _states_by_name(
         name: values | {k.partition(":")[2]: t for k, t in tensors.items() if k.startswith(f"{i}:")}
         for i, (name, values) in enumerate(zip(callbacks, snapshot.callbacks, strict=True))
     }
-
-
-def _generator_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators that dropout uses, as `generator:<device type>`."""
-    states = {"generator:cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["generator:cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Pop the generator states from `tensors`; one of another device type is dropped."""
-    torch.set_rng_state(tensors.pop("generator:cpu"))
-    cuda = tensors.pop("generator:cuda", None)
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)

@@ -117,8 +117,7 @@ class Trainer:
             for name in reversed([*callbacks]):
                 stack.callback(callbacks.call, name, "on_fit_end", state)
             stack.push(self._keep_error)
-            self.emit("on_fit_start")
-            self._restore_groups()
+            self._start()
             self.model.train()
             while state.step < state.steps and not self.stopping():
                 self.step()
@@ -228,12 +227,14 @@ class Trainer:
         Raises:
             CheckpointError: it cannot be written.
             DivergedError: a weight is not finite.
+            PluginError: a callback set a batch size that cannot be divided among the ranks.
         """
         if self._save is None or self.saved_step == self.state.step:
             return
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
         size = self.state.batch_size
+        micro_batches.part_of(size, self.ranks)  # a resumed run could not continue with a wrong one
         changed = size if size != self.options.batch_size else None
         taken = snapshot.take(
             self.state,
@@ -259,13 +260,26 @@ class Trainer:
         self._saved = saved.optimizer_groups, saved.first_groups
         self.saved_step = saved.step
 
-    def _restore_groups(self) -> None:
-        """Restore the parameter groups, which a callback may have split or changed again by now."""
-        now = groups.describe(self.state.optimizer, self.model)
+    def _start(self) -> None:
+        """Emit `on_fit_start`; if training is resumed, undo what callbacks did there a second time.
+
+        They may have split or changed the parameter groups, set a batch size, or drawn random
+        numbers.
+        """
+        size, device = self.state.batch_size, self.run_device.device
+        generators = snapshot.generator_states(device)
+        self.emit("on_fit_start")
         if self._saved is None:
-            self.first_groups = now
+            self.first_groups = groups.describe(self.state.optimizer, self.model)
             return
-        (saved, first), self._saved = self._saved, None
+        self.state.batch_size = size
+        snapshot.set_generator_states(generators, device)
+        self._restore_groups(*self._saved)
+        self._saved = None
+
+    def _restore_groups(self, saved: groups.Groups, first: groups.Groups) -> None:
+        """Restore saved groups, but for what callbacks set otherwise than when the run began."""
+        now = groups.describe(self.state.optimizer, self.model)
         self.first_groups = groups.renewed(first, first=first, now=now)
         found = groups.renewed(saved, first=first, now=now)
         if not groups.load(self.state.optimizer, self.model, found):
