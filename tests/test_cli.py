@@ -279,8 +279,9 @@ def test_runs_compare_shows_losses_and_what_differs(
     assert set(rows[0]) - set(differing) == {
         "run", "step", "val_loss", "best_val_loss", "dataset"
     }  # fmt: skip
-    shown = cli("runs", "compare", "r", "s").stdout.splitlines()
-    assert shown[0].split() == ["r", "s"]
+    Path("s").rename("[s]")
+    shown = cli("runs", "compare", "r", "[s]").stdout.splitlines()
+    assert shown[0].split() == ["r", "[s]"]
     (rates,) = [
         line.split()[1:] for line in shown if line.startswith("train.optimizer.learning_rate")
     ]

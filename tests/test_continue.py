@@ -145,6 +145,10 @@ def test_a_recipe_that_was_edited_by_hand_is_treated_alike(cli: Command, trained
     assert result.exit_code == 0
     assert "changed: train.steps=6\n" in result.stderr
     assert about(trained)["changes"] == [{"step": 4, "set": {"train.steps": 6}}]
+    result = cli("resume", "r", "--set", "train.tokens=512")
+    assert "changed: train.steps unset, train.tokens=512\n" in result.stderr
+    shown = cli("runs", "show", "r").stdout
+    assert "changed      at step 6: train.steps unset, train.tokens=512\n" in shown
 
 
 def test_a_run_without_a_checkpoint_is_started_from_its_recipe(cli: Command, trained: Path) -> None:

@@ -104,6 +104,17 @@ def test_on_a_gpu_a_bad_step_is_found_one_step_later() -> None:
         watch.before_save(4)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_a_gpu_that_is_not_the_current_one_the_check_waits_for_the_copy() -> None:
+    watch = FiniteCheck(nn.Linear(2, 2).to("cuda:1"))
+    bad, good = torch.tensor(math.nan, device="cuda:1"), GOOD.to("cuda:1")
+    with torch.cuda.device(1):
+        torch.cuda._sleep(10**9)
+    watch.after_step(1, bad, good)
+    with pytest.raises(DivergedError, match=r"^step 1: the loss is not finite$"):
+        watch.before_save(1)
+
+
 @needs_cuda
 @pytest.mark.parametrize("micro_batch_size", [4, 2])
 def test_on_a_gpu_no_step_waits_for_the_device(micro_batch_size: int) -> None:

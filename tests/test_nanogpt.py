@@ -150,6 +150,9 @@ def test_a_config_is_never_executed(convert: Callable[..., Any], tmp_path: Path)
     ("config", "said"),
     [("x = (", "is not a Python file: "), ("x = " + "-" * 50_000 + "1", "is not a Python file: "),
      ("n_layer = '3'", "n_layer is '3', nanoGPT expects a whole number"),
+     ("max_iters = 1e999", "max_iters is inf, nanoGPT expects a whole number"),
+     ("max_iters = 1e999 - 1e999", "max_iters is nan, nanoGPT expects a whole number"),
+     (f"min_lr = 1{'0' * 400}", "min_lr is 1000"),
      ("n_embd = 7", "model: n_embd 7 should be divisible by n_head 12"),
      ("device = 'tpu'", "train.device: ")],
 )  # fmt: skip

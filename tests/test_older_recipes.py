@@ -53,6 +53,8 @@ def table(train: str) -> str:
     [
         (COMPLETE, [], AdamWOptions(learning_rate=0.01)),
         (COMPLETE, ["train.optimizer=muon"], MuonOptions(learning_rate=0.01)),
+        (COMPLETE.replace("0.95\nbetas", "0.5\nbetas"), ["train.optimizer=muon"],
+         MuonOptions(learning_rate=0.01, muon_momentum=0.5)),
         (table('optimizer = "muon"\nmuon_momentum = 0.5'), [], MuonOptions(muon_momentum=0.5)),
         (table('optimizer = "muon"\nmuon_momentum = 0.5'), ["train.optimizer.use=adamw"],
          AdamWOptions()),

@@ -67,9 +67,18 @@ class MaskedText(CharText):
 
 
 class StopOnTheOther(Callback):
-    """Asks for the end after step 3, on rank 1 alone."""
+    """Asks for the end after step 3, on rank 1 alone; offers weights on rank 0 alone."""
 
     contract = 1
+    _weights: dict = PrivateAttr(default_factory=dict)
+
+    def on_fit_start(self, state):
+        if state.rank == 0:
+            for name in ("copy", "again"):
+                self._weights[name] = dict(state.model.named_parameters())
+
+    def weights(self):
+        return self._weights
 
     def on_step_end(self, state):
         state.stop = state.rank == 1 and state.step == 3
@@ -419,13 +428,18 @@ def test_a_rank_without_a_part_of_a_vector_trains_along(workshop: Workshop) -> N
 
 
 @pytest.mark.slow
-def test_a_callback_of_any_rank_ends_training(workshop: Workshop) -> None:
+def test_a_callback_of_any_rank_ends_training_and_one_alone_may_offer_weights(
+    workshop: Workshop,
+) -> None:
     callbacks = [{"use": "stop-on-the-other"}, *CALLBACKS]
     recipe = workshop.folder / "stopping.toml"
     recipe.write_text(tomli_w.dumps(RECIPE | {"callbacks": callbacks}))
-    code, _, stderr = workshop.run(2, "train", recipe, "--out", "stopping")
+    often = ["--set", "train.eval_every=2"]
+    code, _, stderr = workshop.run(2, "train", recipe, "--out", "stopping", *often)
     assert code == 0, stderr
-    assert saved_steps(workshop.folder / "stopping") == [3]
+    assert saved_steps(workshop.folder / "stopping") == [2, 3]
+    state = checkpoint.load_state(workshop.folder / "stopping/checkpoints/step-00000002")
+    assert (set(state.val_losses), set(state.weights)) == ({"ema"}, {"copy", "again", "ema"})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Inner(BaseModel):
         (PositiveInt, 3, "int, above 0", "3"),
         (float, float("inf"), "number", "inf"),
         (str, "a", "text", '"a"'),
+        (str, 'é"\n', "text", r'"é\"\n"'),
         (bool, True, "true or false", "true"),
         (LocalPath | None, None, "path", "unset"),
         (list[str], ["a", "b"], "list of text", '["a", "b"]'),

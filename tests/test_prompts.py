@@ -100,6 +100,7 @@ def test_rows_of_json_have_seeds_and_tokens_of_their_own(draw: Callable[..., str
         ("p.txt", "", "p.txt: holds no prompts"), ("p.txt", None, "p.txt: cannot be read: No such"),
         ("p.jsonl", '{"prompt": "a"}\n\n', "p.jsonl:2: "),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "tokens": 0}', "p.jsonl:2: tokens: "),
+        ("p.jsonl", f'{{"prompt": "a", "tokens": {2**63}}}', "p.jsonl:1: tokens: "),
         ("p.jsonl", '{"prompt": 1}', "p.jsonl:1: prompt: "), ("p.jsonl", "[]", "p.jsonl:1: "),
         ("p.jsonl", '{"seed": 1}', "p.jsonl:1: prompt: "),
         ("p.jsonl", '{"prompt": "a", "seed": -1}', "p.jsonl:1: seed: "),

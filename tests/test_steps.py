@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from gptkit.errors import RecipeError
+from gptkit.errors import RecipeError, UsageError
 from gptkit.recipe import build
 from gptkit.recipe.options import TrainOptions
 from gptkit.training.steps import total_steps
@@ -35,6 +35,12 @@ TinyRecipe = Callable[..., Path]
 def test_the_length_becomes_steps(options: dict[str, Any], stride: int, expected: int) -> None:
     chosen = TrainOptions(batch_size=32, **options)
     assert total_steps(chosen, block_size=64, windows=10_000, stride=stride) == expected
+
+
+@pytest.mark.parametrize("options", [{"steps": 2**63}, {"tokens": 10**30}, {"epochs": 1e308}])
+def test_more_steps_than_can_be_counted(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"train.{next(iter(options))}: is .*2\\*\\*63 steps"):
+        total_steps(TrainOptions(**options), block_size=64, windows=10_000, stride=1)
 
 
 def test_one_length_is_written_and_read_back(tiny_recipe: TinyRecipe) -> None:

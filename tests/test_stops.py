@@ -227,6 +227,8 @@ def test_a_stop_is_searched_in_the_drawn_text_only() -> None:
 def test_what_cannot_be_a_stop() -> None:
     with pytest.raises(UsageError, match="a stop text should not be empty"):
         SampleRequest(stop=("a", ""))
+    with pytest.raises(UsageError, match="a stop text should be UTF-8"):
+        SampleRequest(stop=("a\udcff",))  # what Python makes of the byte FF in an argument
     with pytest.raises(UsageError, match="only text can end at a stop text"):
         SampleRequest(stop=("a",)).stops((), None)
 

@@ -31,6 +31,16 @@ LINES = {
         "train r.toml --set train.steps=9 --set train.optimizer.learning_rate=1e-3 "
         "--set model.n_layer=4"
     ),
+    "run r.toml --seed 3": "train r.toml --seed 3",
+    "run list": "runs list",
+    "train r.toml seed=3": "train r.toml --set seed=3",
+    "train r.toml callbacks.acme:log.every=3": "train r.toml --set callbacks.acme:log.every=3",
+    "train --compile r.toml": "train --set train.compile=true r.toml",
+    "train r.toml --compile false": "train r.toml --set train.compile=false",
+    "train r.toml --shard": "train r.toml --set train.shard=true",
+    "train r.toml --lr": "train --help",
+    "train r.toml --optimizer muon": "train r.toml --set train.optimizer.use=muon",
+    "sample -n3 r --promt to": "sample -n3 r --prompt to",
     "sample --max_new_tokens 5": "sample --tokens 5",
     "sample --promt 'to be'": "sample --prompt 'to be'",
     "trian r.toml --set seed=1": "train r.toml --set seed=1",

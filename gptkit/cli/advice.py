@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 from gptkit.errors import closest
 
@@ -45,6 +46,7 @@ FIELDS = {
     "num_attention_heads": "model.n_head",
     "num_hidden_layers": "model.n_layer",
     "num_train_epochs": "train.epochs",
+    "optimizer": "train.optimizer.use",
     "per_device_train_batch_size": "train.batch_size",
     "save_steps": "train.save_every",
     "seed": "seed",
@@ -72,8 +74,10 @@ OPTIONS = {
 """Other tools' options: ours, or the argument that takes their value."""
 
 RECIPE_COMMANDS = {("train",), ("resume",), ("check",)}
-_ASSIGNMENT = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])+=.*", re.DOTALL)
-_DOTTED = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])+")
+_KEY = r"[A-Za-z_][\w-]*(\.[\w:-]+|\[\d+\])+"
+_ASSIGNMENT = re.compile(rf"(seed|{_KEY})=.*", re.DOTALL)
+_DOTTED = re.compile(rf"--{_KEY}")
+_SWITCHED = {"true", "false", "auto"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,9 @@ def for_command(words: Sequence[str], known: Sequence[str], path: tuple[str, ...
         return line("train", *words)
     if not path and (first.endswith(".onnx") or Path(first, "recipe.toml").is_file()):
         return line("sample", *words)
-    name = closest(first, known) or (None if path else COMMANDS.get(first))
+    theirs = None if path else COMMANDS.get(first)
+    with_recipe = any(word.endswith(".toml") for word in rest)  # run r.toml: not runs
+    name = (with_recipe and theirs) or closest(first, known) or theirs
     if name is None:
         return line(*path, "--help")
     return line(*path, *name.split(), *rest)
@@ -164,18 +170,33 @@ def _correct(option: str, between: str, values: list[str], command: Command) -> 
         sets = command.reads_recipe and _ASSIGNMENT.fullmatch(values[0])
         return ["--set", *values] if sets else values
     takes_value = command.options.get(option)
+    if takes_value is None and not option.startswith("--") and command.options.get(option[:2]):
+        takes_value = False  # -n3 has it already
     if takes_value is not None:
         if between == "=" or takes_value:
             return _spelled(option, between, values)
-        return [option, *[w for v in values for w in _correct("", " ", [v], command)]]
+        return [option, *_arguments(values, command)]
     if OPTIONS.get(option) in command.arguments:
         return values
     if key := _field(option, command):
-        return ["--set", f"{key}={values[0] if values else 'true'}"]
+        if _is_switch(key) and not _SWITCHED.issuperset(values[:1] or {""}):
+            return ["--set", f"{key}=true", *_arguments(values, command)]
+        return ["--set", f"{key}={values[0]}"] if values else [option]
     name = OPTIONS.get(option, option)
     known = {_plain(spelling): spelling for spelling in command.options}
     near = closest(_plain(name), known)
     return _spelled(known[near] if near else option, between, values)
+
+
+def _arguments(values: list[str], command: Command) -> list[str]:
+    return [word for value in values for word in _correct("", " ", [value], command)]
+
+
+def _is_switch(key: str) -> bool:
+    """Whether a field of the recipe is true or false, and may be named without a value."""
+    table, _, name = key.partition(".")
+    kind = _core_fields().get(table, {}).get(name)
+    return bool in (kind, *get_args(kind))
 
 
 def _field(option: str, command: Command) -> str | None:
@@ -184,13 +205,22 @@ def _field(option: str, command: Command) -> str | None:
         return None
     if _DOTTED.fullmatch(option):
         return option[2:]
-    from gptkit.recipe.options import ModelOptions, TrainOptions  # for mistakes only: it is slow
-
     name = _plain(option).replace("-", "_")
-    for table, options in (("model", ModelOptions), ("train", TrainOptions)):
-        if name in options.model_fields and name not in FIELDS:
+    for table, fields in _core_fields().items():
+        if name in fields and name not in FIELDS:
             return f"{table}.{name}"
     return FIELDS.get(name)
+
+
+def _core_fields() -> dict[str, dict[str, Any]]:
+    """The types of the core's fields by table and name."""
+    from gptkit.recipe.options import ModelOptions, TrainOptions  # for mistakes only: it is slow
+
+    tables = {"model": ModelOptions.model_fields, "train": TrainOptions.model_fields}
+    return {
+        table: {name: field.annotation for name, field in fields.items()}
+        for table, fields in tables.items()
+    }
 
 
 def _plain(option: str) -> str:

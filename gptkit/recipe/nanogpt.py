@@ -3,6 +3,7 @@
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def _typed(path: Path, name: str, value: Any, default: Any) -> Any:
     """A value of the default's type: 1 is a float, too, and 5e3 an int."""
     kind = type(default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and kind in (int, float) and kind(value) == value:
-        return kind(value)
+    if number and kind in (int, float):
+        with suppress(OverflowError, ValueError):  # infinite, not a number, or too large
+            if kind(value) == value:
+                return kind(value)
     if type(value) is not kind:
         raise UsageError(
             f"{path}: {name} is {value!r}, nanoGPT expects {_article(kind)}",

@@ -37,8 +37,9 @@ def read_table(
     table = _parse(recipe) if isinstance(recipe, Path) else deepcopy(dict(recipe))
     moved = older.move_keys(table)
     if moved:
-        older.drop_unused(table, moved)
-        line, source = older.table_line(table["train"]["optimizer"]), source_name(recipe)
+        shown = deepcopy(table)  # an override may yet choose Muon
+        older.drop_unused(shown, moved)
+        line, source = older.table_line(shown["train"]["optimizer"]), source_name(recipe)
         report(f"hint:  {source}: the optimizer's options have a table of their own now: {line}")
     for override in overrides:
         moved += _apply(override, table, report)

@@ -43,6 +43,13 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Ch
     return {key: change for key, change in found.items() if change.old != change.new}
 
 
+def told(fields: Mapping[str, Any]) -> str:
+    """Fields with their new values, in one line."""
+    return ", ".join(
+        f"{key} unset" if value is None else f"{key}={value}" for key, value in fields.items()
+    )
+
+
 def check(run: RunFolder, changes: Mapping[str, Change], overrides: Sequence[str]) -> None:
     """Raise a UsageError if a resumed run cannot change one of these fields.
 

@@ -160,8 +160,8 @@ def _continue(
         if saved:
             _restore(trainer, saved, run, report)
         if changed:
-            said = ", ".join(f"{key}={change.new}" for key, change in changed.items())
-            report(f"changed: {said}")
+            new = {key: change.new for key, change in changed.items()}
+            report(f"changed: {changes.told(new)}")
         if ranks.first:
             changes.write(run, plugins.recipe, changed, step=step)
         ranks.barrier()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptkit.codec import Codec, TextCodec
 from gptkit.errors import UsageError
@@ -64,7 +64,7 @@ class _Row(BaseModel):
 
     prompt: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    tokens: PositiveInt | None = None
+    tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     label: str | None = Field(None, alias="class")
 
     def request(self, default: SampleRequest, place: str) -> SampleRequest:

@@ -31,7 +31,7 @@ class SampleRequest:
         place: where the prompt comes from, for errors, e.g. "prompts.txt:3".
 
     Raises:
-        UsageError: a number is below 1, or a stop text is empty.
+        UsageError: a number is out of range, or a stop text is empty or no UTF-8.
     """
 
     prompt: str = ""
@@ -48,8 +48,13 @@ class SampleRequest:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"{name} should be 1 or more, got {number}")
+            if number is not None and number >= 2**63:
+                raise UsageError(f"{name} should be below 2**63, got {number}")
         if "" in self.stop:
             raise UsageError("a stop text should not be empty", hint=r"--stop $'\n' is a newline")
+        for text in self.stop:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError(f"a stop text should be UTF-8, got {text!r}")
 
     @property
     def needs_codec(self) -> bool:

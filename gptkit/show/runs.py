@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from gptkit.errors import CheckpointError, GptkitError
 from gptkit.recipe import recipe as recipe_file
 from gptkit.recipe.recipe import Recipe
-from gptkit.runs import checkpoint
+from gptkit.runs import changes, checkpoint
 from gptkit.runs.run_folder import RunFolder
 from gptkit.show.tables import print_columns, print_rows
 
@@ -90,8 +90,7 @@ def _history(environment: Mapping[str, Any]) -> Iterator[str]:
         weights = f", weights {begun['weights']}" if begun.get("weights") else ""
         yield f"{'from':12} step {begun['step']} of {begun['run']}{weights}"
     for changed in environment.get("changes", ()):
-        fields = ", ".join(f"{key}={value}" for key, value in changed["set"].items())
-        yield f"{'changed':12} at step {changed['step']}: {fields}"
+        yield f"{'changed':12} at step {changed['step']}: {changes.told(changed['set'])}"
 
 
 def _run_row(found: RunFolder) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def print_columns(
     headings: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> None:
     """Print rows as columns side by side, a line for every key."""
-    table = Table("", *headings, box=None, pad_edge=False)
+    table = Table("", *map(escape, headings), box=None, pad_edge=False)
     for key in keys:
         table.add_row(key, *[escape(_cell(row[key])) for row in rows])
     Console().print(table)

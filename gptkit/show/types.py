@@ -1,5 +1,6 @@
 """The types of options in plain words: int, text, number, list of texts."""
 
+import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | Path):
-        return f'"{value}"'
+        return json.dumps(str(value), ensure_ascii=False)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_literal, value))}]"
     return str(value)

@@ -84,7 +84,8 @@ def _all_finite(tensor: Tensor) -> bool:
 def _start_copy(step: int, values: Tensor) -> _PendingCheck:
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     check = _PendingCheck(step, values.to("cpu", non_blocking=True), copied)  # into pinned memory
-    copied.record()
+    # The current device need not be that of the values, such as cuda:1 in a process alone.
+    copied.record(torch.cuda.current_stream(values.device))
     return check
 
 

@@ -68,12 +68,12 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """The full tensors, sharded ones on the CPU; an empty dict on ranks that do not keep them."""
+    """The full tensors, on the CPU; an empty dict on ranks that do not keep them."""
     kept = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor.detach())
         if keep:
-            kept[name] = full if full is tensor else full.cpu()
+            kept[name] = full.cpu()
     return kept
 
 

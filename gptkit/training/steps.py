@@ -3,7 +3,8 @@
 import math
 from fractions import Fraction
 
-from gptkit.recipe.options import TrainOptions
+from gptkit.errors import UsageError
+from gptkit.recipe.options import LENGTHS, TrainOptions
 
 
 def total_steps(options: TrainOptions, *, block_size: int, windows: int, stride: int) -> int:
@@ -17,11 +18,22 @@ def total_steps(options: TrainOptions, *, block_size: int, windows: int, stride:
 
     Returns:
         `steps`, or the fewest steps that see so many tokens, or so many windows.
+
+    Raises:
+        UsageError: these are more than an int64 can count.
     """
     if options.steps:
-        return options.steps
-    if options.tokens:
-        return -(-options.tokens // (options.batch_size * block_size))
-    a_pass = -(-windows // stride)
-    epochs = Fraction(str(options.epochs))  # as it is written: 0.1 is a tenth
-    return math.ceil(epochs * a_pass / options.batch_size)
+        steps = options.steps
+    elif options.tokens:
+        steps = -(-options.tokens // (options.batch_size * block_size))
+    else:
+        a_pass = -(-windows // stride)
+        epochs = Fraction(str(options.epochs))  # as it is written: 0.1 is a tenth
+        steps = math.ceil(epochs * a_pass / options.batch_size)
+    if steps >= 2**63:
+        name = next(name for name in LENGTHS if getattr(options, name))
+        raise UsageError(
+            f"train.{name}: is {getattr(options, name)}, which makes 2**63 steps or more",
+            hint="train.steps = 1000 is the default",
+        )
+    return steps

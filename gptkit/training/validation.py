@@ -1,5 +1,6 @@
 """Validation: the losses of a model that is being trained, and of further sets of its weights."""
 
+from collections.abc import Collection
 from typing import Literal
 
 from gptkit.data.split import Split
@@ -58,11 +59,20 @@ class Validation:
     def update(self, state: TrainState, callbacks: Callbacks) -> None:
         """Set the state's validation losses: of the model, and of what the callbacks offer.
 
+        A set that a rank lacks, since its callback failed there, is not measured.
+
         Raises:
             PluginError: the weights that a callback offers do not fit the model.
         """
         state.val_loss, state.val_step = self.measure(batches=self.limit), state.step
         state.val_losses = {}
-        for name, offered in weight_sets.collect(callbacks, self.model, state).items():
-            with weight_sets.swapped(self.model, offered.tensors):
+        sets = weight_sets.collect(callbacks, self.model, state)
+        for name in self._on_all_ranks(sets):
+            with weight_sets.swapped(self.model, sets[name].tensors):
                 state.val_losses[name] = self.measure(batches=self.limit)
+
+    def _on_all_ranks(self, names: Collection[str]) -> list[str]:
+        """Those of the first rank's names that all ranks have, in its order."""
+        mine = set(names)
+        of_first = self.ranks.broadcast(" ".join(names)).split()
+        return [name for name in of_first if not self.ranks.any(name not in mine)]

@@ -31,7 +31,7 @@ class EMA(Callback):
 
     def on_fit_start(self, state: TrainState) -> None:
         """Begin with the weights, unless a resumed run has brought the average back."""
-        if not self._average:
+        if state.step == 0 or not self._average:  # a program may train with it a second time
             weights = state.model.named_parameters()
             self._average = {name: weight.detach().clone() for name, weight in weights}
 

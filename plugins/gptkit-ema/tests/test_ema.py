@@ -49,6 +49,15 @@ def test_the_weights_are_not_touched() -> None:
         assert torch.equal(mine, other)
 
 
+def test_a_second_training_does_not_begin_with_the_average_of_the_first() -> None:
+    used, new = EMA(), EMA()
+    train(used, make_state(), 2)
+    train(used, make_state(), 3)
+    train(new, make_state(), 3)
+    for name, expected in average(new).items():
+        assert torch.equal(average(used)[name], expected)
+
+
 def test_a_resumed_average_continues_exactly_whatever_the_order_of_its_tensors() -> None:
     whole, state = EMA(), make_state()
     train(whole, state, 6)
