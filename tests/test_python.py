@@ -143,7 +143,7 @@ def test_a_file_a_recipe_and_its_tables_train_the_same_weights(
     recipe = gptkit.Recipe.model_validate(TINY)
     runs = [
         gptkit.Run(Path("cli")),
-        gptkit.train(tiny_recipe(), out="file", quiet=True),
+        gptkit.train(tiny_recipe(), "train.steps=4", out="file", quiet=True),
         gptkit.train(recipe, {"train.steps": 4}, out=Path("recipe"), quiet=True),
     ]
     assert {weights(found) for found in runs} == {weights(run)}
