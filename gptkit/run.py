@@ -82,7 +82,7 @@ class Run:
         return _saved(folders[-1] if folders else None)
 
     def load(
-        self, *, checkpoint: str = "last", weights: str | None = None, device: str = "auto"
+        self, *, checkpoint: str | int = "last", weights: str | None = None, device: str = "auto"
     ) -> Model:
         """Load the model of a checkpoint; see `gptkit.load`."""
         return loading.load(self.path, checkpoint=checkpoint, weights=weights, device=device)
@@ -90,7 +90,7 @@ class Run:
     def evaluate(
         self,
         *,
-        checkpoint: str = "last",
+        checkpoint: str | int = "last",
         weights: str | None = None,
         device: str = "auto",
         classify: bool = False,
@@ -120,7 +120,7 @@ class Run:
         path: str | os.PathLike[str] | None = None,
         *,
         to: str = "onnx",
-        checkpoint: str = "last",
+        checkpoint: str | int = "last",
         weights: str | None = None,
         **options: Any,
     ) -> Path:
@@ -153,7 +153,7 @@ def train(
     callbacks: Callback | Sequence[Callback] = (),
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     quiet: bool = False,
 ) -> Run:

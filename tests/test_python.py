@@ -197,6 +197,17 @@ def test_quiet_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_checkpoint_is_also_named_by_its_number(run: gptkit.Run) -> None:
+    model = gptkit.load(run, checkpoint=2)
+    assert model.sample(tokens=9) == run.load(checkpoint="2").sample(tokens=9)
+    assert run.evaluate(checkpoint=2).loss == run.evaluate(checkpoint="2").loss
+    assert gptkit.load(run.export(checkpoint=2)).metadata.step == 2
+    fork = gptkit.train(TINY, {"train.steps": 1}, start=run, checkpoint=2, out="fork", quiet=True)
+    assert json.loads((fork.path / "environment.json").read_bytes())["from"]["step"] == 2
+    with pytest.raises(RunError, match="no checkpoint 3"):
+        gptkit.load(run, checkpoint=3)
+
+
 def test_a_run_begins_with_the_weights_of_another(run: gptkit.Run) -> None:
     options = {"train.steps": 1, "train.optimizer.learning_rate": 1e-9}
     fork = gptkit.train(TINY, options, start=run, checkpoint="2", out="fork", quiet=True)
