@@ -216,6 +216,19 @@ def test_a_resumed_training_writes_the_same_bytes(
     assert again.state.checkpoint == tmp_path / "resumed" / checkpoint.step_name(STEPS)
 
 
+@pytest.mark.parametrize("kinds", CHANGES, ids="+".join)
+def test_a_loop_that_was_left_by_a_break_goes_on_exactly(
+    data: Data, tmp_path: Path, kinds: Kinds
+) -> None:
+    parts = make(data, tmp_path / "parts", {name: kind() for name, kind in kinds.items()})
+    for state in parts.steps():
+        if state.step == STOP:
+            break
+    parts.fit()
+    make(data, tmp_path / "whole", {name: kind() for name, kind in kinds.items()}).fit()
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
 def test_groups_that_a_callback_edits_by_hand_come_back(data: Data, tmp_path: Path) -> None:
     whole = make(data, tmp_path / "whole", {"by-hand": ByHand()})
     whole.fit()
