@@ -442,6 +442,20 @@ def test_a_codec_that_nobody_announces_is_refused() -> None:
     assert '[project.entry-points."gptkit.codecs"]' in (caught.value.hint or "")
 
 
+def test_a_codec_that_declares_no_contract_is_not_recorded(distribution: Install) -> None:
+    source = """
+        from gptkit.testing import LetterCodec
+
+        class Mine(LetterCodec):
+            __module__ = "acme_undeclared"
+    """
+    distribution("acme-undeclared", source, codecs="undeclared = Mine")
+    codec = importlib.import_module("acme_undeclared").Mine()
+    with pytest.raises(PluginError, match="acme_undeclared:Mine declares no contract") as caught:
+        codec_record.record_codec(codec)
+    assert caught.value.hint == "write contract = 1 in the class"
+
+
 def test_a_codec_that_is_not_installed_names_its_distribution() -> None:
     with pytest.raises(PluginError, match='"runes" that this model needs') as caught:
         codec_record.make_codec(CodecRecord(name="runes", distribution="acme-runes", options={}))
