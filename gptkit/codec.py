@@ -6,11 +6,11 @@ point in the group `gptkit.codecs`, so sampling never opens the training data.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from gptkit.errors import PromptError, closest
+from gptkit.errors import DefinitionError, PromptError, closest
 
 __all__ = ["CONTRACT", "Codec", "ImageCodec", "PromptError", "TextCodec"]
 
@@ -37,6 +37,17 @@ def contract_fault(plugin: type) -> str | None:
     return None
 
 
+def check_untyped(plugin: type[BaseModel]) -> None:
+    """Refuse a class in which the contract has a type and therefore is an option.
+
+    Raises:
+        DefinitionError: says how to write it.
+    """
+    if "contract" in plugin.model_fields:
+        written = f"contract = {CONTRACT}"
+        raise DefinitionError(f"{plugin.__name__}.contract: write it without a type: {written}")
+
+
 def _allow_attributes(kind: type[BaseModel]) -> None:
     """Let classes that extend a class give its properties a value; pydantic asks for a type."""
     kind.__class_vars__ |= {n for n, value in vars(kind).items() if isinstance(value, property)}
@@ -60,9 +71,13 @@ class Codec(BaseModel, ABC):
     suffix: ClassVar[str]
     temperature: ClassVar[float] = 1.0
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a contract that has a type, which makes it a field."""
+        check_untyped(cls)
+
     def __eq__(self, other: object) -> bool:
         """Whether class and fields are equal; a cached property, such as an array, is not one."""
-        same = isinstance(other, Codec) and type(self) is type(other)
         if not isinstance(other, Codec):
             return False
         return type(self) is type(other) and self.model_dump() == other.model_dump()

@@ -19,7 +19,7 @@ from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
 from gptkit.runs import checkpoint
 from gptkit.runs.setup import read_snapshot, saver
-from gptkit.testing import LetterCodec
+from gptkit.testing import LetterCodec, make_state
 from gptkit.training import groups
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
@@ -405,8 +405,21 @@ def test_an_impossible_batch_size_is_refused(data: Data, tmp_path: Path, size: A
         def on_step_start(self, state: TrainState) -> None:
             state.batch_size = size
 
-    with pytest.raises(PluginError, match=r"state\.batch_size: a callback set it to"):
-        make(data, tmp_path, {"wrong": Wrong()}).fit()
+    said = rf"state\.batch_size should be a whole number above 0, a callback set it to {size}"
+    with pytest.raises(PluginError, match=said) as caught:
+        make(data, tmp_path, {"fine": Callback(), "wrong": Wrong()}).fit()
+    assert caught.value.__notes__ == ["raised by wrong in on_step_start at step 0"]
+
+
+def test_labels_are_texts_or_whole_numbers() -> None:
+    state = make_state()
+    with pytest.raises(PluginError, match=r"split_groups: the label of weight is None"):
+        state.split_groups(lambda name: None)  # type: ignore[arg-type, return-value]
+    state.split_groups(lambda name: 0 if name == "bias" else 1)
+    names = {group["name"] for group in state.optimizer.param_groups}
+    assert names == {"decayed/0", "decayed/1"}
+    state.split_groups(lambda name: 0 if name == "bias" else 1)
+    assert {group["name"] for group in state.optimizer.param_groups} == names
 
 
 @pytest.mark.parametrize("size", [0, 2.0])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from gptkit.codec import CONTRACT, Codec, contract_fault, declared_contract
-from gptkit.errors import PluginError, closest
+from gptkit.errors import DefinitionError, PluginError, closest
 
 Kind = Literal["dataset", "callback", "codec", "format", "command"]
 
@@ -180,6 +180,12 @@ def _import(entry: Entry) -> Any:
     try:
         with redirect_stdout(sys.stderr):  # what it prints is no result of ours
             return entry.point.load()
+    except DefinitionError as error:
+        raise PluginError(
+            f"{entry.kind} {entry}: {error}",
+            hint=f"mend the class in {entry.point.module}, or tell the authors of "
+            f"{entry.distribution}",
+        ) from None
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{entry.kind} {entry} cannot be imported: {type(error).__name__}: {error}",
