@@ -29,7 +29,7 @@ from gptkit.plugin import Data, DataError, TokenFile
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.preview import previewer
-from gptkit.sampling.samples import RULE, Samples
+from gptkit.sampling.samples import RULE, SampleRequest, Samples
 from gptkit.sampling.stops import Stops
 from gptkit.testing import LetterCodec
 from tests.conftest import TINY
@@ -164,6 +164,13 @@ def test_a_property_of_codecs_may_be_an_attribute_of_the_class() -> None:
     assert small.length == 1 + 2
     assert ended.model_dump() == {}
     assert data_with(ended).codec == ended
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    codec = letters(encode=lambda self, prompt: list(prompt.encode()))
+    for place, said in ((None, "prompt: should"), ("f.txt:2", "f.txt:2: prompt: should")):
+        with pytest.raises(PromptError, match=rf"^{said} be UTF-8, got '\\udcff'"):
+            SampleRequest("\udcff", place=place).starts(codec)
 
 
 def test_codecs_of_equal_fields_are_equal_whatever_they_have_cached() -> None:
