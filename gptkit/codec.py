@@ -6,11 +6,11 @@ point in the group `gptkit.codecs`, so sampling never opens the training data.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from gptkit.errors import PromptError, closest
+from gptkit.errors import DefinitionError, PromptError, closest
 
 __all__ = ["CONTRACT", "Codec", "ImageCodec", "PromptError", "TextCodec"]
 
@@ -27,10 +27,37 @@ def declared_contract(plugin: type) -> object:
     return None
 
 
+def contract_fault(plugin: type) -> str | None:
+    """What is wrong with the contract that a plugin's class declares; None if nothing is."""
+    contract = declared_contract(plugin)
+    if contract is None:
+        return "declares no contract"
+    if contract != CONTRACT:
+        return f"is written for contract {contract!r}; this gptkit has contract {CONTRACT}"
+    return None
+
+
+def check_untyped(plugin: type[BaseModel]) -> None:
+    """Refuse a class in which the contract has a type and therefore is an option.
+
+    Raises:
+        DefinitionError: says how to write it.
+    """
+    if "contract" in plugin.model_fields:
+        written = f"contract = {CONTRACT}"
+        raise DefinitionError(f"{plugin.__name__}.contract: write it without a type: {written}")
+
+
+def _allow_attributes(kind: type[BaseModel]) -> None:
+    """Let classes that extend a class give its properties a value; pydantic asks for a type."""
+    kind.__class_vars__ |= {n for n, value in vars(kind).items() if isinstance(value, property)}
+
+
 class Codec(BaseModel, ABC):
     """Converts one data set's prompts and samples; every field must be JSON-able.
 
-    Extend `TextCodec` for text and `ImageCodec` for images; this class is for other files.
+    Extend `TextCodec` for text and `ImageCodec` for images; this class is for other files. What is
+    a property here may be a plain attribute of a codec's class, too: `stop_tokens = (12,)`.
 
     Attributes:
         contract: The version of the plugin contract that the codec is written for: `contract = 1`.
@@ -43,6 +70,17 @@ class Codec(BaseModel, ABC):
     contract: ClassVar[int]
     suffix: ClassVar[str]
     temperature: ClassVar[float] = 1.0
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a contract that has a type, which makes it a field."""
+        check_untyped(cls)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether class and fields are equal; a cached property, such as an array, is not one."""
+        if not isinstance(other, Codec):
+            return False
+        return type(self) is type(other) and self.model_dump() == other.model_dump()
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -98,6 +136,9 @@ class Codec(BaseModel, ABC):
         """The file contents that `tokens` stand for, in the format that `suffix` names."""
 
 
+_allow_attributes(Codec)
+
+
 class TextCodec(Codec):
     """A codec of text in UTF-8: every token stands for some bytes of it.
 
@@ -123,6 +164,9 @@ class TextCodec(Codec):
         Exported bundles carry it for other programs. Characters as tokens need none.
         """
         return None
+
+
+_allow_attributes(TextCodec)
 
 
 class ImageCodec(Codec):
@@ -219,6 +263,9 @@ class ImageCodec(Codec):
             known = ", ".join(self.classes)
             raise PromptError(f'no class named "{name}"', hint=f"known: {known}{advice}")
         return self.classes.index(name)
+
+
+_allow_attributes(ImageCodec)
 
 
 def _check_keep(keep: float) -> None:

@@ -37,6 +37,10 @@ class PluginError(UsageError):
     """A plugin is missing, ambiguous, fails to import or breaks the contract."""
 
 
+class DefinitionError(TypeError):
+    """A plugin's class is written against the contract; raised as soon as it is defined."""
+
+
 class DataError(UsageError):
     """The data that a recipe points to cannot be used."""
 

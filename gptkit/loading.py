@@ -10,7 +10,7 @@ from gptkit.sampling.model import Model
 def load(
     path: str | os.PathLike[str] | None = None,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     device: str = "auto",
 ) -> Model:

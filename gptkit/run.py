@@ -25,7 +25,7 @@ from gptkit.runs import checkpoint, signals
 from gptkit.runs import train as training
 from gptkit.runs.changes import Overrides, texts
 from gptkit.runs.export import export
-from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.run_folder import RunFolder, open_run
 from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.train import Caller
 from gptkit.sampling.model import Model
@@ -44,14 +44,23 @@ class SavedStep(NamedTuple):
     """In nats per token; None before the first evaluation."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
     """A run folder: what was trained, and what can be done with it.
 
     A Run is accepted wherever gptkit takes the path of a run folder.
+
+    Args:
+        path: of a run folder; that it is one is checked when it is used.
+
+    Raises:
+        UsageError: from every method, if the path is not a run folder.
     """
 
     path: Path
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", Path(path))
 
     def __fspath__(self) -> str:
         """The folder's path."""
@@ -63,7 +72,7 @@ class Run:
 
         A line that a killed process left unfinished is left out.
         """
-        path = self.path / "metrics.jsonl"
+        path = open_run(self.path).path / "metrics.jsonl"
         records = []
         for line in path.read_bytes().splitlines() if path.exists() else []:
             with suppress(ValueError):
@@ -73,16 +82,16 @@ class Run:
     @property
     def best(self) -> SavedStep | None:
         """The checkpoint with the lowest validation loss; None if there is none."""
-        return _saved(checkpoint.best(RunFolder(self.path).checkpoints))
+        return _saved(checkpoint.best(open_run(self.path).checkpoints))
 
     @property
     def last(self) -> SavedStep | None:
         """The newest checkpoint; None if there is none."""
-        folders = checkpoint.step_folders(RunFolder(self.path).checkpoints)
+        folders = checkpoint.step_folders(open_run(self.path).checkpoints)
         return _saved(folders[-1] if folders else None)
 
     def load(
-        self, *, checkpoint: str = "last", weights: str | None = None, device: str = "auto"
+        self, *, checkpoint: str | int = "last", weights: str | None = None, device: str = "auto"
     ) -> Model:
         """Load the model of a checkpoint; see `gptkit.load`."""
         return loading.load(self.path, checkpoint=checkpoint, weights=weights, device=device)
@@ -90,7 +99,7 @@ class Run:
     def evaluate(
         self,
         *,
-        checkpoint: str = "last",
+        checkpoint: str | int = "last",
         weights: str | None = None,
         device: str = "auto",
         classify: bool = False,
@@ -120,7 +129,7 @@ class Run:
         path: str | os.PathLike[str] | None = None,
         *,
         to: str = "onnx",
-        checkpoint: str = "last",
+        checkpoint: str | int = "last",
         weights: str | None = None,
         **options: Any,
     ) -> Path:
@@ -153,7 +162,7 @@ def train(
     callbacks: Callback | Sequence[Callback] = (),
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     quiet: bool = False,
 ) -> Run:

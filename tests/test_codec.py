@@ -8,13 +8,17 @@ import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
+import gptkit
 from gptkit.codec import Codec, ImageCodec, PromptError, TextCodec
+from gptkit.conformance.format import Alphabet
 from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
 from gptkit.onnx.export.foreign_configs import tokenizer_contents
@@ -25,9 +29,10 @@ from gptkit.plugin import Data, DataError, TokenFile
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.preview import previewer
-from gptkit.sampling.samples import RULE, Samples
+from gptkit.sampling.samples import RULE, SampleRequest, Samples
 from gptkit.sampling.stops import Stops
 from gptkit.testing import LetterCodec
+from tests.conftest import TINY
 from tests.support import BYTES
 
 Cli = Callable[..., Result]
@@ -103,6 +108,85 @@ def train(
         assert done.exit_code == 0, done.stderr
 
     return call
+
+
+def data_with(codec: Any) -> Data:
+    """Loaded data of 26 token ids with this codec."""
+    split = Alphabet()
+    return Data(split, split, codec, vocab_size=26, block_size=8)
+
+
+def letters(**attributes: Any) -> Codec:
+    """A codec of the letters whose class says these things in another way."""
+    made: Codec = type("Mine", (LetterCodec,), {"__module__": __name__, **attributes})()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fault", "hint"),
+    [
+        ({"contract": 2}, "codec Mine is written for contract 2; this gptkit has", "fit together"),
+        ({"stop_tokens": 25}, "Mine.stop_tokens should be a tuple of token ids, got 25", "(END,)"),
+        ({"stop_tokens": [25]}, "Mine.stop_tokens should be a tuple of", "(END,)"),
+        ({"stop_tokens": ("z",)}, "Mine.stop_tokens should hold token ids, got 'z' (str)", "int"),
+        ({"stop_tokens": (26,)}, "Mine.stop_tokens should hold ids below vocab_size, 26", "27"),
+        ({"encode": lambda self, prompt: []}, 'encode("") should be a list of at least', "newline"),
+        (
+            {"encode": lambda self, prompt: "a"},
+            'encode("") should be a list of at least',
+            "newline",
+        ),
+        ({"encode": lambda self, prompt: [-1]}, 'encode("") should hold ids below', "0 .. vocab"),
+        ({"starts": [[0], [99]]}, "Mine.starts[1] should hold ids below vocab_size, 26", "100"),
+    ],
+)
+def test_a_wrong_codec_is_refused_when_the_data_is_loaded(
+    attributes: Any, fault: str, hint: str
+) -> None:
+    with pytest.raises(PluginError) as caught:
+        data_with(letters(**{"contract": 1, **attributes}))
+    assert fault in str(caught.value)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_codec_that_declares_no_contract_is_refused_before_training() -> None:
+    with pytest.raises(PluginError, match="codec Mine declares no contract"):
+        gptkit.trainer(TINY, data=data_with(letters()))
+    with pytest.raises(PluginError, match=r"Data\.codec should be a codec, got <class"):
+        data_with(LetterCodec)
+
+
+def test_a_property_of_codecs_may_be_an_attribute_of_the_class() -> None:
+    ended = letters(contract=1, stop_tokens=(25,), length=9)
+    more = type("More", (type(ended),), {"stop_tokens": property(lambda self: (24, 25))})()
+    small = type("Small", (Flag,), {"width": 1, "contract": 1})()
+    assert (ended.stop_tokens, more.stop_tokens, more.length) == ((25,), (24, 25), 9)
+    assert small.length == 1 + 2
+    assert ended.model_dump() == {}
+    assert data_with(ended).codec == ended
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    codec = letters(encode=lambda self, prompt: list(prompt.encode()))
+    for place, said in ((None, "prompt: should"), ("f.txt:2", "f.txt:2: prompt: should")):
+        with pytest.raises(PromptError, match=rf"^{said} be UTF-8, got '\\udcff'"):
+            SampleRequest("\udcff", place=place).starts(codec)
+
+
+def test_codecs_of_equal_fields_are_equal_whatever_they_have_cached() -> None:
+    class Cached(Pieces):
+        contract = 1
+
+        @cached_property
+        def table(self) -> Any:
+            return np.zeros(3)
+
+    first, second = Cached(pieces=(b"a",)), Cached(pieces=(b"a",))
+    assert first.table is not second.table
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != Cached(pieces=(b"b",))
+    assert first != Pieces(pieces=(b"a",))
 
 
 def test_a_character_of_several_tokens_is_shown_when_it_is_complete(

@@ -8,6 +8,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
+from gptkit.codec import TextCodec
 from gptkit.errors import DivergedError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import EVENTS, Callback, Data, Split, TokenFile, TrainState
@@ -337,6 +338,18 @@ def test_a_method_that_looks_like_an_event_is_refused(name: str, advice: str) ->
     with pytest.raises(TypeError, match=rf"^Mine\.{name} is not an event; ") as caught:
         type("Mine", (Callback,), {name: method, "__module__": __name__})
     assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Callback, TextCodec])
+def test_a_contract_with_a_type_is_refused(kind: type) -> None:
+    with pytest.raises(TypeError, match=r"^Mine\.contract: write it without a type: contract = 1"):
+        type("Mine", (kind,), {"__annotations__": {"contract": int}, "contract": 1})
+
+
+def test_an_event_that_takes_no_state_is_refused() -> None:
+    said = r"^Mine\.on_step_end should take the state: def on_step_end\(self, state\)"
+    with pytest.raises(TypeError, match=said):
+        type("Mine", (Callback,), {"on_step_end": lambda self: None, "__module__": __name__})
 
 
 def test_other_methods_and_every_event_are_fine() -> None:

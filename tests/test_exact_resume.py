@@ -19,7 +19,7 @@ from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
 from gptkit.runs import checkpoint
 from gptkit.runs.setup import read_snapshot, saver
-from gptkit.testing import LetterCodec
+from gptkit.testing import LetterCodec, make_state
 from gptkit.training import groups
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
@@ -216,6 +216,19 @@ def test_a_resumed_training_writes_the_same_bytes(
     assert again.state.checkpoint == tmp_path / "resumed" / checkpoint.step_name(STEPS)
 
 
+@pytest.mark.parametrize("kinds", CHANGES, ids="+".join)
+def test_a_loop_that_was_left_by_a_break_goes_on_exactly(
+    data: Data, tmp_path: Path, kinds: Kinds
+) -> None:
+    parts = make(data, tmp_path / "parts", {name: kind() for name, kind in kinds.items()})
+    for state in parts.steps():
+        if state.step == STOP:
+            break
+    parts.fit()
+    make(data, tmp_path / "whole", {name: kind() for name, kind in kinds.items()}).fit()
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
 def test_groups_that_a_callback_edits_by_hand_come_back(data: Data, tmp_path: Path) -> None:
     whole = make(data, tmp_path / "whole", {"by-hand": ByHand()})
     whole.fit()
@@ -392,8 +405,21 @@ def test_an_impossible_batch_size_is_refused(data: Data, tmp_path: Path, size: A
         def on_step_start(self, state: TrainState) -> None:
             state.batch_size = size
 
-    with pytest.raises(PluginError, match=r"state\.batch_size: a callback set it to"):
-        make(data, tmp_path, {"wrong": Wrong()}).fit()
+    said = rf"state\.batch_size should be a whole number above 0, a callback set it to {size}"
+    with pytest.raises(PluginError, match=said) as caught:
+        make(data, tmp_path, {"fine": Callback(), "wrong": Wrong()}).fit()
+    assert caught.value.__notes__ == ["raised by wrong in on_step_start at step 0"]
+
+
+def test_labels_are_texts_or_whole_numbers() -> None:
+    state = make_state()
+    with pytest.raises(PluginError, match=r"split_groups: the label of weight is None"):
+        state.split_groups(lambda name: None)  # type: ignore[arg-type, return-value]
+    state.split_groups(lambda name: 0 if name == "bias" else 1)
+    names = {group["name"] for group in state.optimizer.param_groups}
+    assert names == {"decayed/0", "decayed/1"}
+    state.split_groups(lambda name: 0 if name == "bias" else 1)
+    assert {group["name"] for group in state.optimizer.param_groups} == names
 
 
 @pytest.mark.parametrize("size", [0, 2.0])

@@ -70,6 +70,7 @@ def test_every_field_of_the_contracts_classes_is_told(cli: Command, part: type) 
         ("Codec", ["suffix: ", "temperature: ", "contract: "]),
         ("fetch", ["fetch(url"]),
         ("IGNORE", ["IGNORE = -100"]),
+        ("check_codec", ["check_codec(codec, *, prompts=(), vocab_size)", "how many token ids"]),
         ("LocalPath", ["LocalPath: path"]),
     ],
 )
@@ -99,4 +100,25 @@ def test_a_command_is_listed_shown_and_checked(
     assert "command hello (acme-hello 1.2)" in cli("plugins", "show", "hello").stdout
     checked = cli("plugins", "check")
     assert "command hello (acme-hello 1.2): ok" in checked.stdout
-    assert "command thing (acme-thing 1.2): acme_thing:thing is not a Typer app" in checked.stdout
+    said = "command thing (acme-thing 1.2): acme_thing:thing is not a Typer app; tell the authors"
+    assert said in checked.stdout
+
+
+def test_several_plugins_are_checked_with_tracebacks_of_failed_imports_alone(
+    cli: Command, distribution: Callable[..., Path]
+) -> None:
+    source = "from gptkit.plugin import Callback\nclass Mine(Callback):\n    {}\n"
+    distribution("acme-lost", "import nothing_of_that_name", callbacks="lost = Mine")
+    distribution("acme-typo", source.format("use: int = 3"), callbacks="typo = Mine")
+    distribution("acme-log", source.format("contract = 1"), callbacks="log = Mine")
+    result = cli("plugins", "check", "typo", "acme-log:log")
+    assert result.exit_code == 2
+    assert result.stdout.splitlines() == [
+        "callback typo (acme-typo 1.2): Mine.use: recipes use that key; rename the option; "
+        "mend the class in acme_typo, or tell the authors of acme-typo",
+        'the callback name "log" is claimed by acme-log 1.2 and gptkit-log 0.3.0; '
+        'choose one: "acme-log:log" or "gptkit-log:log"; or pip uninstall the other',
+    ]
+    lost = cli("plugins", "check", "lost").stdout
+    assert "Traceback" in lost
+    assert "No module named 'nothing_of_that_name'" in lost

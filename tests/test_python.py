@@ -143,7 +143,7 @@ def test_a_file_a_recipe_and_its_tables_train_the_same_weights(
     recipe = gptkit.Recipe.model_validate(TINY)
     runs = [
         gptkit.Run(Path("cli")),
-        gptkit.train(tiny_recipe(), out="file", quiet=True),
+        gptkit.train(tiny_recipe(), "train.steps=4", out="file", quiet=True),
         gptkit.train(recipe, {"train.steps": 4}, out=Path("recipe"), quiet=True),
     ]
     assert {weights(found) for found in runs} == {weights(run)}
@@ -156,11 +156,33 @@ def test_a_run_tells_its_metrics_and_checkpoints(run: gptkit.Run) -> None:
     assert run.last == (4, evaluations[4])
     best = min(evaluations, key=evaluations.__getitem__)
     assert run.best == (best, evaluations[best])
-    assert gptkit.Run(Path("nowhere")).best is gptkit.Run(Path("nowhere")).last is None
-    assert gptkit.Run(Path("nowhere")).metrics == []
+
+
+def test_a_run_is_opened_by_its_path(run: gptkit.Run) -> None:
+    for path in (str(run.path), run.path, run):
+        opened = gptkit.Run(path)
+        assert opened == run
+        assert (opened.best, opened.last, opened.metrics) == (run.best, run.last, run.metrics)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("none", "no such run"), ("empty", "not a run")])
+def test_what_is_no_run_is_refused_when_it_is_used(name: str, fault: str) -> None:
+    Path("empty").mkdir()
+    opened = gptkit.Run(name)
+    for use in (lambda: opened.best, lambda: opened.last, lambda: opened.metrics, opened.load):
+        with pytest.raises(UsageError, match=f"^{name}: {fault}"):
+            use()
+
+
+def test_a_run_without_checkpoints_and_metrics_says_so(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
+    empty = gptkit.Run(tmp_path)
+    assert empty.best is empty.last is None
+    assert empty.metrics == []
 
 
 def test_a_record_that_a_kill_left_unfinished_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo\xc3')
     assert gptkit.Run(tmp_path).metrics == [{"step": 1}]
 
@@ -195,6 +217,17 @@ def test_quiet_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert "step 4/4" in capfd.readouterr().err
     gptkit.train(TINY, out="quiet", quiet=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_checkpoint_is_also_named_by_its_number(run: gptkit.Run) -> None:
+    model = gptkit.load(run, checkpoint=2)
+    assert model.sample(tokens=9) == run.load(checkpoint="2").sample(tokens=9)
+    assert run.evaluate(checkpoint=2).loss == run.evaluate(checkpoint="2").loss
+    assert gptkit.load(run.export(checkpoint=2)).metadata.step == 2
+    fork = gptkit.train(TINY, {"train.steps": 1}, start=run, checkpoint=2, out="fork", quiet=True)
+    assert json.loads((fork.path / "environment.json").read_bytes())["from"]["step"] == 2
+    with pytest.raises(RunError, match="no checkpoint 3"):
+        gptkit.load(run, checkpoint=3)
 
 
 def test_a_run_begins_with_the_weights_of_another(run: gptkit.Run) -> None:

@@ -156,7 +156,8 @@ def test_an_option_that_no_recipe_could_set_is_refused_at_class_creation(
 ) -> None:
     distribution("acme-taken", f"{CALLBACK}\n        {option}: int = 3\n", callbacks="taken = Mine")
     (problem,) = refusal(tiny_recipe(callbacks=[{"use": "taken"}])).problems
-    assert f"TypeError: Mine.{option}: recipes use that key; rename the option" in problem.fault
+    assert f"(acme-taken 1.2): Mine.{option}: recipes use that key; rename the" in problem.fault
+    assert problem.hint == "mend the class in acme_taken, or tell the authors of acme-taken"
 
 
 def test_a_codec_of_a_name_claimed_twice_is_that_of_its_distribution(
@@ -318,7 +319,7 @@ def test_an_event_that_is_none_is_refused_at_class_creation(
     distribution("acme-typo", source, callbacks="typo = Typo")
     (problem,) = refusal(tiny_recipe(callbacks=[{"use": "typo"}])).problems
     said = 'Typo.on_step_ends is not an event; did you mean "on_step_end"?'
-    assert problem.fault.endswith(f"(acme-typo 1.2) cannot be imported: TypeError: {said}")
+    assert problem.fault.endswith(f"(acme-typo 1.2): {said}")
 
 
 def test_wrong_options_come_all_at_once_with_place_and_hint(tiny_recipe: TinyRecipe) -> None:
@@ -440,6 +441,20 @@ def test_a_codec_that_nobody_announces_is_refused() -> None:
         codec_record.codec_entry(Unannounced())
     assert "Unannounced has no entry point" in str(caught.value)
     assert '[project.entry-points."gptkit.codecs"]' in (caught.value.hint or "")
+
+
+def test_a_codec_that_declares_no_contract_is_not_recorded(distribution: Install) -> None:
+    source = """
+        from gptkit.testing import LetterCodec
+
+        class Mine(LetterCodec):
+            __module__ = "acme_undeclared"
+    """
+    distribution("acme-undeclared", source, codecs="undeclared = Mine")
+    codec = importlib.import_module("acme_undeclared").Mine()
+    with pytest.raises(PluginError, match="acme_undeclared:Mine declares no contract") as caught:
+        codec_record.record_codec(codec)
+    assert caught.value.hint == "write contract = 1 in the class"
 
 
 def test_a_codec_that_is_not_installed_names_its_distribution() -> None:

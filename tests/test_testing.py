@@ -10,6 +10,7 @@ from pydantic import ConfigDict, PrivateAttr
 from torch import Tensor
 
 from gptkit.codec import Codec, ImageCodec
+from gptkit.errors import PluginError
 from gptkit.plugin import IGNORE, Callback, Data, Dataset, Split, TrainState
 from gptkit.testing import (
     LetterCodec,
@@ -527,6 +528,19 @@ def test_a_dataset_that_loads_something_else_each_time_fails(numbers: Codec) -> 
 
     with pytest.raises(AssertionError, match="must be repeatable"):
         check_dataset(dataset_of(numbers, Moving))
+
+
+def test_a_batch_size_that_is_none_fails(tmp_path: Path) -> None:
+    class Halving(Callback):
+        """Halves the batch size."""
+
+        contract = 1
+
+        def on_eval_end(self, state: TrainState) -> None:
+            state.batch_size /= 2  # type: ignore[assignment]
+
+    with pytest.raises(PluginError, match=r"state\.batch_size should be a whole number above 0"):
+        check_callback(Halving(), tmp_path)
 
 
 def test_a_callback_without_a_contract_fails(tmp_path: Path) -> None:

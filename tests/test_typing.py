@@ -87,6 +87,20 @@ def test_the_line_of_the_hint_works(cli: Command, tiny_recipe: TinyRecipe) -> No
     assert recipe["callbacks"][-1]["every"] == 3
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("resume r --set", "gptkit resume: option '--set' requires an argument"),
+        ("train r.toml lr.x=3 --out", "gptkit train: option '--out' requires an argument"),
+        ("runs list --json=1", "gptkit runs list: option '--json' does not take a value"),
+    ],
+)
+def test_an_option_without_its_value(cli: Command, typed: str, said: str) -> None:
+    result = cli(*typed.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {said}\nhint:  gptkit {typed.split()[0]} ")
+
+
 def test_a_value_that_looks_like_a_field_stays_where_it_is(cli: Command) -> None:
     result = cli("train", "r.toml", "--out", "a.b=c", "--steps", "3")
     assert result.stderr.endswith("hint:  gptkit train r.toml --out a.b=c --set train.steps=3\n")

@@ -27,7 +27,7 @@ class RunEvaluation(Evaluation):
 def evaluate_run(
     path: Path | None,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     device: str = "auto",
     by_class: bool = False,

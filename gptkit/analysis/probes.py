@@ -43,7 +43,7 @@ class Probe:
 
 
 def probe_run(
-    path: Path | None, *, checkpoint: str = "last", device: str = "auto", items: int = 10_000
+    path: Path | None, *, checkpoint: str | int = "last", device: str = "auto", items: int = 10_000
 ) -> Probe:
     """Probe a run's model on the labels of its own data set.
 

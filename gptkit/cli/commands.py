@@ -49,7 +49,7 @@ class Commands(TyperGroup):
         except BAD_USAGE as error:
             from gptkit.cli import mistakes
 
-            raise _ended(mistakes.usage_error(error, ctx.meta[ARGUMENTS])) from error
+            raise _ended(mistakes.usage_error(error, ctx, ctx.meta[ARGUMENTS])) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the arguments name.
@@ -71,7 +71,7 @@ class Commands(TyperGroup):
         except BAD_USAGE as error:
             from gptkit.cli import mistakes
 
-            raise _ended(mistakes.usage_error(error, ctx.meta[ARGUMENTS])) from error
+            raise _ended(mistakes.usage_error(error, ctx, ctx.meta[ARGUMENTS])) from error
         except UsageError as error:
             from gptkit.cli import mistakes
 

@@ -31,17 +31,26 @@ def advise(error: UsageError, arguments: Sequence[str], command: Any) -> None:
             error.hint = advice.for_arguments(words, described)
 
 
-def usage_error(error: Any, arguments: Sequence[str]) -> UsageError:
-    """What typer says about bad usage, in gptkit's words and with the line that was meant."""
+def usage_error(error: Any, ctx: Any, arguments: Sequence[str]) -> UsageError:
+    """What typer says about bad usage, in gptkit's words and with the line that was meant.
+
+    Args:
+        error: of typer.
+        ctx: of `gptkit` itself.
+        arguments: all that was typed.
+    """
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
-    message, ctx = SUGGESTIONS.sub("", error.format_message()).rstrip("."), error.ctx
-    path = _path(ctx)
+    message = SUGGESTIONS.sub("", error.format_message()).rstrip(".")
+    if error.ctx:
+        path, command = _path(error.ctx), error.ctx.command
+    else:  # about an option's value, if there is none or too many
+        path, command = _named(ctx, arguments)
     words = list(arguments[len(path) :]) if tuple(arguments[: len(path)]) == path else []
     if words and "No such command" in message:
-        hint = advice.for_command(words, ctx.command.list_commands(ctx), path)
+        hint = advice.for_command(words, command.list_commands(error.ctx), path)
     else:
-        hint = advice.for_arguments(words, _describe(path, ctx.command))
+        hint = advice.for_arguments(words, _describe(path, command))
     place = " ".join(("gptkit", *path))
     return UsageError(f"{place}: {message[0].lower()}{message[1:]}", hint=hint)
 
@@ -49,6 +58,18 @@ def usage_error(error: Any, arguments: Sequence[str]) -> UsageError:
 def _path(ctx: Any) -> tuple[str, ...]:
     """The names of the command that a context belongs to, without `gptkit` itself."""
     return (*_path(ctx.parent), ctx.info_name) if ctx.parent else ()
+
+
+def _named(ctx: Any, arguments: Sequence[str]) -> tuple[tuple[str, ...], Any]:
+    """The command that the arguments begin with: its names, and itself."""
+    path: tuple[str, ...] = ()
+    command = ctx.command
+    for word in arguments:
+        found = command.get_command(ctx, word) if hasattr(command, "get_command") else None
+        if found is None:
+            break
+        path, command = (*path, word), found
+    return path, command
 
 
 def _describe(path: tuple[str, ...], command: Any) -> advice.Command:

@@ -26,7 +26,7 @@ def show_(
     name: Annotated[
         str,
         typer.Argument(
-            help="A plugin's name, or a class that plugins use, e.g. TrainState.",
+            help="A plugin's name, or what plugins import, e.g. TrainState or check_codec.",
             autocompletion=completion.plugins,
         ),
     ],
@@ -53,17 +53,21 @@ def show_(
 
 @app.command()
 def check(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="A plugin's name; by default all.", autocompletion=completion.plugins),
-    ] = None,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Plugins' names; by default all.",
+            autocompletion=completion.plugins,
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
-    """Import plugins; print which are broken, with tracebacks."""
+    """Import plugins; print which are broken, and where an import fails its traceback."""
     from gptkit.recipe import plugin_check
     from gptkit.show import plugins as show
 
-    results = plugin_check.check_all(name)
-    misplaced = [] if name else plugin_check.misplaced()
+    results = plugin_check.check_all(names)
+    misplaced = [] if names else plugin_check.misplaced()
     show.print_checks(results, misplaced)
     if misplaced or any(error for _, error in results):
         raise typer.Exit(2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gptkit.codec import TextCodec
 from gptkit.plugin import Callback, TrainState
+from gptkit.training.micro_batches import check_batch_size
 
 
 class LetterCodec(TextCodec):
@@ -76,6 +77,7 @@ def drive(callback: Callback, state: TrainState, *, until: int | None = None) ->
             callback.on_eval_end(state)
             _save(state)
             callback.on_save_end(state)
+            check_batch_size(state.batch_size)
         state.error = KeyboardInterrupt() if until and state.step == until else None
     except BaseException as error:
         state.error = error
@@ -87,6 +89,7 @@ def drive(callback: Callback, state: TrainState, *, until: int | None = None) ->
 def _step(callback: Callback, state: TrainState) -> None:
     state.begin_step()
     callback.on_step_start(state)
+    check_batch_size(state.batch_size)
     tokens = state.tokens_per_step
     state.optimizer.zero_grad()
     loss = _loss(state.model)

@@ -5,6 +5,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
 
+from gptkit.codec import check_untyped
+from gptkit.errors import DefinitionError
+
 RESERVED = ("use", "on_error")
 """Keys that a recipe has beside a plugin's options."""
 
@@ -43,6 +46,9 @@ class Plugin(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an option that no recipe could set."""
+        check_untyped(cls)
         for name in RESERVED:
             if name in cls.model_fields:
-                raise TypeError(f"{cls.__name__}.{name}: recipes use that key; rename the option")
+                raise DefinitionError(
+                    f"{cls.__name__}.{name}: recipes use that key; rename the option"
+                )

@@ -1,6 +1,7 @@
 """Callback: a plugin that acts at the events of a training."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from gptkit.contract.base import Plugin
 from gptkit.contract.train_state import TrainState
-from gptkit.errors import closest
+from gptkit.errors import DefinitionError, closest
 
 EVENTS = (
     "on_fit_start",
@@ -29,6 +30,17 @@ def _renamed(name: str, words: tuple[str, str]) -> str:
     return name.replace(*words)
 
 
+def _takes_state(method: Any) -> bool:
+    """Whether a method can be called with a state; what is no plain function is not looked at."""
+    if not inspect.isfunction(method):
+        return True
+    try:
+        inspect.signature(method).bind("self", "state")
+    except TypeError:
+        return False
+    return True
+
+
 class Callback(Plugin):
     """Code that runs at events of a training; an entry point in `gptkit.callbacks`.
 
@@ -37,13 +49,17 @@ class Callback(Plugin):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a method named like an event that does not exist: it would never be called."""
+        """Refuse events that do not exist, which would never be called, or take no state."""
         super().__pydantic_init_subclass__(**kwargs)
         for name in vars(cls):
             if name.startswith("on_") and name not in EVENTS:
                 near = closest(functools.reduce(_renamed, USUAL_WORDS.items(), name), EVENTS)
                 advice = f'did you mean "{near}"?' if near else f"events: {', '.join(EVENTS)}"
-                raise TypeError(f"{cls.__name__}.{name} is not an event; {advice}")
+                raise DefinitionError(f"{cls.__name__}.{name} is not an event; {advice}")
+            if name in EVENTS and not _takes_state(vars(cls)[name]):
+                raise DefinitionError(
+                    f"{cls.__name__}.{name} should take the state: def {name}(self, state)"
+                )
 
     def on_fit_start(self, state: TrainState) -> None:
         """Once, before the first step; a resumed run has loaded its checkpoint: open files."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gptkit.codec import Codec, TextCodec
 from gptkit.contract.base import Plugin
+from gptkit.contract.codec_check import check_loaded
 from gptkit.data.split import Split
 from gptkit.errors import DataError
 
@@ -39,6 +40,7 @@ class Data:
                     f"the {name} split is shorter than one window of {self.block_size} tokens",
                     hint="use more data or a smaller block_size",
                 )
+        check_loaded(self.codec, self.vocab_size)
         codec = self.codec
         if isinstance(codec, TextCodec) and len(codec.token_bytes) != self.vocab_size:
             raise DataError(

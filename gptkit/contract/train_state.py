@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gptkit.codec import Codec
 from gptkit.contract.recorder import Recorder
 from gptkit.data.split import Split
+from gptkit.errors import PluginError
 
 LABEL_SEPARATOR = "/"
 """Between the name of a parameter group and the labels that `split_groups` adds."""
@@ -137,7 +138,7 @@ class TrainState:
         """Keep what is logged of the step before, and start the clock; for the trainer."""
         self.recorder.start(self._values())
 
-    def split_groups(self, label_of: Callable[[str], str]) -> None:
+    def split_groups(self, label_of: Callable[[str], str | int]) -> None:
         """Split the optimizer's parameter groups by a label of each parameter's name.
 
         The group "decayed" becomes "decayed/LABEL" for every label in it, with the same numbers;
@@ -145,15 +146,20 @@ class TrainState:
         a resumed run gets the groups of its checkpoint back, so call it in `on_fit_start`.
 
         Args:
-            label_of: the label of a name such as "wte.weight" or "h.0.attn.qkv.weight".
+            label_of: the label of a name such as "wte.weight" or "h.0.attn.qkv.weight", a text or
+                a whole number.
+
+        Raises:
+            PluginError: a label is neither.
         """
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         groups = []
         for group in self.optimizer.param_groups:
             parts: dict[str, list[Tensor]] = {}
             for parameter in group["params"]:
-                parts.setdefault(label_of(names[parameter]), []).append(parameter)
-            groups += [group | {"name": _label(group, p), "params": parts[p]} for p in parts]
+                label = _label(label_of(names[parameter]), names[parameter])
+                parts.setdefault(label, []).append(parameter)
+            groups += [group | {"name": _part_name(group, p), "params": parts[p]} for p in parts]
         self.optimizer.param_groups[:] = groups
 
     def _values(self) -> dict[str, float | Tensor]:
@@ -162,7 +168,15 @@ class TrainState:
         return first | self.metrics | {"tokens": self.tokens}
 
 
-def _label(group: Mapping[str, Any], label: str) -> str:
+def _label(label: object, name: str) -> str:
+    if type(label) not in (str, int):
+        raise PluginError(
+            f"split_groups: the label of {name} is {label!r}", hint="a label is a text or an int"
+        )
+    return str(label)
+
+
+def _part_name(group: Mapping[str, Any], label: str) -> str:
     """The name of a part of a group; the same if the group has that label already."""
     first, *labels = str(group.get("name", "group")).split(LABEL_SEPARATOR)
     return LABEL_SEPARATOR.join([first, *labels, *([label] if label not in labels else [])])

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gptkit.codec import Codec
 from gptkit.errors import PluginError
-from gptkit.recipe.registry import Entry, find, installed, is_from, load
+from gptkit.recipe.registry import Entry, check_contract, find, installed, is_from, load
 
 
 class CodecRecord(BaseModel):
@@ -25,9 +25,11 @@ def record_codec(codec: Codec) -> CodecRecord:
     """The record from which `make_codec` makes an equal codec.
 
     Raises:
-        PluginError: the codec's class has no entry point in the group `gptkit.codecs`.
+        PluginError: the codec's class has no entry point in the group `gptkit.codecs`, or is
+            written for another contract.
     """
     entry = codec_entry(codec)
+    check_contract(entry, type(codec))
     options = codec.model_dump(mode="json")
     return CodecRecord(name=entry.name, distribution=entry.distribution, options=options)
 

@@ -1,5 +1,6 @@
 """`gptkit plugins check`: import what is installed, and find what is announced in a wrong way."""
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from gptkit.errors import PluginError, closest
@@ -17,9 +18,10 @@ PREFIXES = ("gptkit.", "gptkit_", "gptkit-")
 """How the name of a group of entry points begins if gptkit is meant."""
 
 
-def check_all(name: str | None = None) -> list[tuple[Entry, PluginError | None]]:
-    """Import the plugins of a name, or all of them; return each with its error, or None."""
-    known = find_any(name) if name else all_installed()
+def check_all(names: Sequence[str] = ()) -> list[tuple[Entry, PluginError | None]]:
+    """Import the plugins of these names, or all of them; return each with its error, or None."""
+    found = [entry for name in names for entry in find_any(name)]
+    known = dict.fromkeys(found) if names else all_installed()
     return [(entry, _fault(entry)) for entry in known]
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from gptkit.codec import CONTRACT, Codec, declared_contract
-from gptkit.errors import PluginError, closest
+from gptkit.codec import CONTRACT, Codec, contract_fault, declared_contract
+from gptkit.errors import DefinitionError, PluginError, closest
 
 Kind = Literal["dataset", "callback", "codec", "format", "command"]
 
@@ -113,7 +113,7 @@ def load(entry: Entry) -> type[BaseModel]:
             f"{entry.kind} {entry}: {entry.point.value} lacks {lacking}",
             hint=f"tell the authors of {entry.distribution}",
         )
-    _check_contract(entry, plugin)
+    check_contract(entry, plugin)
     return plugin
 
 
@@ -134,6 +134,24 @@ def load_command(entry: Entry) -> Any:
     return app
 
 
+def check_contract(entry: Entry, plugin: type) -> None:
+    """Refuse a plugin that is written for another contract, or does not say for which.
+
+    Raises:
+        PluginError: it says which contract the class declares, and what to do.
+    """
+    fault = contract_fault(plugin)
+    if fault is None:
+        return
+    contract = declared_contract(plugin)
+    newer = isinstance(contract, int) and contract > CONTRACT
+    upgrade = f"pip install --upgrade {'gptkit' if newer else entry.distribution}"
+    raise PluginError(
+        f"{entry.kind} {entry}: {entry.point.value} {fault}",
+        hint=f"write contract = {CONTRACT} in the class" if contract is None else upgrade,
+    )
+
+
 def _named(name: str, known: list[Entry], what: str) -> list[Entry]:
     distribution, _, own = name.rpartition(":")
     matches = [entry for entry in known if entry.name == own]
@@ -149,23 +167,6 @@ def _named(name: str, known: list[Entry], what: str) -> list[Entry]:
     return matches
 
 
-def _check_contract(entry: Entry, plugin: type[BaseModel]) -> None:
-    """Refuse a plugin that is written for another contract, or does not say for which."""
-    contract = declared_contract(plugin)
-    if contract is None:
-        raise PluginError(
-            f"{entry.kind} {entry}: {entry.point.value} declares no contract",
-            hint=f"write contract = {CONTRACT} in the class",
-        )
-    if contract != CONTRACT:
-        newer = isinstance(contract, int) and contract > CONTRACT
-        raise PluginError(
-            f"{entry.kind} {entry}: {entry.point.value} is written for contract {contract!r}; "
-            f"this gptkit has contract {CONTRACT}",
-            hint=f"pip install --upgrade {'gptkit' if newer else entry.distribution}",
-        )
-
-
 def _base(kind: Kind) -> type[BaseModel]:
     """The class that plugins of a kind extend."""
     if kind == "codec":
@@ -179,6 +180,12 @@ def _import(entry: Entry) -> Any:
     try:
         with redirect_stdout(sys.stderr):  # what it prints is no result of ours
             return entry.point.load()
+    except DefinitionError as error:
+        raise PluginError(
+            f"{entry.kind} {entry}: {error}",
+            hint=f"mend the class in {entry.point.module}, or tell the authors of "
+            f"{entry.distribution}",
+        ) from None
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{entry.kind} {entry} cannot be imported: {type(error).__name__}: {error}",

@@ -13,7 +13,7 @@ from gptkit.recipe.recipe import Recipe
 from gptkit.runs.run_folder import RunFolder
 
 Overrides = Sequence[str] | Mapping[str, Any]
-"""Fields of a recipe to change: `key=value` texts as for `--set`, or values by key."""
+"""Fields of a recipe to change: `key=value` texts as for `--set`, one or more, or values by key."""
 
 KEEP_WEIGHTS = {"seed", "model.dropout"}
 """Fields with which the weights of the run still fit, besides those of the optimizer."""
@@ -33,7 +33,7 @@ def texts(overrides: Overrides) -> list[str]:
         UsageError: a value has no form in TOML, or is a table.
     """
     if not isinstance(overrides, Mapping):
-        return list(overrides)
+        return [overrides] if isinstance(overrides, str) else list(overrides)
     return [f"{key}={_toml(key, value)}" for key, value in overrides.items()]
 
 

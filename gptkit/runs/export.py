@@ -19,7 +19,7 @@ def export(
     format_: Format,
     *,
     out: Path | None = None,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
 ) -> Path:
     """Write a run's checkpoint in a format.
@@ -48,7 +48,7 @@ def export(
 
 
 def trained_model(
-    path: Path, *, checkpoint: str = "last", weights: str | None = None
+    path: Path, *, checkpoint: str | int = "last", weights: str | None = None
 ) -> TrainedModel:
     """A run's model with all that a format may write of it; see `export`."""
     loaded = load_checkpoint(path, checkpoint=checkpoint, weights=weights, device="cpu")

@@ -139,7 +139,7 @@ class LoadedRun:
 def load_checkpoint(
     path: Path | None,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     device: str = "auto",
 ) -> LoadedModel:
@@ -166,7 +166,7 @@ def load_checkpoint(
 def load_run(
     path: Path | None,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     device: str = "auto",
 ) -> LoadedRun:

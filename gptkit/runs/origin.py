@@ -60,7 +60,7 @@ class Origin:
         model.load_weights(self.tensors)
 
 
-def find(path: Path, which: str = "last", weights: str | None = None) -> Origin:
+def find(path: Path, which: str | int = "last", weights: str | None = None) -> Origin:
     """Read the weights of a run's checkpoint.
 
     Args:
@@ -88,7 +88,7 @@ def find_again(run: RunFolder) -> Origin | None:
     if not isinstance(record, dict):
         return None
     try:
-        found = find(Path(record["run"]), str(record["step"]), record.get("weights"))
+        found = find(Path(record["run"]), record["step"], record.get("weights"))
         if found.sha256 == record["sha256"]:
             return found
     except (CheckpointError, RunError, UsageError):

@@ -41,7 +41,7 @@ class RunFolder:
         """The folder of the step folders."""
         return self.path / "checkpoints"
 
-    def step_folder(self, which: str = "last") -> Path:
+    def step_folder(self, which: str | int = "last") -> Path:
         """A step folder: "last", "best" or a step's number.
 
         Raises:
@@ -53,6 +53,7 @@ class RunFolder:
                 f"{self.path}: has no checkpoints",
                 hint=f"start it: gptkit resume {quote(self.path)}",
             )
+        which = str(which)
         found: Path | None
         if which == "last":
             found = list(folders.values())[-1]

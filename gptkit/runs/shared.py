@@ -49,7 +49,7 @@ def newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot | 
     step = int(ranks.all_reduce_max(found.step if found else -1))
     if ranks.first or step < 0:
         return found
-    return read_snapshot(run.step_folder(str(step)))
+    return read_snapshot(run.step_folder(step))
 
 
 def _newest_intact(run: RunFolder, report: Report) -> Snapshot:

@@ -49,7 +49,7 @@ def train(
     *,
     out: Path | None = None,
     start: Path | None = None,
-    which: str = "last",
+    which: str | int = "last",
     weights: str | None = None,
     report: Report,
     caller: Caller = COMMAND_LINE,
@@ -180,7 +180,7 @@ def _restore(trainer: Trainer, saved: Snapshot, run: RunFolder, report: Report) 
     if told := snapshot.describe_changes(saved, trainer.callbacks):
         report(told)
     if trainer.ranks.first:
-        trainer.state.checkpoint = run.step_folder(str(saved.step))
+        trainer.state.checkpoint = run.step_folder(saved.step)
 
 
 def _complete(run: RunFolder, step: int, report: Report) -> RunFolder:

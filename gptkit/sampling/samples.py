@@ -70,7 +70,14 @@ class SampleRequest:
         if not self.needs_codec:
             return self.in_turn(codec.starts)
         with self._naming_place():
-            return [codec.start(self.prompt, keep=self.keep, label=self.label)] * self.samples
+            try:
+                start = codec.start(self.prompt, keep=self.keep, label=self.label)
+            except UnicodeEncodeError as error:
+                raise PromptError(
+                    f"prompt: should be UTF-8, got {self.prompt!r}",
+                    hint="a prompt in another encoding can be converted with iconv",
+                ) from error
+        return [start] * self.samples
 
     def in_turn(self, starts: Sequence[list[int]]) -> list[list[int]]:
         """A start for each sample: the given ones, in turn."""

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Annotated, Any, get_origin
 
-from gptkit import codec, plugin
+from gptkit import codec, plugin, testing
 from gptkit.errors import PluginError, closest
 from gptkit.show.types import type_word
 
@@ -14,7 +14,7 @@ OPERATORS = ("__len__", "__getitem__")
 
 def names() -> dict[str, Any]:
     """What plugins import from gptkit, by name."""
-    modules = (plugin, codec)
+    modules = (plugin, codec, testing)
     return {name: getattr(module, name) for module in modules for name in module.__all__}
 
 

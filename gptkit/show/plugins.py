@@ -48,10 +48,17 @@ def print_command(entry: Entry) -> None:
 def print_checks(
     results: Iterable[tuple[Entry, PluginError | None]], misplaced: Iterable[PluginError]
 ) -> None:
-    """Print which plugins work, the traceback of each that does not, and what is misplaced."""
+    """Print which plugins work, what is wrong with the others, and what is misplaced.
+
+    A plugin that cannot be imported is shown with the traceback.
+    """
     for entry, error in results:
-        print(error or f"{entry.kind} {entry}: ok")
-        if error and error.__cause__:
+        if error is None:
+            print(f"{entry.kind} {entry}: ok")
+        elif error.__cause__:
+            print(error)
             print("".join(traceback.format_exception(error.__cause__)))
+        else:
+            print(f"{error}; {error.hint}")
     for error in misplaced:
         print(f"{error}; {error.hint}")

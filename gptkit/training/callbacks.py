@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from gptkit.plugin import Callback, TrainState
 from gptkit.recipe.recipe import OnError
+from gptkit.training.micro_batches import check_batch_size
 
 
 class Callbacks(Mapping[str, Callback]):
@@ -48,9 +49,12 @@ class Callbacks(Mapping[str, Callback]):
             self.call(name, event, state)
 
     def call(self, name: str, event: str, state: TrainState) -> None:
-        """Call one callback's method for an event."""
+        """Call one callback's method for an event; refuse a batch size that it set wrongly."""
         with self.blaming(name, event, state):
+            before = state.batch_size
             getattr(self._callbacks[name], event)(state)
+            if state.batch_size is not before:
+                check_batch_size(state.batch_size)
 
     @contextmanager
     def blaming(self, name: str, method: str, state: TrainState) -> Iterator[None]:

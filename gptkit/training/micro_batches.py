@@ -10,13 +10,28 @@ from gptkit.errors import PluginError
 from gptkit.training.distributed import Ranks
 
 
+def check_batch_size(batch_size: object) -> None:
+    """Refuse a batch size that no batch can have.
+
+    Raises:
+        PluginError: it is no whole number above 0.
+    """
+    if type(batch_size) is not int or batch_size < 1:
+        raise PluginError(
+            f"state.batch_size should be a whole number above 0, a callback set it to "
+            f"{batch_size!r}",
+            hint="// divides without a remainder, max(1, ...) keeps it above 0",
+        )
+
+
 def part_of(batch_size: int, ranks: Ranks) -> slice:
     """This rank's part of a batch whose size a callback may have set.
 
     Raises:
-        PluginError: the batch cannot be divided evenly among the ranks.
+        PluginError: there is no such batch, or it cannot be divided evenly among the ranks.
     """
-    if type(batch_size) is not int or batch_size < 1 or batch_size % ranks.size:
+    check_batch_size(batch_size)
+    if batch_size % ranks.size:
         raise PluginError(
             f"state.batch_size: a callback set it to {batch_size!r}",
             hint=f"set a multiple of {ranks.size}, the number of processes",

@@ -56,7 +56,7 @@ def take(
     first_groups: groups.Groups = (),
     batch_size: int | None = None,
 ) -> Snapshot:
-    """Capture a training.
+    """Capture a training. On a CPU the tensors are its own: write them before it goes on.
 
     Under `shard = true` every rank must take part; only on rank 0 the tensors are complete.
 

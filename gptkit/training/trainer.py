@@ -261,27 +261,33 @@ class Trainer:
         self.saved_step = saved.step
 
     def _start(self) -> None:
-        """Emit `on_fit_start`; if training is resumed, undo what callbacks did there a second time.
+        """Emit `on_fit_start`; if steps were done before, undo what callbacks did there again.
 
         They may have split or changed the parameter groups, set a batch size, or drawn random
         numbers.
         """
+        before = groups.describe(self.state.optimizer, self.model)
         size, device = self.state.batch_size, self.run_device.device
         generators = snapshot.generator_states(device)
         self.emit("on_fit_start")
-        if self._saved is None:
+        if self._saved is None and not self.state.step:
             self.first_groups = groups.describe(self.state.optimizer, self.model)
             return
         self.state.batch_size = size
         snapshot.set_generator_states(generators, device)
-        self._restore_groups(*self._saved)
-        self._saved = None
+        if self._saved is None:  # an earlier call of `steps` was left by a break
+            self._set_groups(before)
+        else:
+            self._restore_groups(*self._saved)
+            self._saved = None
 
     def _restore_groups(self, saved: groups.Groups, first: groups.Groups) -> None:
         """Restore saved groups, but for what callbacks set otherwise than when the run began."""
         now = groups.describe(self.state.optimizer, self.model)
         self.first_groups = groups.renewed(first, first=first, now=now)
-        found = groups.renewed(saved, first=first, now=now)
+        self._set_groups(groups.renewed(saved, first=first, now=now))
+
+    def _set_groups(self, found: groups.Groups) -> None:
         if not groups.load(self.state.optimizer, self.model, found):
             groups.regroup(self.state.optimizer, self.model, found)
 

@@ -22,7 +22,7 @@ def export(
     path: Path | None,
     *,
     out: Path | None = None,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str | None = None,
     **options: Any,
 ) -> Exported:

@@ -1,0 +1,65 @@
+"""What a data set's codec must be before anything is trained with it. Imports no torch."""
+
+from typing import Any
+
+from gptkit.codec import CONTRACT, Codec, contract_fault, declared_contract
+from gptkit.errors import PluginError
+
+
+def check_loaded(codec: Codec, vocab_size: int) -> None:
+    """Refuse a codec whose mistake would otherwise show only when samples are drawn.
+
+    Args:
+        codec: of loaded data.
+        vocab_size: of that data.
+
+    Raises:
+        PluginError: names the codec, the fault and the next move.
+    """
+    if not isinstance(codec, Codec):
+        raise PluginError(
+            f"Data.codec should be a codec, got {codec!r}", hint="codec=MyCodec(), an object"
+        )
+    kind = type(codec).__name__
+    if fault := contract_fault(type(codec)):
+        undeclared = declared_contract(type(codec)) is None
+        raise PluginError(
+            f"codec {kind} {fault}",
+            hint=f"write contract = {CONTRACT} in the class"
+            if undeclared
+            else "install versions of gptkit and of the codec that fit together",
+        )
+    stops = codec.stop_tokens
+    if not isinstance(stops, tuple):
+        raise PluginError(
+            f"{kind}.stop_tokens should be a tuple of token ids, got {stops!r}",
+            hint="a tuple of one id is (END,); no stop tokens are ()",
+        )
+    _check_ids(stops, f"{kind}.stop_tokens", vocab_size)
+    starts = {f'{kind}.encode("")': codec.encode("")}
+    if type(codec).starts is not Codec.starts:
+        starts |= {f"{kind}.starts[{i}]": start for i, start in enumerate(codec.starts)}
+    for what, start in starts.items():
+        if not isinstance(start, list | tuple) or not start:
+            raise PluginError(
+                f"{what} should be a list of at least one token id, got {start!r}",
+                hint="a sample without a prompt needs a token to start with, such as a newline",
+            )
+        _check_ids(start, what, vocab_size)
+
+
+def _check_ids(ids: Any, what: str, vocab_size: int) -> None:
+    for token in ids:
+        if type(token) is not int:
+            raise PluginError(
+                f"{what} should hold token ids, got {token!r} ({type(token).__name__})",
+                hint="ids are Python's integers: int(x) makes one",
+            )
+        if not 0 <= token < vocab_size:
+            raise PluginError(
+                f"{what} should hold ids below vocab_size, {vocab_size}, got {token}",
+                hint=f"vocab_size counts every id, special ones, too: {token + 1}, or the id is "
+                "wrong"
+                if token >= 0
+                else "ids are 0 .. vocab_size - 1",
+            )
