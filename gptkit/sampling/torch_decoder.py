@@ -80,14 +80,15 @@ class GraphDecoder(TorchDecoder):
 
     def _record(self) -> None:
         """Warm up on a side stream, then record a step."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._static_step()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._static_step()
+        with torch.cuda.device(self._token.device):  # streams belong to the current device
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._static_step()
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._logits = self._static_step()
 
     def _static_step(self) -> torch.Tensor:
         """The recorded step: the token at the position to float32 logits (B, vocab_size)."""
