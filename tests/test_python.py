@@ -42,9 +42,9 @@ SIGNATURES = {
     "Model.temperature": "property",
     "Model.provider": "property",
     "Model.sample": "(self, prompt='', *, tokens=None, seed=0, samples=None, temperature=None, "
-    "top_k=0, top_p=1.0, keep=1.0, label=None, stop=(), ignore_stop=False)",
+    "top_k=0, top_p=1.0, keep=1.0, label=None, stop=None, ignore_stop=False)",
     "Model.stream": "(self, prompt='', *, tokens=None, seed=0, temperature=None, top_k=0, "
-    "top_p=1.0, keep=1.0, stop=(), ignore_stop=False)",
+    "top_p=1.0, keep=1.0, stop=None, ignore_stop=False)",
     "Model.logprobs": "(self, text)",
     "Model.embed": "(self, text)",
     "Model.draw": "(self, request, sampling, *, streaming=False)",
@@ -266,6 +266,29 @@ def test_the_trainer_of_a_recipe_writes_nothing_and_trains_the_same(run: gptkit.
     trained = run.load()
     for name, tensor in trained.model.weights().items():
         assert torch.equal(trainer.model.weights()[name], tensor)
+
+
+def test_a_sample_ends_at_a_text_at_several_or_at_none(run: gptkit.Run) -> None:
+    model = run.load()
+    whole = model.sample(tokens=40)
+    assert isinstance(whole, str)
+    for stop in (None, (), []):
+        assert model.sample(tokens=40, stop=stop) == whole
+    end = whole[20]
+    for stop in (end, [end], (end,)):
+        assert model.sample(tokens=40, stop=stop) == whole[: whole.index(end, 1)]
+        assert "".join(model.stream(tokens=40, stop=stop)) == whole[: whole.index(end, 1)]
+
+
+@pytest.mark.parametrize("draw", ["sample", "stream"])
+def test_prompts_and_stop_texts_of_other_types_are_refused(draw: str, run: gptkit.Run) -> None:
+    call = getattr(run.load(), draw)
+    for stop in (5, b"END", [5], ["END", None], {"END": 1}):
+        with pytest.raises(UsageError, match=r"^stop should be a text or several, got"):
+            call(stop=stop)
+    for prompt in (["the"], b"the", None, Path("the.png")):
+        with pytest.raises(UsageError, match=r"^prompt should be a text, got"):
+            call(prompt)
 
 
 # What belongs to the program.
