@@ -259,6 +259,31 @@ def test_errors_are_gptkits_and_name_the_run_if_there_is_one(run: gptkit.Run) ->
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("overrides", [None, 3, b"train.steps=3", [3], ("train.steps", 3)])
+def test_overrides_are_texts_or_values_by_key(overrides: Any, run: gptkit.Run) -> None:
+    for call in (gptkit.train, gptkit.trainer):
+        with pytest.raises(UsageError, match=r"^overrides should be a dict, or a list of texts"):
+            call(TINY, overrides)
+    with pytest.raises(UsageError, match=r"^overrides should be"):
+        gptkit.resume(run, overrides)
+    assert not Path("runs").exists()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    values = {
+        "train.steps": np.int64(3),
+        "train.optimizer.learning_rate": np.float32(0.5),
+        "train.optimizer.betas": [np.float64(0.5), np.float32(0.25)],
+        "model.dropout": np.float64(0.125),
+        "model.bias": False,
+    }
+    trainer = gptkit.trainer(TINY, values)
+    options = trainer.options
+    assert (options.steps, options.optimizer.learning_rate) == (3, 0.5)
+    assert options.optimizer.betas == (0.5, 0.25)
+    assert (trainer.model.config.dropout, trainer.model.config.bias) == (0.125, False)
+
+
 def test_the_trainer_of_a_recipe_writes_nothing_and_trains_the_same(run: gptkit.Run) -> None:
     trainer = gptkit.trainer(TINY)
     steps = [state.step for state in trainer.steps()]
