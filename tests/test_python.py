@@ -316,6 +316,14 @@ def test_prompts_and_stop_texts_of_other_types_are_refused(draw: str, run: gptki
             call(prompt)
 
 
+def test_a_temperature_below_0_is_refused(cli: Callable[..., Result], run: gptkit.Run) -> None:
+    fault = "temperature should be 0 (the likeliest token) or more, and finite, got -1.0"
+    with pytest.raises(UsageError, match=re.escape(fault)):
+        run.load().sample(temperature=-1.0)
+    said = cli("sample", run.path, "--temperature=-1")
+    assert (said.exit_code, fault in said.stderr) == (2, True)
+
+
 # What belongs to the program.
 
 
