@@ -284,6 +284,15 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (trainer.model.config.dropout, trainer.model.config.bias) == (0.125, False)
 
 
+def test_tokens_may_be_written_with_an_exponent() -> None:
+    for recipe, overrides in (({**TINY, "train": {"tokens": 1e6}}, ()), (TINY, "train.tokens=1e6")):
+        options = gptkit.trainer(recipe, overrides).options
+        assert (options.tokens, type(options.tokens)) == (1_000_000, int)
+    for wrong in (0.5, float("inf"), float("nan"), -1e6, 0.0, True, "1e6"):
+        with pytest.raises(RecipeError, match=r"train\.tokens: should be"):
+            gptkit.trainer(TINY, {"train.tokens": wrong})
+
+
 def test_the_trainer_of_a_recipe_writes_nothing_and_trains_the_same(run: gptkit.Run) -> None:
     trainer = gptkit.trainer(TINY)
     steps = [state.step for state in trainer.steps()]
