@@ -362,7 +362,7 @@ LARGEST_U, SMALLEST_U = 3747935, 5618432
 EDGES = [
     SamplingOptions(temperature=1e-7),
     SamplingOptions(temperature=1e-5, seed=1),
-    SamplingOptions(temperature=-1),
+    SamplingOptions(temperature=0),
     SamplingOptions(temperature=50, seed=2),
     SamplingOptions(top_k=1),
     SamplingOptions(top_k=10**12, seed=3),
@@ -399,6 +399,16 @@ def test_the_edges_of_the_sampling_rule(std: float, tmp_path: Path) -> None:
         assert tokens.tolist() == expected, sampling
         drawn = decoding.stream(prompts, 12, sampling, chunk=12)
         assert np.concatenate(list(drawn), axis=1).tolist() == expected, sampling
+
+
+def test_a_graph_takes_the_likeliest_token_below_0_too() -> None:
+    model = make(n_layer=1, vocab_size=33)
+    graph, prompts = session(build(generate_model, model)), prompts_of(model, 3, 2)
+    greedy = feeds(prompts, 12, SamplingOptions(temperature=0))
+    expected, found = (
+        graph.run(None, greedy | {"temperature": np.array(t, np.float32)})[0] for t in (0, -1)
+    )
+    assert found.tolist() == expected.tolist()
 
 
 # Other precisions.

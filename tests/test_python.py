@@ -42,9 +42,9 @@ SIGNATURES = {
     "Model.temperature": "property",
     "Model.provider": "property",
     "Model.sample": "(self, prompt='', *, tokens=None, seed=0, samples=None, temperature=None, "
-    "top_k=0, top_p=1.0, keep=1.0, label=None, stop=(), ignore_stop=False)",
+    "top_k=0, top_p=1.0, keep=1.0, label=None, stop=None, ignore_stop=False)",
     "Model.stream": "(self, prompt='', *, tokens=None, seed=0, temperature=None, top_k=0, "
-    "top_p=1.0, keep=1.0, stop=(), ignore_stop=False)",
+    "top_p=1.0, keep=1.0, stop=None, ignore_stop=False)",
     "Model.logprobs": "(self, text)",
     "Model.embed": "(self, text)",
     "Model.draw": "(self, request, sampling, *, streaming=False)",
@@ -259,6 +259,40 @@ def test_errors_are_gptkits_and_name_the_run_if_there_is_one(run: gptkit.Run) ->
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("overrides", [None, 3, b"train.steps=3", [3], ("train.steps", 3)])
+def test_overrides_are_texts_or_values_by_key(overrides: Any, run: gptkit.Run) -> None:
+    for call in (gptkit.train, gptkit.trainer):
+        with pytest.raises(UsageError, match=r"^overrides should be a dict, or a list of texts"):
+            call(TINY, overrides)
+    with pytest.raises(UsageError, match=r"^overrides should be"):
+        gptkit.resume(run, overrides)
+    assert not Path("runs").exists()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    values = {
+        "train.steps": np.int64(3),
+        "train.optimizer.learning_rate": np.float32(0.5),
+        "train.optimizer.betas": [np.float64(0.5), np.float32(0.25)],
+        "model.dropout": np.float64(0.125),
+        "model.bias": False,
+    }
+    trainer = gptkit.trainer(TINY, values)
+    options = trainer.options
+    assert (options.steps, options.optimizer.learning_rate) == (3, 0.5)
+    assert options.optimizer.betas == (0.5, 0.25)
+    assert (trainer.model.config.dropout, trainer.model.config.bias) == (0.125, False)
+
+
+def test_tokens_may_be_written_with_an_exponent() -> None:
+    for recipe, overrides in (({**TINY, "train": {"tokens": 1e6}}, ()), (TINY, "train.tokens=1e6")):
+        options = gptkit.trainer(recipe, overrides).options
+        assert (options.tokens, type(options.tokens)) == (1_000_000, int)
+    for wrong in (0.5, float("inf"), float("nan"), -1e6, 0.0, True, "1e6"):
+        with pytest.raises(RecipeError, match=r"train\.tokens: should be"):
+            gptkit.trainer(TINY, {"train.tokens": wrong})
+
+
 def test_the_trainer_of_a_recipe_writes_nothing_and_trains_the_same(run: gptkit.Run) -> None:
     trainer = gptkit.trainer(TINY)
     steps = [state.step for state in trainer.steps()]
@@ -266,6 +300,37 @@ def test_the_trainer_of_a_recipe_writes_nothing_and_trains_the_same(run: gptkit.
     trained = run.load()
     for name, tensor in trained.model.weights().items():
         assert torch.equal(trainer.model.weights()[name], tensor)
+
+
+def test_a_sample_ends_at_a_text_at_several_or_at_none(run: gptkit.Run) -> None:
+    model = run.load()
+    whole = model.sample(tokens=40)
+    assert isinstance(whole, str)
+    for stop in (None, (), []):
+        assert model.sample(tokens=40, stop=stop) == whole
+    end = whole[20]
+    for stop in (end, [end], (end,)):
+        assert model.sample(tokens=40, stop=stop) == whole[: whole.index(end, 1)]
+        assert "".join(model.stream(tokens=40, stop=stop)) == whole[: whole.index(end, 1)]
+
+
+@pytest.mark.parametrize("draw", ["sample", "stream"])
+def test_prompts_and_stop_texts_of_other_types_are_refused(draw: str, run: gptkit.Run) -> None:
+    call = getattr(run.load(), draw)
+    for stop in (5, b"END", [5], ["END", None], {"END": 1}):
+        with pytest.raises(UsageError, match=r"^stop should be a text or several, got"):
+            call(stop=stop)
+    for prompt in (["the"], b"the", None, Path("the.png")):
+        with pytest.raises(UsageError, match=r"^prompt should be a text, got"):
+            call(prompt)
+
+
+def test_a_temperature_below_0_is_refused(cli: Callable[..., Result], run: gptkit.Run) -> None:
+    fault = "temperature should be 0 (the likeliest token) or more, and finite, got -1.0"
+    with pytest.raises(UsageError, match=re.escape(fault)):
+        run.load().sample(temperature=-1.0)
+    said = cli("sample", run.path, "--temperature=-1")
+    assert (said.exit_code, fault in said.stderr) == (2, True)
 
 
 # What belongs to the program.

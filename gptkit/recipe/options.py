@@ -187,7 +187,7 @@ class TrainOptions(Options):
     steps: PositiveInt | None = 1000
     """Updates of the weights. In its place: tokens or epochs."""
     tokens: PositiveInt | None = None
-    """Target tokens to train on, masked ones included; rounded up to whole steps."""
+    """Target tokens to train on, such as 1e9, masked ones included; rounded up to whole steps."""
     epochs: PositiveFloat | None = None
     """Training takes as many windows as so many passes over the training split; rounded up to
     whole steps. A step's windows are drawn at random, unless the data set has another order."""
@@ -225,6 +225,11 @@ class TrainOptions(Options):
         if isinstance(values, dict) and any(values.get(name) is not None for name in LENGTHS[1:]):
             return {"steps": None} | values
         return values
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _take_whole_float(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     @field_validator("optimizer", mode="before")
     @classmethod

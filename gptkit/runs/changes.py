@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,18 @@ def texts(overrides: Overrides) -> list[str]:
     """Overrides as `key=value` texts.
 
     Raises:
-        UsageError: a value has no form in TOML, or is a table.
+        UsageError: they are neither texts nor values by key, or a value has no form in TOML or is
+            a table.
     """
-    if not isinstance(overrides, Mapping):
-        return [overrides] if isinstance(overrides, str) else list(overrides)
-    return [f"{key}={_toml(key, value)}" for key, value in overrides.items()]
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_toml(key, value)}" for key, value in overrides.items()]
+    found = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(found, Sequence) or not all(isinstance(text, str) for text in found):
+        raise UsageError(
+            f"overrides should be a dict, or a list of texts, got {overrides!r}",
+            hint='{"train.steps": 300}, or ["train.steps=300"]',
+        )
+    return list(found)
 
 
 def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
@@ -134,11 +142,27 @@ def _may_change(key: str) -> bool:
 
 
 def _toml(key: str, value: Any) -> str:
-    value = str(value) if isinstance(value, Path) else value
     try:
-        text = tomli_w.dumps({"value": value})
+        text = tomli_w.dumps({"value": _plain(value)})
     except TypeError as error:
         raise UsageError(f"{key}: {error}", hint="text, a number, true, false, or a list") from None
     if not text.startswith("value = "):
         raise UsageError(f"{key}: is a table", hint=f'set its fields, such as "{key}.NAME"')
     return text.removeprefix("value = ").strip()
+
+
+def _plain(value: Any) -> Any:
+    """A value with numbers of other libraries as Python's, and a path as text."""
+    match value:
+        case bool():
+            return value
+        case Integral():
+            return int(value)
+        case Real():
+            return float(value)
+        case Path():
+            return str(value)
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value

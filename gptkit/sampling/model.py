@@ -105,7 +105,7 @@ class Model(ABC):
         top_p: float = 1.0,
         keep: float = 1.0,
         label: str | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         ignore_stop: bool = False,
     ) -> str | bytes | list[str] | list[bytes]:
         """Draw a sample, or a list of samples that are drawn together.
@@ -120,14 +120,14 @@ class Model(ABC):
             top_p: keep the likeliest tokens until their probabilities sum to this.
             keep: the fraction of the prompt to keep, from its beginning, 0 to 1.
             label: the class to draw from.
-            stop: a text, or several, that end a sample, each before itself.
+            stop: a text, or several, that end a sample, each before itself; None: no text does.
             ignore_stop: do not end at the codec's stop tokens.
 
         Returns:
             A text as `str`; a picture, or what else the codec writes, as the `bytes` of a file.
 
         Raises:
-            UsageError: an option is out of range.
+            UsageError: an option is out of range, or the prompt or a stop text is no `str`.
             PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
         """
         request = SampleRequest(
@@ -157,7 +157,7 @@ class Model(ABC):
         top_k: int = 0,
         top_p: float = 1.0,
         keep: float = 1.0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         ignore_stop: bool = False,
     ) -> Iterator[str]:
         """Draw a text piece by piece; the pieces together are what `sample` returns.
@@ -177,7 +177,8 @@ class Model(ABC):
             Whole characters, as soon as it is certain that they do not belong to a stop text.
 
         Raises:
-            UsageError: an option is out of range, or the model draws no text.
+            UsageError: an option is out of range, the prompt or a stop text is no `str`, or the
+                model draws no text.
             PromptError: the codec cannot read the prompt.
         """
         if not isinstance(self.codec, TextCodec):
@@ -257,8 +258,13 @@ def windows(count: int, block_size: int) -> Iterator[tuple[int, int, int]]:
         skip = stop - start
 
 
-def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"stop should be a text or several, got {stop!r}", hint=r'stop=["\n\n"]')
+    return tuple(texts)
 
 
 def _log_softmax(logits: Floats, tokens: Ints) -> Floats:

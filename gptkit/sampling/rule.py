@@ -31,7 +31,7 @@ class SamplingOptions:
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0 or less takes the likeliest token."""
+    """Divides the logits; 0 takes the likeliest token."""
     top_k: int = 0
     """Keep this many of the likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -40,8 +40,11 @@ class SamplingOptions:
     """Selects the stream of random numbers, 0 to 2**63 - 1."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temperature):
-            raise UsageError(f"temperature should be a finite number, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(
+                "temperature should be 0 (the likeliest token) or more, and finite, "
+                f"got {self.temperature}"
+            )
         if self.top_k < 0:
             raise UsageError(f"top_k should be 0 (all) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:

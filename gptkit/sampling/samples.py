@@ -31,7 +31,8 @@ class SampleRequest:
         place: where the prompt comes from, for errors, e.g. "prompts.txt:3".
 
     Raises:
-        UsageError: a number is out of range, or a stop text is empty or no UTF-8.
+        UsageError: the prompt is no text, a number is out of range, or a stop text is empty or no
+            UTF-8.
     """
 
     prompt: str = ""
@@ -44,6 +45,8 @@ class SampleRequest:
     place: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise UsageError(f"prompt should be a text, got {self.prompt!r}")
         for name in ("tokens", "samples"):
             number = getattr(self, name)
             if number is not None and number < 1:
