@@ -84,6 +84,18 @@ def test_another_batch_size_counts_from_the_next_step(cli: Command, trained: Pat
     assert [tokens[step] for step in (4, 5, 6)] == [4 * 64, 4 * 64 + 32, 4 * 64 + 64]
 
 
+def test_another_batch_size_of_a_run_measured_in_tokens_asks_for_its_steps(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    tokens = ["--set", "train.tokens=256"]
+    assert cli("train", tiny_recipe(callbacks=PLAIN), *tokens, "--out", "r").exit_code == 0
+    before = (tmp_path / "r" / "recipe.toml").read_text()
+    size = ["--set", "train.batch_size=2"]
+    assert "--set train.steps=N" in refused(cli("resume", "r", *size))
+    assert (tmp_path / "r" / "recipe.toml").read_text() == before
+    assert cli("resume", "r", *size, "--set", "train.steps=6").exit_code == 0
+
+
 GROWING = """
     from gptkit.plugin import Callback
 

@@ -428,7 +428,7 @@ def test_an_impossible_batch_size_is_not_saved(data: Data, tmp_path: Path, size:
         def on_step_end(self, state: TrainState) -> None:
             state.batch_size = size if state.step == 2 else 4
 
-    with pytest.raises(PluginError, match=r"state\.batch_size: a callback set it to"):
+    with pytest.raises(PluginError, match=r"state\.batch_size .* a callback set it to"):
         make(data, tmp_path, {"wrong": Wrong()}).fit()
     assert checkpoint.step_folders(tmp_path) == []
 
@@ -447,6 +447,14 @@ def test_evaluations_do_not_depend_on_the_batch_size_of_training(
             state.stop = True
 
     assert make(data, tmp_path, {"resize": Resize()}).fit().step == 1
+
+
+@pytest.mark.parametrize(("split", "batches"), [("test", None), ("val", 0), ("train", -1)])
+def test_nothing_to_evaluate_is_an_error(
+    data: Data, tmp_path: Path, split: Any, batches: int | None
+) -> None:
+    with pytest.raises(PluginError, match="no such split, or no batch"):
+        make(data, tmp_path, {}).measure(split, batches=batches)
 
 
 def test_the_losses_of_a_set_are_those_of_its_weights(data: Data, tmp_path: Path) -> None:

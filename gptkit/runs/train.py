@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptkit.errors import StoppedError
+from gptkit.errors import StoppedError, UsageError
 from gptkit.files import write_json
 from gptkit.plugin import Callback
 from gptkit.recipe import build
@@ -206,6 +206,11 @@ def _reread(
     before = written.recipe.flat() | changes.trained_with(run)
     changed = changes.between(before, wanted.recipe.flat())
     changes.check(run, changed, overrides)
+    if "train.batch_size" in changed and wanted.recipe.train.steps is None:
+        raise UsageError(
+            f"{run.path}: with another train.batch_size the run has another number of steps",
+            hint="say how many it has in all: --set train.steps=N",
+        )
     return wanted, changed
 
 

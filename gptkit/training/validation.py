@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from gptkit.data.split import Split
+from gptkit.errors import PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
@@ -46,10 +47,19 @@ class Validation:
         Args:
             split: one of the data's, by name, or another one.
             batches: how many to measure, of the recipe's size; None measures the whole split.
+
+        Raises:
+            PluginError: there is no split of that name, or nothing to measure.
         """
+        found = self.splits.get(split) if isinstance(split, str) else split
+        if found is None or (batches is not None and batches < 1):
+            raise PluginError(
+                f"evaluate({split!r}, batches={batches}): no such split, or no batch",
+                hint='"val", "train" or a Split; at least one batch, or None for all',
+            )
         return evaluate(
             self.model,
-            self.splits[split] if isinstance(split, str) else split,
+            found,
             run_device=self.run_device,
             batch_size=self.batch_size,
             batches=batches and batches * self.parts,
