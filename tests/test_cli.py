@@ -14,7 +14,9 @@ import pytest
 import torch
 from typer.testing import Result
 
+import gptkit as gptkit_package
 from gptkit import __version__
+from gptkit.errors import UsageError
 from gptkit.recipe import build, registry
 
 Command = Callable[..., Result]
@@ -317,7 +319,33 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
         for which in ("3", "newest"):
             result = cli(command, "r", "--checkpoint", which)
             assert result.exit_code in (1, 2)
-            assert f"error: r: no checkpoint {which}\nhint:  last, best or 2, 4" in result.stderr
+            assert (
+                f"error: r: no checkpoint {which}\nhint:  one of last, best, 2, 4" in result.stderr
+            )
+
+
+@pytest.mark.parametrize("name", ["last", "best", "step-00000002"])
+def test_a_checkpoint_given_as_a_run_is_answered_with_the_line_to_paste(
+    cli: Command, trained: Path, name: str
+) -> None:
+    path, which = f"r/checkpoints/{name}", name.removeprefix("step-0000000")
+    for command in ("eval", "sample"):
+        result = cli(command, path)
+        assert result.stderr == (
+            f"error: {path}: a checkpoint, not a run folder\n"
+            f"hint:  gptkit {command} r --checkpoint {which}\n"
+        )
+    result = cli("train", trained / "recipe.toml", "--from", path, "--out", "new")
+    assert result.stderr.endswith(f" --from r --checkpoint {which} --out new\n")
+    with pytest.raises(UsageError, match="a checkpoint, not a run folder"):
+        gptkit_package.load(path)
+
+
+def test_best_is_not_offered_where_there_is_none(cli: Command, trained: Path) -> None:
+    for path in trained.glob("checkpoints/step-*/state.json"):
+        path.write_text("damaged")
+    result = cli("eval", "r", "--checkpoint", "best")
+    assert result.stderr == "error: r: no checkpoint best\nhint:  one of last, 2, 4\n"
 
 
 # sample

@@ -143,6 +143,19 @@ def test_what_a_resumed_run_cannot_change_is_refused_with_the_way_to_do_it(
     assert f"{key.rpartition('.')[2]} = {value}" in Path("other/recipe.toml").read_text()
 
 
+def test_another_optimizer_is_refused_by_its_name_alone(cli: Command, trained: Path) -> None:
+    error = refused(cli("resume", "r", "--set", "train.optimizer.use=muon"))
+    assert error.startswith(
+        "error: r: a resumed run keeps its train.optimizer.use: 'adamw', not 'muon'\nhint: "
+    )
+
+
+def test_a_step_that_is_past_is_refused_as_the_end(cli: Command, trained: Path) -> None:
+    assert refused(cli("resume", "r", "--set", "train.steps=3")) == (
+        "error: r: is at step 4 already, past train.steps=3\nhint:  set more: --set train.steps=8\n"
+    )
+
+
 def test_a_recipe_that_was_edited_by_hand_is_treated_alike(cli: Command, trained: Path) -> None:
     path = trained / "recipe.toml"
     written = path.read_text()

@@ -155,10 +155,19 @@ class Items(Split):
 """
 
 
-@pytest.mark.parametrize("name", ["Mean", "LayerRates", "GrowBatch"])
+@pytest.mark.parametrize("name", ["Mean", "LayerRates", "GrowBatch", "Tracker"])
 def test_the_callbacks_of_the_page_keep_the_contract(name: str, tmp_path: Path) -> None:
-    source = "from gptkit.plugin import Callback\n" + block_with(f"class {name}(Callback)")
+    start = "from gptkit.plugin import Callback\nsend = dict\n"
+    source = start + block_with(f"class {name}(Callback)")
     check_callback(getattr(load(tmp_path / f"page_{name.lower()}.py", source), name)(), tmp_path)
+
+
+def test_the_codec_with_a_field_keeps_its_words_in_json(tmp_path: Path) -> None:
+    kind = load(tmp_path / "page_words.py", block_with("class WordCodec")).WordCodec
+    codec = kind(words=("to", "be"))
+    assert codec.encode("be to") == [2, 1, 0]
+    assert codec.decode(codec.encode("be to")) == b"be to "
+    assert kind.model_validate_json(codec.model_dump_json()) == codec
 
 
 def test_the_layers_of_the_page_have_rates_of_their_own(tmp_path: Path) -> None:

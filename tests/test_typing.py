@@ -31,7 +31,7 @@ LINES = {
         "train r.toml --set train.steps=9 --set train.optimizer.learning_rate=1e-3 "
         "--set model.n_layer=4"
     ),
-    "run r.toml --seed 3": "train r.toml --seed 3",
+    "run r.toml --seed 3": "train r.toml --set seed=3",
     "run list": "runs list",
     "train r.toml seed=3": "train r.toml --set seed=3",
     "train r.toml callbacks.acme:log.every=3": "train r.toml --set callbacks.acme:log.every=3",
@@ -48,6 +48,37 @@ LINES = {
     "plugins lst --json": "plugins list --json",
     "r.toml --out x": "train r.toml --out x",
     "sonnets.onnx --seed 1": "sample sonnets.onnx --seed 1",
+    "train r.toml --set": "train --help",
+    "sample --checkpoint": "sample --help",
+    "sample r --top-k": "sample --help",
+    "eval --json=true": "eval --json",
+    "eval --json=3": "eval --help",
+    "--version=3": "--help",
+    "plugins --nonsense": "plugins --help",
+    "train r.toml --compile=True --bias False": (
+        "train r.toml --set train.compile=true --set model.bias=false"
+    ),
+    "train r.toml --max_iters=5 --wandb_log": "train --help",
+    "train r.toml --dropout": "train --help",
+    "train r.toml --grad_clip=1 --max_iters=5": "train --help",
+    "train r.toml --train.stepz 5": "train --help",
+    "train r.toml more.toml --max_iters=5": "train --help",
+    "train --max_iters=5": "train RECIPE --set train.steps=5",
+    "train r.toml --per_device_train_batch_size 8": "train r.toml --set train.micro_batch_size=8",
+    "train r.toml --init_from=resume --max_iters=9": "resume RUN --set train.steps=9",
+    "train r.toml --init_from=gpt2": "train --help",
+    "train r.toml --set train.steps 5": "train r.toml --set train.steps=5",
+    "resume --set train.steps 5": "resume --set train.steps=5",
+    "train r.toml --set steps=5": "train r.toml --set train.steps=5",
+    "trian r.toml --max_iters=5": "train r.toml --set train.steps=5",
+    "trian r.toml --nonsense": "train --help",
+    "sample --ckpt best": "sample --checkpoint best",
+    "sample --ckpt out/ckpt.pt": "sample --help",
+    "sample --do_sample=False": "sample --temperature 0",
+    "sample --start FILE:x": "sample --prompt - < x",
+    "sample --run r --num-return-sequences 2": "sample r --samples 2",
+    "export --format onnx": "export --to onnx",
+    "help train": "train --help",
     "nonsense": "--help",
     "plugins nonsense": "plugins --help",
     "sample --nonsense 1": "sample --help",
@@ -104,6 +135,16 @@ def test_an_option_without_its_value(cli: Command, typed: str, said: str) -> Non
 def test_a_value_that_looks_like_a_field_stays_where_it_is(cli: Command) -> None:
     result = cli("train", "r.toml", "--out", "a.b=c", "--steps", "3")
     assert result.stderr.endswith("hint:  gptkit train r.toml --out a.b=c --set train.steps=3\n")
+
+
+def test_two_lengths_of_a_training_conflict_as_in_a_file(
+    cli: Command, tiny_recipe: TinyRecipe
+) -> None:
+    lengths = ["--set", "train.epochs=1", "--set", "train.tokens=100"]
+    result = cli("check", tiny_recipe(), *lengths)
+    assert result.exit_code == 2
+    assert "one of steps, tokens, epochs should be set, got tokens and epochs" in result.stderr
+    assert cli("check", tiny_recipe(), *lengths[:2]).exit_code == 0
 
 
 def test_the_tab_key_in_a_real_bash(
@@ -165,6 +206,8 @@ def test_a_command_of_a_plugin_runs_with_its_arguments(cli: Command, distributio
     result = cli("talk", "hello", "--lout")
     assert result.exit_code == 2
     assert result.stderr.endswith("hint:  gptkit talk hello --loud\n")
+    assert cli("talk").stderr.endswith("hint:  gptkit talk --help\n")
+    assert cli("talk", "hello", "--loud=3").stderr.endswith("hint:  gptkit talk --help\n")
     assert cli("tlak", "hello").stderr.endswith("hint:  gptkit talk hello\n")
 
 

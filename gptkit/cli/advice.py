@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -33,13 +33,9 @@ FIELDS = {
     "eval_interval": "train.eval_every",
     "eval_iters": "train.eval_batches",
     "eval_steps": "train.eval_every",
-    "grad_clip": "callbacks.grad-clip.max_norm",
     "hidden_size": "model.n_embd",
     "learning_rate": "train.optimizer.learning_rate",
-    "log_interval": "callbacks.log.every",
-    "logging_steps": "callbacks.log.every",
     "lr": "train.optimizer.learning_rate",
-    "max_grad_norm": "callbacks.grad-clip.max_norm",
     "max_iters": "train.steps",
     "max_steps": "train.steps",
     "model_type": "model.preset",
@@ -47,29 +43,27 @@ FIELDS = {
     "num_hidden_layers": "model.n_layer",
     "num_train_epochs": "train.epochs",
     "optimizer": "train.optimizer.use",
-    "per_device_train_batch_size": "train.batch_size",
+    "per_device_train_batch_size": "train.micro_batch_size",
     "save_steps": "train.save_every",
     "seed": "seed",
     "save_total_limit": "train.keep",
-    "warmup_iters": "callbacks.lr-decay.warmup_steps",
-    "warmup_steps": "callbacks.lr-decay.warmup_steps",
     "weight_decay": "train.optimizer.weight_decay",
 }
 """Where a recipe has what other tools set by an option of their own."""
 
 OPTIONS = {
-    "--config": "RECIPE",
-    "--recipe": "RECIPE",
-    "--model": "[RUN]",
-    "--ckpt": "[RUN]",
-    "--out_dir": "--out",
-    "--output_dir": "--out",
-    "--max_new_tokens": "--tokens",
-    "--max_length": "--tokens",
-    "--num_samples": "--samples",
-    "--num_return_sequences": "--samples",
-    "--start": "--prompt",
-    "--init_from": "--from",
+    "config": "RECIPE",
+    "recipe": "RECIPE",
+    "model": "[RUN]",
+    "run": "[RUN]",
+    "format": "--to",
+    "out-dir": "--out",
+    "output-dir": "--out",
+    "max-new-tokens": "--tokens",
+    "max-length": "--tokens",
+    "num-samples": "--samples",
+    "num-return-sequences": "--samples",
+    "start": "--prompt",
 }
 """Other tools' options: ours, or the argument that takes their value."""
 
@@ -78,6 +72,13 @@ _KEY = r"[A-Za-z_][\w-]*(\.[\w:-]+|\[\d+\])+"
 _ASSIGNMENT = re.compile(rf"(seed|{_KEY})=.*", re.DOTALL)
 _DOTTED = re.compile(rf"--{_KEY}")
 _SWITCHED = {"true", "false", "auto"}
+_CHECKPOINT = re.compile(r"(last|best)|step-0*(\d+)")
+_STDIN = "-\0<"
+"""An option whose value is the file for standard input; nobody can type it."""
+
+
+class _NotUnderstoodError(Exception):
+    """Something typed has no counterpart, so that no line can be offered."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Command:
     Args:
         path: its names, such as ("plugins", "show").
         options: every option's spelling, and whether a value follows it.
-        arguments: how its help names the arguments.
+        arguments: how its help names the arguments; optional ones are in brackets, and of the last
+            there may be several if it ends with dots.
     """
 
     path: tuple[str, ...]
@@ -107,47 +109,79 @@ class Command:
 
 def line(*words: str) -> str:
     """A line to paste into a shell."""
-    return shlex.join(("gptkit", *words))
+    return shlex.join(("gptkit", *words)).replace(shlex.quote(_STDIN), "<")
 
 
-def for_command(words: Sequence[str], known: Sequence[str], path: tuple[str, ...] = ()) -> str:
+def for_command(
+    words: Sequence[str],
+    known: Sequence[str],
+    describe: Callable[[tuple[str, ...]], Command | None],
+    path: tuple[str, ...] = (),
+) -> str:
     """The line that was probably meant when `words` begin with no known command.
 
     Args:
         words: what was typed behind `path`.
         known: the commands that there are.
+        describe: what a command takes; None if that is not known.
         path: the group of commands, such as ("plugins",).
     """
     first, rest = words[0], words[1:]
-    if not path and first.endswith(".toml"):
-        return line("train", *words)
-    if not path and (first.endswith(".onnx") or Path(first, "recipe.toml").is_file()):
-        return line("sample", *words)
+    if first == "help":
+        return line(*path, *rest[:1], "--help") if {*rest[:1]} <= {*known} else line("--help")
     theirs = None if path else COMMANDS.get(first)
     with_recipe = any(word.endswith(".toml") for word in rest)  # run r.toml: not runs
     name = (with_recipe and theirs) or closest(first, known) or theirs
+    if not path and first.endswith(".toml"):
+        name, rest = "train", words
+    if not path and (first.endswith(".onnx") or Path(first, "recipe.toml").is_file()):
+        name, rest = "sample", words
     if name is None:
         return line(*path, "--help")
-    return line(*path, *name.split(), *rest)
+    meant = (*path, *name.split())
+    command = describe(meant)
+    return _answer(rest, command) if command else line(*meant, *rest)
 
 
 def for_arguments(words: Sequence[str], command: Command) -> str:
-    """The line that was probably meant by `words`, typed behind the command's name."""
+    """The line that was probably meant by `words`, typed behind the command's name.
+
+    What is not understood in them is in no line: then it is that of the help.
+    """
+    return command.help if corrected(words, command) == list(words) else _answer(words, command)
+
+
+def corrected(words: Sequence[str], command: Command) -> list[str] | None:
+    """`words` in the spelling of this command; None if they are not understood."""
+    try:
+        found = [word for part in _parts(list(words)) for word in _correct(*part, command)]
+    except _NotUnderstoodError:
+        return None
+    several = any(name.endswith("...") for name in command.arguments)
+    return found if several or _count(found, command) <= len(command.arguments) else None
+
+
+def _answer(words: Sequence[str], command: Command) -> str:
+    parts = list(_parts(list(words)))
+    others = [p for p in parts if (_plain(p[0]), p[2]) != ("init-from", ["resume"])]
+    if command.path == ("train",) and len(others) < len(parts):
+        sets = corrected([word for part in others if part[0] for word in _spelled(*part)], command)
+        if sets is not None and {*sets[::2]} <= {"--set"}:
+            return line("resume", "RUN", *sets)
+        return line("resume", "--help")
     found = corrected(words, command)
-    return command.help if found == list(words) else line(*command.path, *found)
+    if found is None:
+        return command.help
+    required = [name for name in command.arguments if not name.startswith("[")]
+    return line(*command.path, *required[_count(found, command) :], *found)
 
 
-def corrected(words: Sequence[str], command: Command) -> list[str]:
-    """`words` in the spelling of this command, as far as they are understood."""
-    return [word for part in _parts(list(words)) for word in _correct(*part, command)]
-
-
-def assignments(words: Sequence[str]) -> bool:
-    """Whether a word sets a field of the recipe without `--set` before it."""
-    before = ("", *words)
-    return any(
-        _ASSIGNMENT.fullmatch(word) and previous != "--set"
-        for previous, word in zip(before, words, strict=False)
+def _count(words: list[str], command: Command) -> int:
+    """How many of the words are arguments, not options or their values."""
+    return sum(
+        len(values)
+        for option, between, values in _parts(list(words))
+        if not option or (between == " " and command.options.get(option) is False)
     )
 
 
@@ -162,34 +196,104 @@ def _parts(words: list[str]) -> Iterator[tuple[str, str, list[str]]]:
             yield name, "=", [value]
         else:
             follows = bool(words) and (not words[0].startswith("-") or words[0] == "-")
-            yield name, " ", [words.pop(0)] if follows else []
+            values = [words.pop(0)] if follows else []
+            key = name == "--set" and values and "=" not in values[0]
+            if key and words and _is_value(words[0]):
+                values = [f"{values[0]}={words.pop(0)}"]
+            yield name, " ", values
+
+
+def _is_value(word: str) -> bool:
+    return not word.startswith("-") and not word.endswith(".toml") and "=" not in word
 
 
 def _correct(option: str, between: str, values: list[str], command: Command) -> list[str]:
     if not option:
-        sets = command.reads_recipe and _ASSIGNMENT.fullmatch(values[0])
-        return ["--set", *values] if sets else values
+        return _argument(values[0], command)
     takes_value = command.options.get(option)
     if takes_value is None and not option.startswith("--") and command.options.get(option[:2]):
-        takes_value = False  # -n3 has it already
-    if takes_value is not None:
-        if between == "=" or takes_value:
-            return _spelled(option, between, values)
-        return [option, *_arguments(values, command)]
-    if OPTIONS.get(option) in command.arguments:
-        return values
-    if key := _field(option, command):
-        if _is_switch(key) and not _SWITCHED.issuperset(values[:1] or {""}):
-            return ["--set", f"{key}=true", *_arguments(values, command)]
-        return ["--set", f"{key}={values[0]}"] if values else [option]
-    name = OPTIONS.get(option, option)
-    known = {_plain(spelling): spelling for spelling in command.options}
-    near = closest(_plain(name), known)
-    return _spelled(known[near] if near else option, between, values)
+        return [option, *_arguments(values, command)]  # -n3 has its value already
+    if takes_value:
+        return _with_value(option, between, values, command)
+    if takes_value is None:
+        return _theirs(option, between, values, command)
+    if between == "=":
+        if values[0].lower() not in ("true", "false"):
+            raise _NotUnderstoodError
+        return [option] if values[0].lower() == "true" else []
+    return [option, *_arguments(values, command)]
+
+
+def _argument(word: str, command: Command) -> list[str]:
+    if command.reads_recipe and _ASSIGNMENT.fullmatch(word):
+        return ["--set", _assigned(word)]
+    return [word] if "RECIPE" in command.arguments else _run(word, command)
 
 
 def _arguments(values: list[str], command: Command) -> list[str]:
-    return [word for value in values for word in _correct("", " ", [value], command)]
+    return [word for value in values for word in _argument(value, command)]
+
+
+def _run(word: str, command: Command) -> list[str]:
+    """A run folder; if it is a checkpoint in one, with the option that chooses it."""
+    path = Path(word)
+    found = _CHECKPOINT.fullmatch(path.name)
+    run = path.parent.parent
+    if not found or not (run / "recipe.toml").is_file() or path.parent.name != "checkpoints":
+        return [word]
+    if "--checkpoint" not in command.options:
+        raise _NotUnderstoodError
+    return [str(run), "--checkpoint", found[1] or found[2]]
+
+
+def _with_value(option: str, between: str, values: list[str], command: Command) -> list[str]:
+    if not values:
+        raise _NotUnderstoodError
+    if option == "--set" and command.reads_recipe:
+        values = [_assigned(values[0])]
+    if option == "--from" and len(run := _run(values[0], command)) > 1:
+        return [option, *run]
+    return _spelled(option, between, values)
+
+
+def _assigned(text: str) -> str:
+    """`key=value`, the key with its table and the value as TOML has it."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise _NotUnderstoodError
+    if not re.fullmatch(rf"seed|{_KEY}", key):
+        key = _key(key) or ""
+    table, _, name = key.partition(".")
+    fields = _core_fields().get(table)
+    if not key or (fields and re.split(r"[.[]", name)[0] not in {*fields, *_moved()}):
+        raise _NotUnderstoodError
+    return f"{key}={value.lower() if value in ('True', 'False') else value}"
+
+
+def _theirs(option: str, between: str, values: list[str], command: Command) -> list[str]:
+    """An option that this command has not, by the habits of other tools."""
+    name, value = _plain(option), values[0] if values else ""
+    ours = OPTIONS.get(name)
+    if ours in command.arguments and values:
+        return _run(value, command) if ours == "[RUN]" else values
+    if key := command.reads_recipe and _field(option):
+        if _is_switch(key) and value.lower() not in _SWITCHED:
+            return ["--set", f"{key}=true", *_arguments(values, command)]
+        return _with_value("--set", " ", [f"{key}={value}"] if values else [], command)
+    found = None
+    if name == "ckpt" and re.fullmatch(r"last|best|\d+", value):
+        found = ["--checkpoint", value]
+    elif name == "do-sample" and value in ("False", "false"):
+        found = ["--temperature", "0"]
+    elif name == "start" and value.startswith("FILE:"):
+        found = ["--prompt", "-", _STDIN, value.removeprefix("FILE:")]
+    if found and found[0] in command.options:
+        return found
+    known = {_plain(spelling): spelling for spelling in command.options}
+    near = closest(_plain(ours or name), known)
+    if near is None or name == "init-from":
+        raise _NotUnderstoodError
+    return _correct(known[near], between, values, command)
 
 
 def _is_switch(key: str) -> bool:
@@ -199,17 +303,24 @@ def _is_switch(key: str) -> bool:
     return bool in (kind, *get_args(kind))
 
 
-def _field(option: str, command: Command) -> str | None:
+def _field(option: str) -> str | None:
     """The recipe's field that other tools set by this option."""
-    if not command.reads_recipe:
-        return None
-    if _DOTTED.fullmatch(option):
-        return option[2:]
-    name = _plain(option).replace("-", "_")
+    return option[2:] if _DOTTED.fullmatch(option) else _key(option)
+
+
+def _key(name: str) -> str | None:
+    """The key of a recipe's field that is called so, here or in other tools."""
+    name = _plain(name).replace("-", "_")
     for table, fields in _core_fields().items():
         if name in fields and name not in FIELDS:
             return f"{table}.{name}"
     return FIELDS.get(name)
+
+
+def _moved() -> tuple[str, ...]:
+    from gptkit.recipe.older import MOVED
+
+    return MOVED
 
 
 def _core_fields() -> dict[str, dict[str, Any]]:
@@ -229,4 +340,6 @@ def _plain(option: str) -> str:
 
 
 def _spelled(option: str, between: str, values: list[str]) -> list[str]:
-    return [f"{option}={values[0]}"] if between == "=" else [option, *values]
+    if between == "=" and option.startswith("--"):
+        return [f"{option}={values[0]}"]
+    return [option, *values] if option else values

@@ -49,7 +49,7 @@ class Commands(TyperGroup):
         except BAD_USAGE as error:
             from gptkit.cli import mistakes
 
-            raise _ended(mistakes.usage_error(error, ctx, ctx.meta[ARGUMENTS])) from error
+            raise _ended(mistakes.usage_error(error, ctx.meta[ARGUMENTS], ctx)) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the arguments name.
@@ -60,7 +60,7 @@ class Commands(TyperGroup):
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
             from gptkit.cli import mistakes
 
-            raise mistakes.unknown_command(args, self.list_commands(ctx))
+            raise mistakes.unknown_command(args, ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -71,11 +71,11 @@ class Commands(TyperGroup):
         except BAD_USAGE as error:
             from gptkit.cli import mistakes
 
-            raise _ended(mistakes.usage_error(error, ctx, ctx.meta[ARGUMENTS])) from error
+            raise _ended(mistakes.usage_error(error, ctx.meta[ARGUMENTS], ctx)) from error
         except UsageError as error:
             from gptkit.cli import mistakes
 
-            mistakes.advise(error, arguments, self.get_command(ctx, arguments[0]))
+            mistakes.advise(error, arguments, ctx)
             raise _ended(error) from error
         except GptkitError as error:
             raise _ended(error) from error

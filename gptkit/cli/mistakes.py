@@ -1,7 +1,7 @@
 """Mistakes in what is typed, in gptkit's words. Imported only after one, since it takes a while."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gptkit.cli import advice
@@ -11,48 +11,72 @@ SUGGESTIONS = re.compile(r" \(Possible options: .*\)|\. Did you mean .*\?")
 """What typer adds to its messages, and gptkit's hints say in full."""
 
 
-def unknown_command(words: Sequence[str], known: Sequence[str]) -> UsageError:
-    """The error for a command that there is not, with the nearest one."""
-    return UsageError(f"no command named {words[0]}", hint=advice.for_command(words, known))
+def unknown_command(words: Sequence[str], ctx: Any) -> UsageError:
+    """The error for a command that there is not, with the nearest one.
+
+    Args:
+        words: all that was typed.
+        ctx: of the group of all commands.
+    """
+    hint = advice.for_command(words, ctx.command.list_commands(ctx), _describer(ctx))
+    return UsageError(f"no command named {words[0]}", hint=hint)
 
 
-def advise(error: UsageError, arguments: Sequence[str], command: Any) -> None:
-    """Replace an error's hint if a field was set without `--set`, which is then the mistake.
+def advise(error: UsageError, arguments: Sequence[str], ctx: Any) -> None:
+    """Replace an error's hint if what was typed can be corrected, which is then the mistake.
 
     Args:
         error: of the command.
         arguments: all that was typed.
-        command: that it names; None if there is none.
+        ctx: of the group of all commands.
     """
-    words = arguments[1:]
-    if command and advice.assignments(words):
-        described = _describe((arguments[0],), command)
-        if described.reads_recipe:
-            error.hint = advice.for_arguments(words, described)
+    path, command = _named(arguments, ctx)
+    words, described = list(arguments[len(path) :]), _describe(path, command)
+    if advice.corrected(words, described) not in (None, words):
+        error.hint = advice.for_arguments(words, described)
 
 
-def usage_error(error: Any, ctx: Any, arguments: Sequence[str]) -> UsageError:
+def usage_error(error: Any, arguments: Sequence[str], root: Any) -> UsageError:
     """What typer says about bad usage, in gptkit's words and with the line that was meant.
 
     Args:
-        error: of typer.
-        ctx: of `gptkit` itself.
+        error: not every one knows the context that it belongs to.
         arguments: all that was typed.
+        root: the context of the group of all commands.
     """
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
-    message = SUGGESTIONS.sub("", error.format_message()).rstrip(".")
-    if error.ctx:
-        path, command = _path(error.ctx), error.ctx.command
-    else:  # about an option's value, if there is none or too many
-        path, command = _named(ctx, arguments)
+    message, ctx = SUGGESTIONS.sub("", error.format_message()).rstrip("."), error.ctx
+    path, command = (_path(ctx), ctx.command) if ctx else _named(arguments, root)
     words = list(arguments[len(path) :]) if tuple(arguments[: len(path)]) == path else []
-    if words and "No such command" in message:
-        hint = advice.for_command(words, command.list_commands(error.ctx), path)
+    if words and ctx and "No such command" in message:
+        hint = advice.for_command(words, command.list_commands(ctx), _describer(root), path)
     else:
         hint = advice.for_arguments(words, _describe(path, command))
     place = " ".join(("gptkit", *path))
-    return UsageError(f"{place}: {message[0].lower()}{message[1:]}", hint=hint)
+    return UsageError(f"{place}: {message[:1].lower()}{message[1:]}", hint=hint)
+
+
+def _named(words: Sequence[str], root: Any) -> tuple[tuple[str, ...], Any]:
+    """The command that the first words name, and these words."""
+    path: tuple[str, ...] = ()
+    command = root.command
+    for word in words:
+        found = command.get_command(root, word) if hasattr(command, "get_command") else None
+        if found is None:
+            break
+        path, command = (*path, word), found
+    return path, command
+
+
+def _describer(root: Any) -> Callable[[tuple[str, ...]], advice.Command | None]:
+    """A function that describes a command; one of a plugin only its import could describe."""
+
+    def describe(path: tuple[str, ...]) -> advice.Command | None:
+        found, command = _named(path, root)
+        return _describe(path, command) if found == path and command.params else None
+
+    return describe
 
 
 def _path(ctx: Any) -> tuple[str, ...]:
@@ -60,24 +84,13 @@ def _path(ctx: Any) -> tuple[str, ...]:
     return (*_path(ctx.parent), ctx.info_name) if ctx.parent else ()
 
 
-def _named(ctx: Any, arguments: Sequence[str]) -> tuple[tuple[str, ...], Any]:
-    """The command that the arguments begin with: its names, and itself."""
-    path: tuple[str, ...] = ()
-    command = ctx.command
-    for word in arguments:
-        found = command.get_command(ctx, word) if hasattr(command, "get_command") else None
-        if found is None:
-            break
-        path, command = (*path, word), found
-    return path, command
-
-
 def _describe(path: tuple[str, ...], command: Any) -> advice.Command:
     options = {"--help": False, "-h": False}
     arguments = []
     for param in command.params:
         if param.param_type_name == "argument":
-            arguments.append(str(param.metavar))
+            name = str(param.metavar or param.name.upper())
+            arguments.append(name if param.required or name.startswith("[") else f"[{name}]")
         else:
             spellings = (*param.opts, *param.secondary_opts)
             options |= dict.fromkeys(spellings, not param.is_flag)

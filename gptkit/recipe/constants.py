@@ -53,39 +53,54 @@ def read_constants(path: Path, known: Mapping[str, Any]) -> Constants:
         UsageError: the file cannot be read, or is not Python.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        statements = ast.parse(text).body
+        text = path.read_text(encoding="utf-8-sig")
+        statements = ast.parse(text, path.name).body
+    except SyntaxError as error:
+        place = f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
+        raise UsageError(f"{path}: is not a Python file: {place}") from None
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file", hint="give the path of a config file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path}: is not a Python file: {str(error) or 'too nested'}") from None
     found = Constants({}, {}, ())
     skipped = []
     for statement in statements:
-        name, expression = _assignment(statement)
+        assigned = _assigned(statement)
         source = f"line {statement.lineno}: {_first_line(text, statement)}"
-        if name is None or expression is None:
-            if not _has_no_effect(statement):
-                skipped.append(source)
-            continue
-        found.values.pop(name, None)
-        found.unread.pop(name, None)
-        try:
-            found.values[name] = _value(expression, {**known, **found.values})
-        except (_NotConstantError, ArithmeticError, TypeError, RecursionError):
-            found.unread[name] = source
+        if not assigned and not _has_no_effect(statement):
+            skipped.append(source)
+        names = {**known, **found.values}  # as before the statement, also in a, b = b, a
+        for name, expression in assigned:
+            found.values.pop(name, None)
+            found.unread.pop(name, None)
+            try:
+                found.values[name] = _value(expression, names)
+            except (_NotConstantError, ArithmeticError, TypeError, ValueError, RecursionError):
+                found.unread[name] = source
     return Constants(found.values, found.unread, tuple(skipped))
 
 
-def _assignment(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
+def _assigned(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """The names that a statement assigns, with their expressions; empty if it does more."""
     match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=expression):
-            return name, expression
-        case ast.AnnAssign(target=ast.Name(id=name), value=expression):
-            return name, expression
-    return None, None
+        case ast.Assign(targets=targets, value=value):
+            pairs = [pair for target in targets for pair in _pairs(target, value)]
+        case ast.AnnAssign(target=target, value=ast.expr() as value):
+            pairs = _pairs(target, value)
+        case _:
+            return []
+    named = [(target.id, value) for target, value in pairs if isinstance(target, ast.Name)]
+    return named if len(named) == len(pairs) else []
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    """The target with its value; of a tuple, each part."""
+    match target, value:
+        case ast.Tuple(elts=names), ast.Tuple(elts=parts) if len(names) == len(parts):
+            return list(zip(names, parts, strict=True))
+    return [(target, value)]
 
 
 def _has_no_effect(statement: ast.stmt) -> bool:
@@ -106,6 +121,8 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
             return names[name]
         case ast.Tuple(elts=parts) | ast.List(elts=parts):
             return [_value(part, names) for part in parts]
+        case ast.Call(func=ast.Name(id="int" | "float" as kind), args=[part], keywords=[]):
+            return (int if kind == "int" else float)(_number(part, names))
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_number(operand, names))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:

@@ -53,6 +53,11 @@ def convert(path: Path) -> Converted:
         UsageError: the file is not Python, or a value is not of the type that nanoGPT expects.
         RecipeError: a value is none that a recipe may have.
     """
+    if path.suffix == ".toml":
+        raise UsageError(
+            f"{path}: is no Python file; a TOML file is a recipe already",
+            hint=f"gptkit train {shlex.quote(str(path))}",
+        )
     found = read_constants(path, DEFAULTS | SYSTEM)
     config = DEFAULTS | {
         name: _typed(path, name, value, (DEFAULTS | SYSTEM)[name])

@@ -14,6 +14,7 @@ from gptkit.recipe.options import LENGTHS
 
 KEY = r"[\w:-]+"
 """A part of an override's key; a callback's may be DISTRIBUTION:NAME."""
+LENGTH = re.compile(rf"\s*train\.({'|'.join(LENGTHS)})\s*=")
 Report = Callable[[str], None]
 """Shows the user a line of text."""
 SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
@@ -41,6 +42,11 @@ def read_table(
         older.drop_unused(shown, moved)
         line, source = older.table_line(shown["train"]["optimizer"]), source_name(recipe)
         report(f"hint:  {source}: the optimizer's options have a table of their own now: {line}")
+    overrides = list(overrides)
+    train = table.get("train")
+    if isinstance(train, dict) and any(LENGTH.match(override) for override in overrides):
+        for name in LENGTHS:  # the file's, not those of other overrides, which would conflict
+            train.pop(name, None)
     for override in overrides:
         moved += _apply(override, table, report)
     moved += older.move_keys(table)
@@ -97,9 +103,6 @@ def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:
     if not isinstance(node, dict):
         raise UsageError(f"--set {override}: {key} is not an option", hint=SET_HINT)
     node[last] = value
-    if parents == ["train"] and last in LENGTHS:
-        for other in set(LENGTHS) - {last}:
-            node.pop(other, None)
     if [*parents, last] == written:
         return []
     report(f"hint:  --set {override} is now written --set {'.'.join([*parents, last])}={text}")

@@ -69,6 +69,8 @@ def check(run: RunFolder, changes: Mapping[str, Change], overrides: Sequence[str
     fixed = {key: change for key, change in changes.items() if not _may_change(key)}
     if not fixed:
         return
+    if "train.optimizer.use" in fixed:  # the options of another optimizer come and go with it
+        fixed = {key: change for key, change in fixed.items() if None not in change}
     words = ["gptkit", "train", str(run.recipe)]
     if all(key in KEEP_WEIGHTS or key.startswith("train.") for key in fixed):
         words += ["--from", str(run.path)]

@@ -62,8 +62,9 @@ class RunFolder:
         else:
             found = folders.get(int(which)) if which.isdecimal() and len(which) < 20 else None
         if found is None:
-            steps = ", ".join(map(str, folders))
-            raise RunError(f"{self.path}: no checkpoint {which}", hint=f"last, best or {steps}")
+            best = ["best"] if checkpoint.best(self.checkpoints) else []
+            known = ", ".join(["last", *best, *map(str, folders)])
+            raise RunError(f"{self.path}: no checkpoint {which}", hint=f"one of {known}")
         return found
 
     def read_environment(self) -> dict[str, Any]:
@@ -147,6 +148,11 @@ def open_run(path: Path | None) -> RunFolder:
         fault, hint = "no such run folder", "gptkit runs list shows the run folders"
         if path.exists():
             fault = "not a run folder (no recipe.toml)"
+        run = path.parent.parent
+        if path.parent.name == "checkpoints" and (run / "recipe.toml").is_file():
+            which = path.name.removeprefix("step-").lstrip("0")
+            fault = "a checkpoint, not a run folder"
+            hint = f"gptkit sample {quote(run)} --checkpoint {which}"
         if path.suffix == ".onnx" and path.is_file():
             fault, hint = "an exported model can only be sampled", "give the run that was exported"
         raise UsageError(f"{path}: {fault}", hint=hint)

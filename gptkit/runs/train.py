@@ -146,6 +146,11 @@ def _continue(
         plugins = with_callbacks(plugins, caller.callbacks)
         step = saved.step if saved else 0
         steps = plugins.recipe.train.steps
+        if steps and step > steps and "train.steps" in changed:
+            raise UsageError(
+                f"{run.path}: is at step {step} already, past train.steps={steps}",
+                hint=f"set more: --set train.steps={2 * step}",
+            )
         if steps and step >= steps:  # else the data is needed to know
             return _complete(run, step, report)
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
