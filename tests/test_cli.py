@@ -398,7 +398,7 @@ def test_out_writes_a_file_and_nothing_to_stdout(
         printed = cli("sample", "r", *SHARED, *more).stdout
         result = cli("sample", "r", *SHARED, *more, "--out", "s.txt")
         assert (result.exit_code, result.stdout) == (0, "")
-        assert (tmp_path / "s.txt").read_text() == printed.removesuffix("\n")
+        assert (tmp_path / "s.txt").read_text() == printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r", "s.txt", "tiny.toml"]
 
 

@@ -71,7 +71,7 @@ def test_each_line_of_a_file_is_drawn_as_it_is_alone(
     options = ("--tokens", 25, "--seed", 9, "--stop", "e", "--keep", 0.9)
     assert draw("--prompts", "prompts.txt", "--out", "drawn.txt", *options) == ""
     alone = [draw("--prompt", prompt, *options).removesuffix("\n") for prompt in PROMPTS]
-    assert Path("drawn.txt").read_text() == RULE.join(alone)
+    assert Path("drawn.txt").read_text() == RULE.join(alone) + "\n"
 
 
 def test_rows_of_json_have_seeds_and_tokens_of_their_own(draw: Callable[..., str]) -> None:
@@ -102,6 +102,8 @@ def test_rows_of_json_have_seeds_and_tokens_of_their_own(draw: Callable[..., str
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "tokens": 0}', "p.jsonl:2: tokens: "),
         ("p.jsonl", f'{{"prompt": "a", "tokens": {2**63}}}', "p.jsonl:1: tokens: "),
         ("p.jsonl", '{"prompt": 1}', "p.jsonl:1: prompt: "), ("p.jsonl", "[]", "p.jsonl:1: "),
+        ("p.jsonl", '{"prompt": "a", "top_k": 3}', "p.jsonl:1: top_k: is no option of a line"),
+        ("p.jsonl", '{"prompt": "a", "max-new-tokens": 3}', "p.jsonl:1: max-new-tokens: is no"),
         ("p.jsonl", '{"seed": 1}', "p.jsonl:1: prompt: "),
         ("p.jsonl", '{"prompt": "a", "seed": -1}', "p.jsonl:1: seed: "),
         ("p.jsonl", '{"prompt": "a", "class": "x"}', "p.jsonl:1: this model knows no classes"),
@@ -112,22 +114,31 @@ def test_a_wrong_file_of_prompts(
 ) -> None:
     if contents is not None:
         Path(name).write_text(contents)
-    done = cli("sample", folder / "r", "--prompts", name, "--out", "out.txt")
+    out = Path(f"out{Path(name).suffix}")
+    done = cli("sample", folder / "r", "--prompts", name, "--out", out)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {said}")
     assert "hint:" in done.stderr
-    assert not Path("out.txt").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    "options", [["--prompt", "a", "--out", "o.txt"], ["--samples", 2, "--out", "o.txt"], []]
-)
+    ("options", "hint"),
+    [
+        ("p.txt --prompt a --out o.txt", "leave --prompt and --samples out"),
+        ("p.txt --samples 2 --out o.txt", "leave --prompt and --samples out"),
+        ("p.txt", "add --out FILE"), ("p.jsonl", "add --out FILE.jsonl"),
+        ("p.txt --samples 2", "add --out FILE, and leave --prompt and --samples out"),
+        ("- --out o.txt", "name files"), ("p.txt --out -", "name files"),
+        ("p.txt --out o.jsonl", "--out o.txt"), ("p.jsonl --out o.txt", "--out o.jsonl"),
+    ],
+)  # fmt: skip
 def test_what_does_not_go_with_a_file_of_prompts(
-    options: list[object], folder: Path, cli: Cli
+    options: str, hint: str, folder: Path, cli: Cli
 ) -> None:
-    done = cli("sample", folder / "r", "--prompts", "p.txt", *options)
+    done = cli("sample", folder / "r", "--prompts", *options.split())
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "hint:  give it --out FILE, and neither --prompt nor --samples" in done.stderr
+    assert done.stderr.endswith(f"hint:  {hint}\n")
 
 
 def test_images_and_other_files(
@@ -144,11 +155,14 @@ def test_images_and_other_files(
     assert alone.exit_code == 0
     assert Path("w-2.svg").read_bytes() == Path("alone.svg").read_bytes()
     for options, said in (
-        (["--prompts", "p.jsonl"], "p.jsonl: samples of this model are .svg files, which JSON"),
+        (
+            ["--prompts", "p.jsonl", "--out", "x"],
+            "p.jsonl: samples of this model are .svg files, which JSON",
+        ),
         (["--prompt", "-"], "--prompt -: prompts of this model are no text"),
         (["--stop", "a"], "only text can end at a stop text"),
     ):
-        done = cli("sample", "r", *options, "--out", "x.svg")
+        done = cli("sample", "r", "--out", "x.svg", *options)
         assert done.exit_code == 2
         assert said in done.stderr
     assert cli("sample", "r", "--prompts", "p.jsonl", "--out", "x.jsonl", "--ids").exit_code == 0

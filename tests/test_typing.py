@@ -74,6 +74,8 @@ LINES = {
     "trian r.toml --nonsense": "train --help",
     "sample --ckpt best": "sample --checkpoint best",
     "sample --ckpt out/ckpt.pt": "sample --help",
+    "sample --do_sample r": "sample --help",
+    "train r.toml --always_save_checkpoint=False": "train --help",
     "sample --do_sample=False": "sample --temperature 0",
     "sample --start FILE:x": "sample --prompt - < x",
     "sample --run r --num-return-sequences 2": "sample r --samples 2",

@@ -290,8 +290,9 @@ def _theirs(option: str, between: str, values: list[str], command: Command) -> l
     if found and found[0] in command.options:
         return found
     known = {_plain(spelling): spelling for spelling in command.options}
-    near = closest(_plain(ours or name), known)
-    if near is None or name == "init-from":
+    wanted = _plain(ours or name)
+    near = closest(wanted, known)
+    if near is None or abs(len(near) - len(wanted)) > 1:  # a name of its own, no slip of the hand
         raise _NotUnderstoodError
     return _correct(known[near], between, values, command)
 

@@ -39,6 +39,33 @@ def standard_input(model: Model) -> str:
         raise UsageError(f"standard input is not UTF-8: {error}", hint="--prompt TEXT") from error
 
 
+def check_prompts(prompts: Path, out: Path | None, *, lone: bool) -> None:
+    """Raise a UsageError if `--prompts` is given options that do not go with it.
+
+    Args:
+        prompts: the file.
+        out: where the samples are to go.
+        lone: whether --prompt or --samples is given, which are for one prompt.
+    """
+    json = prompts.suffix.lower() == ".jsonl"
+    missing = [] if out else [f"add --out FILE{'.jsonl' if json else ''}"]
+    if lone or missing:
+        without = ["leave --prompt and --samples out"] if lone else []
+        raise UsageError(
+            "--prompts writes a sample for each of its lines to a file",
+            hint=", and ".join(missing + without),
+        )
+    for option, path in (("--prompts", prompts), ("--out", out)):
+        if str(path) == "-":
+            raise UsageError(f"{option} -: --prompts goes from a file to a file", hint="name files")
+    if out and out.suffix and json != (out.suffix.lower() == ".jsonl"):
+        kind = "JSON objects" if json else "not JSON objects"
+        raise UsageError(
+            f"{out}: the samples of {prompts} are {kind}",
+            hint=f"--out {out.with_suffix('.jsonl' if json else '.txt')}",
+        )
+
+
 def show(drawn: Samples, codec: Codec | None) -> None:
     """Print samples while they are drawn; token ids if there is no codec."""
     if codec:

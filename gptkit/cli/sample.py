@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from gptkit.cli.options import CheckpointOption, DeviceOption, ModelArgument, WeightsOption
-from gptkit.errors import UsageError
 
 PromptOption = Annotated[
     str, typer.Option(help="What to continue: text, or an image file; - reads standard input.")
@@ -73,11 +72,8 @@ def sample(
     from gptkit.sampling.rule import SamplingOptions
     from gptkit.sampling.samples import SampleRequest
 
-    if prompts and (prompt or samples > 1 or not out):
-        raise UsageError(
-            "--prompts writes a sample for each of its lines to a file",
-            hint="give it --out FILE, and neither --prompt nor --samples",
-        )
+    if prompts:
+        drawing.check_prompts(prompts, out, lone=bool(prompt) or samples > 1)
     model = load(run_folder, checkpoint=checkpoint, weights=weights, device=device)
     if model.provider and device == "auto":
         typer.echo(f"running on {model.provider}", err=True)

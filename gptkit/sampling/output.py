@@ -57,6 +57,8 @@ def write_samples(samples: Samples, codec: Codec | None, paths: list[Path]) -> l
         RunError: one cannot be written.
     """
     contents = samples.contents(codec) if codec else [samples.id_lines()]
+    if isinstance(codec, TextCodec):
+        contents = [text + b"\n" for text in contents]  # as on standard output
     for path, data in zip(paths, contents, strict=True):
         with writing(path, hint=OTHER_PLACE):
             if path.exists() and not path.is_file():  # a pipe or a device must not be replaced

@@ -49,12 +49,19 @@ class _JsonSamples(Samples):
     def contents(self, codec: Codec) -> list[bytes]:
         """Draw to the end; each "sample" is a text."""
         assert isinstance(codec, TextCodec)
-        return [self._lines(self.texts(codec))]
+        return [self._lines(self.texts(codec)).removesuffix(b"\n")]
 
     def _lines(self, found: Sequence[str] | Sequence[list[int]]) -> bytes:
         rows = zip(self.rows, found, strict=True)
         lines = [json.dumps(row | {"sample": sample}, ensure_ascii=False) for row, sample in rows]
         return "".join(f"{line}\n" for line in lines).encode()
+
+
+NOT_IN_A_ROW = {
+    *("temperature", "top_k", "top_p", "stop", "ignore_stop", "keep", "samples", "n", "ids"),
+    *("max_tokens", "max_new_tokens", "max_length", "num_samples", "do_sample", "label"),
+}
+"""Names that would be read as options of the sampling, which have no effect in a row."""
 
 
 class _Row(BaseModel):
@@ -79,6 +86,7 @@ def read_prompts(path: Path, request: SampleRequest, *, seed: int) -> Prompts:
     Args:
         path: of a file in UTF-8 with a prompt in each line; if its name ends in .jsonl, with an
             object in each line: {"prompt": "..."}, and if wanted "seed", "tokens" and "class".
+            Names of other options of the sampling are refused; other fields are passed on.
         request: what a line does not say.
         seed: of lines that have none.
 
@@ -112,10 +120,17 @@ def _lines(path: Path) -> list[str]:
 
 def _parse(line: str, place: str) -> _Row:
     try:
-        return _Row.model_validate_json(line)
+        row = _Row.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "".join(f"{name}: " for name in first["loc"])
         raise UsageError(
             f"{place}: {where}{first['msg']}", hint='a line is an object: {"prompt": "Once upon"}'
         ) from None
+    for name in json.loads(line):
+        if name.lower().replace("-", "_") in NOT_IN_A_ROW:
+            raise UsageError(
+                f"{place}: {name}: is no option of a line; it may have prompt, seed, tokens, class",
+                hint="give the others to the command, for all lines",
+            )
+    return row
