@@ -138,7 +138,12 @@ def _genai(
     import onnxruntime_genai as genai
 
     described = genai_config(
-        config, start=0, end_token=config.vocab_size - 1, temperature=0.8, device="cpu"
+        config,
+        start=0,
+        stop_tokens=(),
+        rarest=config.vocab_size - 1,
+        temperature=0.8,
+        device="cpu",
     )
     described["model"]["decoder"]["session_options"]["intra_op_num_threads"] = number
     (bundle / "genai_config.json").write_text(json.dumps(described), encoding="utf-8")
