@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.codec import TextCodec
+from gptkit.contract.train_state import check_batch_size
 from gptkit.plugin import Callback, TrainState
-from gptkit.training.micro_batches import check_batch_size
 
 
 class LetterCodec(TextCodec):

@@ -180,3 +180,17 @@ def _part_name(group: Mapping[str, Any], label: str) -> str:
     """The name of a part of a group; the same if the group has that label already."""
     first, *labels = str(group.get("name", "group")).split(LABEL_SEPARATOR)
     return LABEL_SEPARATOR.join([first, *labels, *([label] if label not in labels else [])])
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Refuse a batch size that no batch can have.
+
+    Raises:
+        PluginError: it is no whole number above 0.
+    """
+    if type(batch_size) is not int or batch_size < 1:
+        raise PluginError(
+            f"state.batch_size should be a whole number above 0, a callback set it to "
+            f"{batch_size!r}",
+            hint="// divides without a remainder, max(1, ...) keeps it above 0",
+        )

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from gptkit.contract.train_state import check_batch_size
 from gptkit.plugin import Callback, TrainState
 from gptkit.recipe.recipe import OnError
-from gptkit.training.micro_batches import check_batch_size
 
 
 class Callbacks(Mapping[str, Callback]):

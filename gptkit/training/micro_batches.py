@@ -5,23 +5,10 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from gptkit.contract.train_state import check_batch_size
 from gptkit.data.split import IGNORE
 from gptkit.errors import PluginError
 from gptkit.training.distributed import Ranks
-
-
-def check_batch_size(batch_size: object) -> None:
-    """Refuse a batch size that no batch can have.
-
-    Raises:
-        PluginError: it is no whole number above 0.
-    """
-    if type(batch_size) is not int or batch_size < 1:
-        raise PluginError(
-            f"state.batch_size should be a whole number above 0, a callback set it to "
-            f"{batch_size!r}",
-            hint="// divides without a remainder, max(1, ...) keeps it above 0",
-        )
 
 
 def part_of(batch_size: int, ranks: Ranks) -> slice:
