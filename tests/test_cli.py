@@ -444,10 +444,10 @@ def test_out_may_be_in_a_new_folder(cli: Command, trained: Path, tmp_path: Path)
 def test_a_full_disk_behind_stdout(
     options: list[str], trained: Path, gptkit: Callable[..., Any]
 ) -> None:
+    streams = {"capture_output": False, "stderr": subprocess.PIPE}
     with Path("/dev/full").open("wb") as full:
-        result = gptkit(
-            "sample", "r", *options, capture_output=False, stdout=full, stderr=subprocess.PIPE
-        )
+        buffered = {"PYTHONUNBUFFERED": ""}  # as it is for people
+        result = gptkit("sample", "r", *options, env=buffered, stdout=full, **streams)
     assert result.returncode == 1
     assert result.stderr == "error: standard output: cannot be written: No space left on device\n"
 

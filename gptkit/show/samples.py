@@ -1,7 +1,9 @@
 """Samples on standard output: text while it is drawn, images on a terminal. Imports no torch."""
 
+import os
 import shutil
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -51,7 +53,14 @@ def _print(contents: bytes, file: IO[bytes]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        _discard(file)
         raise GptkitError(f"standard output: cannot be written: {error.strerror}") from error
+
+
+def _discard(file: IO[bytes]) -> None:
+    """Let what is still buffered go nowhere; else Python tries again at its end, and exits 120."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), file.fileno())
 
 
 def _shows_images(file: IO[Any]) -> bool:
