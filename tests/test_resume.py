@@ -154,13 +154,18 @@ def fork_server() -> None:
     forkserver.ensure_running()
 
 
+def _run(arguments: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    app(arguments)
+
+
 @pytest.fixture
 def start(fork_server: None) -> Iterator[Start]:
     """Starts `gptkit ARGS` in a process of its own, without its seconds of imports."""
     started: list[BaseProcess] = []
 
     def call(*args: object) -> BaseProcess:
-        process = FORKING.Process(target=app, args=([str(arg) for arg in args],))
+        process = FORKING.Process(target=_run, args=([str(arg) for arg in args],))
         process.start()
         started.append(process)
         return process
