@@ -6,7 +6,7 @@ The process may be the command line's own, or a Python program, whose handlers a
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
@@ -26,27 +26,21 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
     Yields:
         The signals received so far, at most one.
     """
-    received: list[signal.Signals] = []
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if not received:
-            received.append(signal.Signals(signum))
-            stop()
-        elif not under_torchrun:
-            if os.isatty(2):
-                os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
-            os._exit(128 + signum)
+    def end(signum: int, frame: FrameType | None) -> None:
+        if under_torchrun:
+            return
+        if os.isatty(2):
+            os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
+        os._exit(128 + signum)
 
-    previous = {
-        signum: signal.signal(signum, handle)
+    signums = [
+        signum
         for signum in (signal.SIGINT, signal.SIGTERM)
         if signal.getsignal(signum) is not signal.SIG_IGN  # as in a script's background jobs
-    }
-    try:
+    ]
+    with _handling(signums, stop, second=end) as received:
         yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 @contextmanager
@@ -63,21 +57,39 @@ def ctrl_c(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[s
     Yields:
         The signals received so far, at most one.
     """
-    received: list[signal.Signals] = []
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if not received:
-            received.append(signal.Signals(signum))
-            stop()
-        elif not under_torchrun:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if not under_torchrun:
             signal.default_int_handler(signum, frame)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
-        yield received
+        yield []
         return
-    signal.signal(signal.SIGINT, handle)
+    with _handling([signal.SIGINT], stop, second=interrupt) as received:
+        yield received
+
+
+@contextmanager
+def _handling(
+    signums: Iterable[signal.Signals],
+    stop: Callable[[], None],
+    *,
+    second: Callable[[int, FrameType | None], None],
+) -> Iterator[list[signal.Signals]]:
+    """Call `stop` at the first of these signals, `second` at each later one; yields the first."""
+    received: list[signal.Signals] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if received:
+            second(signum, frame)
+        else:
+            received.append(signal.Signals(signum))
+            stop()
+
+    previous = {signum: signal.signal(signum, handle) for signum in signums}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
