@@ -48,6 +48,12 @@ def load(optimizer: Optimizer, model: nn.Module, saved: Groups) -> bool:
     return True
 
 
+def restore(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
+    """Make the optimizer's groups those that were saved, however they are divided now."""
+    if not load(optimizer, model, saved):
+        regroup(optimizer, model, saved)
+
+
 def regroup(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
     """Make the optimizer's groups those that were saved."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())

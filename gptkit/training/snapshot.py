@@ -97,7 +97,7 @@ def take(
 def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callbacks) -> None:
     """Restore a snapshot into a training that was set up from the same recipe.
 
-    The parameter groups are left to `groups.load` and `groups.regroup`.
+    The parameter groups are left to `groups.restore`.
 
     Raises:
         CheckpointError: it was taken with another model or optimizer.

@@ -276,7 +276,7 @@ class Trainer:
         self.state.batch_size = size
         snapshot.set_generator_states(generators, device)
         if self._saved is None:  # an earlier call of `steps` was left by a break
-            self._set_groups(before)
+            groups.restore(self.state.optimizer, self.model, before)
         else:
             self._restore_groups(*self._saved)
             self._saved = None
@@ -285,11 +285,8 @@ class Trainer:
         """Restore saved groups, but for what callbacks set otherwise than when the run began."""
         now = groups.describe(self.state.optimizer, self.model)
         self.first_groups = groups.renewed(first, first=first, now=now)
-        self._set_groups(groups.renewed(saved, first=first, now=now))
-
-    def _set_groups(self, found: groups.Groups) -> None:
-        if not groups.load(self.state.optimizer, self.model, found):
-            groups.regroup(self.state.optimizer, self.model, found)
+        found = groups.renewed(saved, first=first, now=now)
+        groups.restore(self.state.optimizer, self.model, found)
 
     def _end_early(self) -> None:
         """Save, and keep for `on_fit_end` whether a signal was the reason."""
