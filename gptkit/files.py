@@ -1,14 +1,17 @@
-"""Files on disk, for the core and for plugins: atomic writes, locks, digests."""
+"""Files on disk, for the core and for plugins: safe reads, atomic writes, locks, digests."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,48 @@ from gptkit.errors import RunError
 
 CHUNK = 1 << 20  # bytes read at a time
 DAY = 86_400.0  # seconds
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading: never a pipe or a device, which may have no end.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except ValueError as error:  # a null character
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, *, limit: int) -> bytes:
+    """The contents of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: it is missing, cannot be read, is no regular file, or is larger.
+    """
+    with open_file(path) as file:
+        contents = file.read(limit + 1)
+    if len(contents) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit:,} bytes", str(path))
+    return contents
+
+
+def read_json(path: Path, *, limit: int = 64 * CHUNK) -> Any:
+    """The JSON value in a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: it cannot be read, as for `read_file`.
+        ValueError: it is not JSON in UTF-8, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_file(path, limit=limit))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
@@ -154,7 +199,7 @@ def digest(path: Path, size: int | None = None) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if size is None:
             return hashlib.file_digest(file, "sha256").hexdigest()
         hasher = hashlib.sha256()

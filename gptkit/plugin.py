@@ -18,7 +18,8 @@ from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError
-from gptkit.files import digest, lock, staged, write_atomically
+from gptkit.files import digest, lock, open_file, read_file, read_json, staged, write_atomically
+from gptkit.terminal import harmless
 
 __all__ = [
     "CONTRACT",
@@ -44,8 +45,12 @@ __all__ = [
     "cached",
     "digest",
     "fetch",
+    "harmless",
     "lock",
+    "open_file",
     "progress",
+    "read_file",
+    "read_json",
     "staged",
     "write_atomically",
 ]

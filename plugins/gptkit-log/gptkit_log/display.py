@@ -2,7 +2,6 @@
 
 import sys
 import textwrap
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -10,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
+
+from gptkit.plugin import harmless
 
 FORMATS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4f}".format,
@@ -23,9 +24,6 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 DROP_ORDER = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
 """The values that a narrow terminal leaves out, first to last."""
-
-OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-"""Bidirectional classes of characters after which a terminal writes in another direction."""
 
 BAR = 12
 SMALLEST_BAR = 4
@@ -143,19 +141,8 @@ def fitted(record: Mapping[str, float], steps: int, *, width: int) -> str:
 
 
 def quote(text: str) -> str:
-    """A sample with a bar at its left; characters that steer a terminal are replaced.
-
-    Every other one stays, among them wide and narrow spaces, and what joins letters or emoji.
-    """
-    lines = text.replace("\r\n", "\n")
-    shown = "".join("\ufffd" if c not in "\n\t" and _steers(c) else c for c in lines)
-    return textwrap.indent(shown, "  | ", lambda _: True)
-
-
-def _steers(character: str) -> bool:
-    """Whether it is a control character, ends a line, or overrides the direction of writing."""
-    steering = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return steering or unicodedata.bidirectional(character) in OVERRIDES
+    """A sample with a bar at its left, harmless for a terminal."""
+    return textwrap.indent(harmless(text), "  | ", lambda _: True)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,1 @@
+"""Hostile inputs: generators of mutated files, run through the real command line."""

@@ -1,0 +1,20 @@
+"""10,000 hostile cases: each is fine or refused in two lines; none crashes, hangs or is silent."""
+
+import pytest
+
+from tests.hostile.harness import GOOD, run
+
+CASES = {"sets": 400}
+"""Cases of each area in the slow run; a tenth of them in every run."""
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("share", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("area", CASES)
+def test_every_case_is_fine_or_refused(area: str, share: int) -> None:
+    count = CASES[area] // share
+    result = run(area, first=0, count=count)
+
+    assert not result.failures, "\n\n".join(result.failures[:5])
+    assert sum(result.counts.values()) == count
+    assert set(result.counts) <= set(GOOD)
