@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, sent to real processes: the first one saves, the second one does not wait."""
+"""Signals, sent to real processes: the first one saves, the second one does not wait."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def slow_to_evaluate(tiny_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_finishes_the_step_and_saves(
     signum: signal.Signals, tiny_recipe: Callable[..., Path], launch: Launch, tmp_path: Path
 ) -> None:
@@ -87,7 +87,9 @@ def test_the_second_sigterm_ends_it_at_once(
     insist(process, signal.SIGTERM)
 
     assert process.returncode == 143
-    assert "Traceback" not in process.communicate()[1]
+    assert process.communicate()[1].endswith(
+        "\nstopped at once, without saving; checkpoints are intact\n"
+    )
     assert saved_steps(folder) == [1]
 
     recipe = folder / "recipe.toml"
@@ -122,6 +124,7 @@ def test_the_second_ctrl_c_ends_it_at_once_and_gives_the_terminal_its_cursor_bac
     assert b"\x1b[?25l" in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
     assert b"Traceback" not in shown
+    assert b"stopped at once" in shown
     assert saved_steps(tmp_path / "run") == [1]
 
 

@@ -362,6 +362,18 @@ def test_an_evaluation_can_be_limited_to_its_first_batches(data: Data) -> None:
     assert limited.loss == pytest.approx(model(x, y).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
+def test_eval_batches_are_of_batch_size_whatever_the_micro_batch(
+    micro_batch_size: int, data: Data
+) -> None:
+    options = {"steps": 1, "batch_size": 4, "eval_batches": 1}
+    state = trainer(data, micro_batch_size=micro_batch_size, **options).fit()
+    whole = trainer(data, **options).fit()
+    x, y = data.val[torch.arange(4) * BLOCK]
+    assert state.val_loss == pytest.approx(whole.val_loss, abs=1e-6)
+    assert state.val_loss == pytest.approx(state.model(x, y).item(), abs=1e-6)
+
+
 def test_perplexity_and_bits_follow_from_the_loss() -> None:
     result = Evaluation(math.log(8), 100)
     assert result.perplexity == pytest.approx(8)

@@ -205,7 +205,7 @@ class TrainOptions(Options):
     eval_every: PositiveInt = 100
     """Steps between evaluations; the last step is always evaluated."""
     eval_batches: PositiveInt | None = None
-    """Batches per evaluation; unset: the whole validation split."""
+    """Batches of batch_size per evaluation; unset: the whole validation split."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; unset: after each evaluation. The last step is always saved."""
     keep: PositiveInt = 2

@@ -1,23 +1,31 @@
-"""Ctrl-C and SIGTERM: the first ends training after the step, the second at once.
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends training after the step, a second one at once.
 
 The process may be the command line's own, or a Python program, whose handlers are respected.
 """
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 
 Handling = Callable[..., AbstractContextManager[list[signal.Signals]]]
 """`handled` or `ctrl_c`."""
+ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+"""Signals that end training; SIGHUP, which Windows lacks, comes when the terminal is closed."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextmanager
 def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[signal.Signals]]:
-    """Call `stop` at the first SIGINT or SIGTERM, and end the process at the second.
+    """Call `stop` at the first signal of `ENDING`, and end the process at the second.
+
+    A closed terminal may send SIGHUP twice, so SIGHUP is never the second. Signals that this
+    process ignores, as SIGHUP under nohup, stay ignored.
 
     Args:
         stop: ends training after the current step.
@@ -28,15 +36,14 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
-        if under_torchrun:
+        if under_torchrun or signum not in (signal.SIGINT, signal.SIGTERM):
             return
-        if os.isatty(2):
-            os.write(2, _SHOW_CURSOR)  # a live display may have hidden it
+        _last_words()
         os._exit(128 + signum)
 
     signums = [
         signum
-        for signum in (signal.SIGINT, signal.SIGTERM)
+        for signum in ENDING
         if signal.getsignal(signum) is not signal.SIG_IGN  # as in a script's background jobs
     ]
     with _handling(signums, stop, second=end) as received:
@@ -68,6 +75,14 @@ def ctrl_c(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[s
         return
     with _handling([signal.SIGINT], stop, second=interrupt) as received:
         yield received
+
+
+def _last_words() -> None:
+    """Say that nothing more is saved, if stderr takes it at once; a full pipe may wait for ever."""
+    with suppress(OSError, ValueError):
+        cursor = _SHOW_CURSOR if os.isatty(2) else b""  # a live display may have hidden it
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, cursor + b"\nstopped at once, without saving; checkpoints are intact\n")
 
 
 @contextmanager

@@ -33,10 +33,9 @@ class Validation:
         self.model, self.splits = model, {"val": data.val, "train": data.train}
         self.run_device, self.ranks = run_device, ranks
         self.limit = options.eval_batches
-        size = options.micro_batch_size or options.batch_size
         self.batch_size = size_in(ranks.batch_slice(options.batch_size), options.micro_batch_size)
         """Sequences per forward pass on this rank, which may be fewer than the recipe's."""
-        self.parts = size // self.batch_size
+        self.parts = options.batch_size // self.batch_size
         """Forward passes that a batch of the recipe's size takes."""
 
     def measure(
