@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gptkit.data.progress import progress
 from gptkit.data.split import Split
 from gptkit.errors import UsageError
 from gptkit.runs.loaded import LoadedModel, LoadedRun
@@ -21,10 +22,12 @@ def classify(run: LoadedRun) -> float:
             "this model has no start token per class", hint="train with class_conditional = true"
         )
     correct = 0
-    for indices in torch.split(torch.arange(len(labels)), run.batch_size):
-        x, y = (part.to(run.model.device) for part in run.data.val[indices])
-        losses = torch.stack([_item_losses(run.model, x, y, start[0]) for start in starts])
-        correct += int((losses.argmin(dim=0).cpu() == labels[indices]).sum())
+    with progress("classifying", total=len(labels), unit="items") as advance:
+        for indices in torch.split(torch.arange(len(labels)), run.batch_size):
+            x, y = (part.to(run.model.device) for part in run.data.val[indices])
+            losses = torch.stack([_item_losses(run.model, x, y, start[0]) for start in starts])
+            correct += int((losses.argmin(dim=0).cpu() == labels[indices]).sum())
+            advance(len(indices))
     return correct / len(labels)
 
 

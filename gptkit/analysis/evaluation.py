@@ -7,7 +7,8 @@ import torch
 
 from gptkit.analysis.classification import classify
 from gptkit.codec import TextCodec
-from gptkit.data.order import walk
+from gptkit.data.order import walk, windows_of
+from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE
 from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
 from gptkit.training.evaluate import Evaluation, evaluate
@@ -43,9 +44,7 @@ def evaluate_run(
     """
     run = load_run(path, checkpoint=checkpoint, weights=weights, device=device)
     accuracy = classify(run) if by_class else None
-    result = evaluate(
-        run.model.model, run.data.val, run_device=run.run_device, batch_size=run.batch_size
-    )
+    result = _measured(run)
     return RunEvaluation(
         loss=result.loss,
         tokens=result.tokens,
@@ -53,6 +52,19 @@ def evaluate_run(
         accuracy=accuracy,
         bits_per_byte=_bits_per_byte(run, result),
     )
+
+
+def _measured(run: LoadedRun) -> Evaluation:
+    """The loss over the whole validation split."""
+    val = run.data.val
+    with progress("measuring the loss", total=windows_of(val), unit="items") as advance:
+        return evaluate(
+            run.model.model,
+            val,
+            run_device=run.run_device,
+            batch_size=run.batch_size,
+            advance=advance,
+        )
 
 
 def _bits_per_byte(run: LoadedRun, result: Evaluation) -> float | None:

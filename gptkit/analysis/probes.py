@@ -5,6 +5,7 @@ regression on them, its accuracy on the validation split.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from gptkit.analysis.classification import labels_of
 from gptkit.codec import ImageCodec
+from gptkit.data.progress import progress
 from gptkit.data.split import Split
 from gptkit.files import write_atomically, write_json, writing
 from gptkit.runs.loaded import LoadedModel, load_run
@@ -60,12 +62,17 @@ def probe_run(
     splits = (run.data.train, run.data.val)
     for split in splits:
         labels_of(split)
-    train, val = (_features(run.model, split, items, run.batch_size) for split in splits)
-    counts = torch.bincount(val.labels)
-    accuracies = [
-        _accuracy(a, train.labels, b, val.labels)
-        for a, b in zip([*train.layers, *train.raw], [*val.layers, *val.raw], strict=True)
-    ]
+    total = sum(min(items, len(split)) for split in splits)
+    with progress("computing features", total=total, unit="items") as advance:
+        train, val = (
+            _features(run.model, split, items, run.batch_size, advance) for split in splits
+        )
+    counts, accuracies = torch.bincount(val.labels), []
+    pairs = list(zip([*train.layers, *train.raw], [*val.layers, *val.raw], strict=True))
+    with progress("fitting", total=len(pairs), unit="layers") as advance:
+        for a, b in pairs:
+            accuracies.append(_accuracy(a, train.labels, b, val.labels))
+            advance(1)
     return Probe(
         layers=accuracies[: len(train.layers)],
         raw=accuracies[-1] if train.raw else None,
@@ -115,7 +122,13 @@ class _Features:
 
 
 @torch.no_grad()
-def _features(loaded: LoadedModel, split: Split, items: int, batch_size: int) -> _Features:
+def _features(
+    loaded: LoadedModel,
+    split: Split,
+    items: int,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> _Features:
     """Features of at most `items` items, chosen at random from the whole split."""
     generator = np.random.default_rng(0)
     chosen = torch.from_numpy(np.sort(generator.permutation(len(split))[:items]))
@@ -129,6 +142,7 @@ def _features(loaded: LoadedModel, split: Split, items: int, batch_size: int) ->
             x = x.clone()
             x[:, 0] = starts[0][0]
         layers.append(loaded.model.layer_features(x.to(loaded.device)).cpu())
+        advance(len(indices))
     return _Features(
         layers=list(torch.cat(layers, dim=1)),
         raw=[torch.cat(raw)] if raw else [],

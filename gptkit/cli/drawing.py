@@ -1,9 +1,14 @@
 """What `gptkit sample` does with its options: it reads prompts, draws, writes or shows."""
 
+import os
+import stat
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import typer
 
@@ -17,8 +22,10 @@ from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 from gptkit.show import samples
 
-COUNTED_EVERY = 32
-"""Steps between two counts of the samples that are complete."""
+COUNTED = 64
+"""With more samples than these, not every step counts what is drawn of each of them."""
+NAMED = 200
+"""Characters for the names of classes."""
 
 
 def standard_input(model: Model) -> str:
@@ -68,10 +75,13 @@ def check_prompts(prompts: Path, out: Path | None, *, lone: bool) -> None:
 
 def show(drawn: Samples, codec: Codec | None) -> None:
     """Print samples while they are drawn; token ids if there is no codec."""
-    if codec:
-        samples.stream(drawn, codec, sys.stdout.buffer)
-    else:
-        samples.print_ids(drawn)
+    # What is shown while it is drawn needs no bar, also where another program shows it.
+    streams = isinstance(codec, TextCodec) and not _is_file(sys.stdout)
+    with _drawing(drawn, bar=not streams) as drawn:
+        if codec:
+            samples.stream(drawn, codec, sys.stdout.buffer)
+        else:
+            samples.print_ids(drawn)
 
 
 def write(
@@ -83,7 +93,9 @@ def write(
 ) -> None:
     """Draw samples into files; see `output.sample_files`."""
     files = output.sample_files(out, codec, request.samples)
-    _write(model.draw(request, sampling), codec, files)
+    drawn = model.draw(request, sampling)
+    in_turn = "" if request.needs_codec else _classes(codec, request.samples)
+    _write(drawn, codec, files, remark=in_turn)
 
 
 def write_each(
@@ -106,25 +118,68 @@ def write_each(
             hint="write a prompt in each line of a .txt file, or take --ids",
         )
     files = output.sample_files(out, codec, len(read.requests))
-    drawn = read.draw(model, sampling)
-    with progress(f"drawing {prompts}", total=len(drawn.samples), unit="samples") as advance:
-        _write(replace(drawn, steps=_counted(drawn, advance)), codec, files)
+    _write(read.draw(model, sampling), codec, files)
+
+
+@contextmanager
+def _drawing(drawn: Samples, *, bar: bool = True) -> Iterator[Samples]:
+    """The samples, with a bar of the tokens drawn.
+
+    Ctrl-C ends the drawing; it is raised again at the end, when what was drawn is written.
+    """
+    stopped: list[KeyboardInterrupt] = []
+    total = sum(sample.count or 0 for sample in drawn.samples)
+
+    def steps() -> Generator[None, None, None]:
+        shown = progress("drawing", total=total, unit="tokens") if bar else nullcontext(_nothing)
+        try:
+            with shown as advance:
+                yield from _counted(drawn, advance)
+        except KeyboardInterrupt as stop:
+            if not any(sample.size for sample in drawn.samples):
+                raise
+            stopped.append(stop)
+
+    with closing(steps()) as counted:
+        yield replace(drawn, steps=counted)
+    for stop in stopped:
+        raise stop
 
 
 def _counted(drawn: Samples, advance: Callable[[int], None]) -> Iterator[None]:
-    """The steps; tells now and then how many more samples are complete."""
-    complete = 0
+    """The steps; tells how many tokens they draw, also those that a sample with a stop saves."""
+    counted, every = 0, 1 + len(drawn.samples) // COUNTED
     for i, _ in enumerate(drawn.steps):
         yield
-        if i % COUNTED_EVERY == 0:
-            ended = sum(sample.ended for sample in drawn.samples)
-            advance(ended - complete)
-            complete = ended
+        if i % every == 0:
+            done = sum((each.ended and each.count) or each.size for each in drawn.samples)
+            advance(done - counted)
+            counted = done
 
 
-def _write(drawn: Samples, codec: Codec | None, files: list[Path]) -> None:
-    contents = output.write_samples(drawn, codec, files)
-    if len(files) > 1:
-        typer.echo(f"written: {files[0]} to {files[-1]}", err=True)
-    if isinstance(codec, ImageCodec):
-        samples.print_image(contents[0], codec)
+def _nothing(count: int) -> None:
+    """Show no progress."""
+
+
+def _write(drawn: Samples, codec: Codec | None, files: list[Path], *, remark: str = "") -> None:
+    with _drawing(drawn) as drawn:
+        contents = output.write_samples(drawn, codec, files)
+        names = f"{files[0]} to {files[-1]}" if len(files) > 1 else files[0]
+        typer.echo(f"written: {names}{remark}", err=True)
+        if isinstance(codec, ImageCodec):
+            samples.print_image(contents[0], codec)
+
+
+def _classes(codec: Codec | None, count: int) -> str:
+    """The classes of images that are drawn without a prompt, in their order."""
+    if not isinstance(codec, ImageCodec) or len(codec.classes) < 2:
+        return ""
+    names = textwrap.shorten(", ".join(codec.classes[:count]), NAMED, placeholder=" ...")
+    return f" (the classes in turn: {names})"
+
+
+def _is_file(stream: IO[str]) -> bool:
+    """Whether a stream writes to a regular file, which nobody watches."""
+    with suppress(OSError, ValueError):  # the stream may be no file of the system, or closed
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    return False

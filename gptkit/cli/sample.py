@@ -1,6 +1,5 @@
 """The command `gptkit sample`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,8 +74,6 @@ def sample(
     if prompts:
         drawing.check_prompts(prompts, out, lone=bool(prompt) or samples > 1)
     model = load(run_folder, checkpoint=checkpoint, weights=weights, device=device)
-    if model.provider and device == "auto":
-        typer.echo(f"running on {model.provider}", err=True)
     request = SampleRequest(
         drawing.standard_input(model) if prompt == "-" else prompt,
         tokens=tokens,
@@ -89,8 +86,10 @@ def sample(
     temperature = model.temperature if temperature is None else temperature
     sampling = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     codec = None if ids else model.codec
+    if model.provider and device == "auto":
+        typer.echo(f"running on {model.provider}", err=True)
     if not out:
-        drawing.show(model.draw(request, sampling, streaming=sys.stdout.isatty()), codec)
+        drawing.show(model.draw(request, sampling, streaming=True), codec)
     elif prompts:
         drawing.write_each(model, prompts, request, sampling, codec, out)
     else:

@@ -8,14 +8,18 @@ from torch import Tensor
 from gptkit.data.split import IGNORE, Split
 
 
+def windows_of(split: Split) -> int:
+    """How many windows a split is measured in."""
+    return -(-(len(split) - 1) // split.stride) + 1
+
+
 def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches that cover a split once, every target counted exactly once.
 
     Windows start a stride apart. The last one may overlap the one before it; the targets that were
     counted there are masked.
     """
-    last = len(split) - 1
-    windows = -(-last // split.stride) + 1
+    last, windows = len(split) - 1, windows_of(split)
     overlap = (windows - 1) * split.stride - last
     for first in range(0, windows, batch_size):
         chosen = torch.arange(first, min(first + batch_size, windows))

@@ -79,6 +79,20 @@ def read(
     return recipe_file.read(recipe, overrides, check=check_plugin, report=report)
 
 
+def without_callbacks(recipe: Path) -> Plugins:
+    """The objects of a recipe but for its callbacks, which need not be installed.
+
+    Raises:
+        RecipeError: what is wrong with the rest.
+    """
+
+    def check(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
+        return check_plugin(kind, spec, place) if kind == "dataset" else []
+
+    found = recipe_file.read(recipe, check=check)
+    return build(found.model_copy(update={"callbacks": ()}))
+
+
 def check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
     """The problems of a plugin in a recipe: its name, its import, its options."""
     try:

@@ -177,7 +177,7 @@ def load_run(
     """
     run = run_folder.open_run(path)
     model = load_checkpoint(run.path, checkpoint=checkpoint, weights=weights, device=device)
-    plugins = build.build(build.read(run.recipe))
+    plugins = build.without_callbacks(run.recipe)
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = _load_data(run, plugins)
     batch_size = options.micro_batch_size or options.batch_size
@@ -191,7 +191,7 @@ def load_data(path: Path) -> Data:
         RunError: it is not what the run was trained on.
     """
     run = run_folder.open_run(path)
-    return _load_data(run, build.build(build.read(run.recipe)))
+    return _load_data(run, build.without_callbacks(run.recipe))
 
 
 def check_same_data(run: RunFolder, data: Data) -> None:

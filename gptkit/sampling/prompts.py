@@ -43,17 +43,18 @@ class _JsonSamples(Samples):
     rows: list[dict[str, Any]]
 
     def id_lines(self) -> bytes:
-        """Draw to the end; each "sample" is a list of token ids."""
+        """Draw to the end; each "sample" is a list of token ids. Only whole samples are written."""
         return self._lines(self.token_ids())
 
     def contents(self, codec: Codec) -> list[bytes]:
-        """Draw to the end; each "sample" is a text."""
+        """Draw to the end; each "sample" is a text. Only whole samples are written."""
         assert isinstance(codec, TextCodec)
         return [self._lines(self.texts(codec)).removesuffix(b"\n")]
 
     def _lines(self, found: Sequence[str] | Sequence[list[int]]) -> bytes:
-        rows = zip(self.rows, found, strict=True)
-        lines = [json.dumps(row | {"sample": sample}, ensure_ascii=False) for row, sample in rows]
+        rows = zip(self.rows, found, self.samples, strict=True)
+        whole = [row | {"sample": sample} for row, sample, drawn in rows if drawn.ended]
+        lines = [json.dumps(row, ensure_ascii=False) for row in whole]
         return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -203,7 +203,7 @@ class Samples:
         """
         match codec:
             case TextCodec():
-                return [RULE.join(self.texts(codec)).encode()]
+                return ["".join(self.pieces(codec)).encode()]
             case ImageCodec():
                 kept = len(self.starts[0])
                 return [codec.sheet(self.token_ids(), prompt=self.prompt, kept=kept)]
@@ -211,13 +211,16 @@ class Samples:
                 return [codec.decode(row) for row in self.token_ids()]
 
     def pieces(self, codec: TextCodec) -> Iterator[str]:
-        """Draw a single text piece by piece: its start, then what each token adds.
+        """Draw texts; the first one piece by piece: its start, then what each token adds.
 
         A character appears when its last token is drawn, and when it is certain that it does not
-        belong to a stop text. Joined, the pieces are the whole text.
+        belong to a stop text. The other texts, which are drawn meanwhile, follow whole, each after
+        a line of dashes.
         """
-        (sample,) = self.samples
-        return sample.pieces(codec, self.steps)
+        first, *others = self.samples
+        yield from first.pieces(codec, self.steps)
+        for other in others:
+            yield RULE + other.text(codec)
 
 
 def sample(

@@ -14,20 +14,17 @@ from gptkit.sampling.samples import Samples
 
 
 def stream(samples: Samples, codec: Codec, file: IO[bytes]) -> None:
-    """Write one text while it is drawn, several when they are complete; show images.
+    """Write a text while it is drawn, then those that were drawn with it; show images.
 
     Raises:
         UsageError: `file` cannot show samples of this kind.
         GptkitError: `file` cannot be written.
     """
     match codec:
-        case TextCodec() if len(samples.starts) == 1:
+        case TextCodec():
             for piece in samples.pieces(codec):
                 _print(piece.encode(), file)
             _print(b"\n", file)
-        case TextCodec():
-            (contents,) = samples.contents(codec)
-            _print(contents + b"\n", file)
         case ImageCodec() if _shows_images(file):
             _show(samples.contents(codec)[0], codec)
         case _:

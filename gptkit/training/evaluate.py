@@ -1,6 +1,7 @@
 """Evaluation: the mean loss over a split in fixed windows."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -39,10 +40,12 @@ def evaluate(
     batch_size: int,
     batches: int | None = None,
     ranks: Ranks = ALONE,
+    advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """The loss over a whole split in fixed windows, or over its first `batches` batches.
 
     Each rank computes a part of the batches; every rank gets the loss over all of them.
+    `advance` is told the number of windows after each batch.
     """
     total, tokens = 0.0, 0
     with evaluating(model), run_device.autocast():
@@ -51,5 +54,7 @@ def evaluate(
             loss = model(run_device.put(x), run_device.put(y))
             total += loss.item() * counted if counted else 0.0
             tokens += counted
+            if advance:
+                advance(len(x))
     total, tokens = ranks.all_reduce_sum(total), int(ranks.all_reduce_sum(tokens))
     return Evaluation(total / max(tokens, 1), tokens)
