@@ -1,10 +1,13 @@
 """What is not finite is found: on a CPU at once, on a GPU a step later, without waiting for it."""
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,10 +17,12 @@ from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, Split
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.runs import checkpoint
+from gptkit.sampling.rule import SamplingOptions, choose
 from gptkit.testing import LetterCodec
 from gptkit.training.device import resolve_device
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.trainer import Trainer
+from tests.support import stir
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GOOD = torch.tensor(1.0)
@@ -89,6 +94,52 @@ def test_an_update_that_goes_wrong_leaves_no_checkpoint(
     assert result.exit_code == 3
     assert "error: step 1: a weight is not finite\n" in result.stderr
     assert checkpoint.step_folders(tmp_path / "run/checkpoints") == []
+
+
+@pytest.mark.parametrize("every", [{}, {"eval_every": 100, "save_every": 1}])
+def test_a_last_update_whose_loss_is_not_finite_is_neither_saved_nor_logged(
+    every: dict[str, int], tiny_recipe: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    train = {"steps": 1 if not every else 3, "optimizer": {"learning_rate": 1e10}}
+    recipe = tiny_recipe(train=train | every, callbacks=[{"use": "log", "every": 1}])
+    result = cli("train", recipe, "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert re.search(r"^error: step 1: the (validation )?loss is not finite$", result.stderr, re.M)
+    assert checkpoint.step_folders(tmp_path / "run/checkpoints") == []
+    metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert all("val_loss" not in json.loads(line) for line in metrics)
+
+
+@pytest.mark.parametrize(("scale", "fault"), [(math.nan, "a weight"), (1e25, "the loss")])
+def test_a_model_that_diverged_is_not_used(
+    scale: float,
+    fault: str,
+    tiny_recipe: Callable[..., Path],
+    cli: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    assert (
+        cli("train", tiny_recipe(train={"steps": 1}, callbacks=[]), "--out", folder).exit_code == 0
+    )
+    stir(folder, scale=scale)
+    for command in (["sample"], ["eval"], ["export", "--onnx"]):
+        result = cli(command[0], folder, *command[1:])
+        assert result.exit_code == 3, (command, result.output)
+        place = folder / "checkpoints/step-00000001"
+        assert result.stderr.startswith(f"error: {place}: {fault} is not finite\n")
+    result = cli("train", folder / "recipe.toml", "--from", folder, "--out", tmp_path / "other")
+    assert (result.exit_code, (tmp_path / "other").exists()) == (3, False)
+    result = cli("resume", folder, "--set", "train.steps=3")
+    assert result.exit_code == 3
+    assert [p.name for p in checkpoint.step_folders(folder / "checkpoints")] == ["step-00000001"]
+
+
+def test_logits_that_are_not_finite_draw_nothing() -> None:
+    for value in (math.nan, math.inf):
+        logits = np.array([[0, 1], [value, 0]], np.float32)
+        with pytest.raises(DivergedError, match="not finite"):
+            choose(logits, np.full(2, 0.5, np.float32), SamplingOptions())
 
 
 @needs_cuda

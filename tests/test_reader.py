@@ -73,7 +73,7 @@ def data_of(train: Split) -> Data:
     return Data(train, Epochs(4), LetterCodec(), vocab_size=VOCAB, block_size=BLOCK)
 
 
-def trainer(train: Split, *, save_to: Path | None = None, **options: Any) -> Trainer:
+def trainer(data: Split | Data, *, save_to: Path | None = None, **options: Any) -> Trainer:
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 1, "n_head": 2, "n_embd": 16}
     model = GPT(GPTConfig(**sizes))
@@ -82,8 +82,9 @@ def trainer(train: Split, *, save_to: Path | None = None, **options: Any) -> Tra
     save = save_to and saver(
         save_to, keep=chosen.keep, config=model.config, dataset="letters", codec=codec
     )
+    whole = data if isinstance(data, Data) else data_of(data)
     return Trainer(
-        model, data_of(train), options=chosen, run_device=resolve_device(chosen), seed=SEED,
+        model, whole, options=chosen, run_device=resolve_device(chosen), seed=SEED,
         dataset="letters", save=save,
     )  # fmt: skip
 
@@ -195,6 +196,29 @@ def test_something_else_than_a_batch_is_refused(
         trainer(Wrong()).fit()
     assert str(caught.value).startswith(fault)
     assert caught.value.__notes__ == ["raised by the data set letters at step 0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda x, y: (x[:3], y), "x of the validation split is int64 (3, 8), not int64 (4, 8)"),
+        (lambda x, y: (x.numpy(), y), "x of the validation split is a ndarray, not int64 (4, 8)"),
+        (lambda x, y: (x, y - 27), "y of the validation split has -2"),
+        (lambda x, y: x, "the validation split gives a Tensor, not x, y"),
+    ],
+)
+def test_a_wrong_batch_of_the_validation_names_the_data_set(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], fault: str
+) -> None:
+    class Wrong(Epochs):
+        def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            return change(*super().__getitem__(indices))
+
+    data = Data(Epochs(), Wrong(4), LetterCodec(), vocab_size=VOCAB, block_size=BLOCK)
+    with pytest.raises(PluginError) as caught:
+        trainer(data).fit()
+    assert str(caught.value).startswith(fault)
+    assert caught.value.__notes__ == ["raised by the data set letters in the validation split"]
 
 
 def test_indices_that_are_no_indices_are_refused() -> None:

@@ -11,6 +11,7 @@ from gptkit.data.order import walk, windows_of
 from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE
 from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
+from gptkit.training import finite
 from gptkit.training.evaluate import Evaluation, evaluate
 
 
@@ -45,6 +46,7 @@ def evaluate_run(
     run = load_run(path, checkpoint=checkpoint, weights=weights, device=device)
     accuracy = classify(run) if by_class else None
     result = _measured(run)
+    finite.require_finite(result.loss, "the validation loss", hint=finite.LOADED)
     return RunEvaluation(
         loss=result.loss,
         tokens=result.tokens,
@@ -63,6 +65,7 @@ def _measured(run: LoadedRun) -> Evaluation:
             val,
             run_device=run.run_device,
             batch_size=run.batch_size,
+            name="the validation split",
             advance=advance,
         )
 

@@ -23,6 +23,7 @@ from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 from gptkit.sampling.torch_decoder import TorchDecoder, make_decoder
+from gptkit.training import finite
 from gptkit.training.device import RunDevice, pick_device, resolve_device
 
 
@@ -160,7 +161,8 @@ def load_checkpoint(
     codec = codec_record.make_codec(state.codec)
     model = GPT(state.config)
     model.load_weights(load_weights(step_folder, state, weights))
-    return LoadedModel(model.to(target).eval(), codec, state, weights=weights)
+    finite.check_loaded(model.to(target), str(step_folder))
+    return LoadedModel(model.eval(), codec, state, weights=weights)
 
 
 def load_run(

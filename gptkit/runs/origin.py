@@ -13,6 +13,7 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint, run_folder
 from gptkit.runs.run_folder import RunFolder, quote
 from gptkit.runs.state import State
+from gptkit.training import finite
 
 WITHOUT_WEIGHTS = {"preset", "dropout"}
 """Fields of a model's description that change no weights."""
@@ -58,6 +59,7 @@ class Origin:
                 hint="make the recipe's like the run's, or train without --from",
             )
         model.load_weights(self.tensors)
+        finite.check_loaded(model, f"--from {self.run}")
 
 
 def find(path: Path, which: str | int = "last", weights: str | None = None) -> Origin:

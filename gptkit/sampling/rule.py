@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.errors import UsageError
+from gptkit.errors import DivergedError, UsageError
 
 MIN_TEMPERATURE = 1e-6
 """Below this temperature float32 overflows: the likeliest token is taken, as for 0."""
@@ -78,7 +78,12 @@ def choose(logits: Floats, u: Floats, sampling: SamplingOptions) -> Ints:
 
     Returns:
         Token ids, int64 (B,).
+
+    Raises:
+        DivergedError: there is no largest logit, or it is infinite.
     """
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise DivergedError("the model's logits are not finite", hint="use an earlier checkpoint")
     if np.float32(sampling.temperature) < np.float32(MIN_TEMPERATURE):
         return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
     scaled = logits / np.float32(sampling.temperature)

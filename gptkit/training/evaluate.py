@@ -9,9 +9,12 @@ from torch import nn
 
 from gptkit.data.order import walk
 from gptkit.data.split import IGNORE, Split
+from gptkit.errors import DataError
 from gptkit.model.gpt import evaluating
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
+
+MASKED = "a target that counts is a token id; IGNORE (-100) masks it"
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ def evaluate(
     batch_size: int,
     batches: int | None = None,
     ranks: Ranks = ALONE,
+    name: str = "the split",
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """The loss over a whole split in fixed windows, or over its first `batches` batches.
 
-    Each rank computes a part of the batches; every rank gets the loss over all of them.
-    `advance` is told the number of windows after each batch.
+    Each rank computes a part of the batches; every rank gets the loss over all of them. `name` is
+    what errors call the split; `advance` is told the number of windows after each batch.
+
+    Raises:
+        DataError: there is nothing to measure, since every target is masked.
     """
     total, tokens = 0.0, 0
     with evaluating(model), run_device.autocast():
@@ -57,4 +64,6 @@ def evaluate(
             if advance:
                 advance(len(x))
     total, tokens = ranks.all_reduce_sum(total), int(ranks.all_reduce_sum(tokens))
-    return Evaluation(total / max(tokens, 1), tokens)
+    if not tokens:
+        raise DataError(f"{name}: every target is masked, so there is no loss", hint=MASKED)
+    return Evaluation(total / tokens, tokens)

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite, found before they are saved."""
+"""Losses, gradients and weights that are not finite, found before they are saved or used."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from gptkit.errors import DivergedError
+from gptkit.model.gpt import GPT, evaluating
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.sharding import full_tensor, local_tensor
+
+TRAINING = (
+    "this step was not saved. Try a lower train.optimizer.learning_rate, more warm-up or "
+    "gradient clipping"
+)
+LOADED = "use an earlier checkpoint: --checkpoint STEP, or --checkpoint best"
+"""What to do, while a model is trained and after it was loaded."""
+
+
+TRIED = 32
+"""Tokens that a model is tried with."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,7 @@ class FiniteCheck:
         """
         previous, self._pending = self._pending, None
         self._raise_if_not_finite(previous)
-        parts = map(local_tensor, self.model.parameters())
-        largest = nn.utils.get_total_norm([part for part in parts if part.numel()], math.inf)
-        if self.ranks.any(not largest.isfinite()):
+        if self.ranks.any(not _has_finite_weights(self.model)):
             raise _diverged(step, ["a weight"])
 
     def _raise_if_not_finite(self, check: _PendingCheck | None) -> None:
@@ -77,6 +87,54 @@ class FiniteCheck:
         return ([] if loss.isfinite() else ["the loss"]) + bad[:1]
 
 
+def check_loaded(model: GPT, place: str) -> None:
+    """Refuse a loaded model whose weights or losses are not finite.
+
+    Args:
+        model: on its device.
+        place: its checkpoint, for the error.
+
+    Raises:
+        DivergedError: names the place and what is not finite.
+    """
+    if not _has_finite_weights(model):
+        raise DivergedError(f"{place}: a weight is not finite", hint=LOADED)
+    try_model(model, place, hint=LOADED)
+
+
+def try_model(model: GPT, place: str, *, hint: str = TRAINING) -> None:
+    """Refuse a model whose loss of a few tokens is not finite.
+
+    Weights that are finite but huge, as after an update that went wrong, give infinite products.
+    Under `shard = true` all ranks must call this.
+
+    Raises:
+        DivergedError: names the place.
+    """
+    device, config = model.wte.weight.device, model.config
+    tokens = torch.arange(min(config.block_size, TRIED), device=device)[None] % config.vocab_size
+    # Another shape would be compiled anew.
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        require_finite(model(tokens, tokens).item(), f"{place}: the loss", hint=hint)
+
+
+def require_finite(loss: float, what: str, *, hint: str = TRAINING) -> None:
+    """Refuse a loss that is not finite.
+
+    Raises:
+        DivergedError: names it.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(f"{what} is not finite", hint=hint)
+
+
+def _has_finite_weights(model: nn.Module) -> bool:
+    """Whether the weights, or this rank's part of them, are finite."""
+    parts = map(local_tensor, model.parameters())
+    largest = nn.utils.get_total_norm([part for part in parts if part.numel()], math.inf)
+    return bool(largest.isfinite())
+
+
 def _all_finite(tensor: Tensor) -> bool:
     return bool(full_tensor(tensor).isfinite().all())
 
@@ -92,7 +150,5 @@ def _start_copy(step: int, values: Tensor) -> _PendingCheck:
 def _diverged(step: int, bad: list[str]) -> DivergedError:
     what = " and ".join(bad) or "the norm of the gradients"
     return DivergedError(
-        f"step {step}: {what} {'are' if len(bad) > 1 else 'is'} not finite",
-        hint="this step was not saved. Try a lower train.optimizer.learning_rate, more "
-        "warm-up or gradient clipping",
+        f"step {step}: {what} {'are' if len(bad) > 1 else 'is'} not finite", hint=TRAINING
     )

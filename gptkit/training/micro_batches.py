@@ -7,8 +7,9 @@ from torch import Tensor
 
 from gptkit.contract.train_state import check_batch_size
 from gptkit.data.split import IGNORE
-from gptkit.errors import PluginError
+from gptkit.errors import DataError, PluginError
 from gptkit.training.distributed import Ranks
+from gptkit.training.evaluate import MASKED
 
 
 def part_of(batch_size: int, ranks: Ranks) -> slice:
@@ -33,7 +34,12 @@ def size_in(part: slice, wanted: int | None) -> int:
 
 
 def divide(
-    batch: tuple[Tensor, Tensor], size: int, *, ranks: Ranks, put: Callable[[Tensor], Tensor]
+    batch: tuple[Tensor, Tensor],
+    size: int,
+    *,
+    ranks: Ranks,
+    put: Callable[[Tensor], Tensor],
+    name: str,
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Micro-batches on the device, x and y (size, T), with what their mean loss counts.
 
@@ -42,9 +48,15 @@ def divide(
         size: sequences of a micro-batch.
         ranks: all of them call this.
         put: copies to the device.
+        name: of the batch and its data set, for errors.
+
+    Raises:
+        DataError: every target is masked, on all ranks.
     """
     x, y = batch
     total = int(ranks.all_reduce_sum(_n_targets(y)))
+    if not total:
+        raise DataError(f"{name}: every target is masked", hint=MASKED)
     for i in range(0, len(x), size):
         x_part, y_part = x[i : i + size], y[i : i + size]
         if targets := _n_targets(y_part):

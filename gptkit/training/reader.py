@@ -8,15 +8,13 @@ from threading import Thread
 
 from torch import Tensor
 
-from gptkit.data.split import IGNORE
-from gptkit.errors import PluginError
 from gptkit.plugin import Data
+from gptkit.training.checked_split import CheckedSplit
 from gptkit.training.distributed import ALONE, Ranks
 
 Batch = tuple[Tensor, Tensor]
 Job = tuple[Callable[[], Batch], "Future[Batch]"]
 
-CHECK = "`check_dataset` of gptkit.testing shows this before training"
 PATIENCE = 5.0
 """Seconds that `close` waits for a batch that is being read; a disk may hang for ever."""
 
@@ -91,32 +89,9 @@ class Reader:
 
 
 def _read(data: Data, seed: int, step: int, batch_size: int, part: slice) -> Batch:
-    """A part of a step's batch.
-
-    Raises:
-        PluginError: the split returned something else.
-    """
-    split, most = data.train, data.vocab_size - 1
-    indices = split.indices(seed, step, batch_size)
-    _check(indices, "indices()", (batch_size,), 0, len(split) - 1)
-    indices = indices[part]
-    x, y = split[indices]
-    _check(x, "x", (len(indices), data.block_size), 0, most)
-    _check(y.where(y != IGNORE, 0), "y", (len(indices), data.block_size), 0, most)
-    return x, y
-
-
-def _check(tensor: Tensor, what: str, shape: tuple[int, ...], least: int, most: int) -> None:
-    found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-    if found != (wanted := f"int64 {shape}"):
-        raise PluginError(f"{what} of the training split is {found}, not {wanted}", hint=CHECK)
-    low, high = (int(value) for value in tensor.aminmax())
-    if low < least or high > most:
-        wrong = low if low < least else high
-        raise PluginError(
-            f"{what} of the training split has {wrong}, which is not in {least} .. {most}",
-            hint=CHECK,
-        )
+    """A part of a step's batch."""
+    split = CheckedSplit(data.train, "training", data)
+    return split[split.indices(seed, step, batch_size)[part]]
 
 
 class _Thread(Thread):

@@ -13,7 +13,7 @@ from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
 from gptkit.sampling.preview import previewer
-from gptkit.training import groups, micro_batches, optimizer, sharding, snapshot
+from gptkit.training import finite, groups, micro_batches, optimizer, sharding, snapshot
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
@@ -71,7 +71,7 @@ class Trainer:
         """The module to call in training: the model, or DDP around it."""
         self.finite_check = FiniteCheck(model, ranks)
         self.validation = Validation(
-            model, data, options=options, run_device=run_device, ranks=ranks
+            model, data, dataset=dataset, options=options, run_device=run_device, ranks=ranks
         )
         self.reader = Reader(data, seed=seed, ranks=ranks, name=dataset)
         self.state = TrainState(
@@ -168,7 +168,8 @@ class Trainer:
         state, put = self.state, self.run_device.put
         batch = self.reader.read(state.step, state.batch_size)
         size = micro_batches.size_in(self.part, self.options.micro_batch_size)
-        return micro_batches.divide(batch, size, ranks=self.ranks, put=put)
+        name = f"the batch of step {state.step + 1} of the data set {self.reader.name}"
+        return micro_batches.divide(batch, size, ranks=self.ranks, put=put, name=name)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a micro-batch in the run's precision."""
@@ -201,7 +202,7 @@ class Trainer:
         """Measure the losses of the model and of further sets of weights; emit `on_eval_end`.
 
         Raises:
-            DivergedError: a weight is not finite.
+            DivergedError: a weight or a loss is not finite.
         """
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
@@ -215,7 +216,8 @@ class Trainer:
         """The loss of the current weights, for callbacks: see `TrainState.evaluate`."""
         self.reader.wait()
         with self.state.recorder.paused():
-            return self.validation.measure(split, batches=batches)
+            what = f"step {self.state.step}: the loss"
+            return self.validation.measure(split, batches=batches, what=what)
 
     def emit(self, event: str) -> None:
         """Call an event's method on every callback, in order."""
@@ -226,13 +228,16 @@ class Trainer:
 
         Raises:
             CheckpointError: it cannot be written.
-            DivergedError: a weight is not finite.
+            DivergedError: a weight or a loss is not finite.
             PluginError: a callback set a batch size that cannot be divided among the ranks.
         """
         if self._save is None or self.saved_step == self.state.step:
             return
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
+        if self.state.val_step != self.state.step:
+            with self.run_device.autocast():
+                finite.try_model(self.model, f"step {self.state.step}")
         size = self.state.batch_size
         micro_batches.part_of(size, self.ranks)  # a resumed run could not continue with a wrong one
         changed = size if size != self.options.batch_size else None
