@@ -107,6 +107,12 @@ class StoppedError(GptkitError):
         self.exit_code = 128 + signum
 
 
+Key = tuple[int | str, ...]
+"""The parts of a key, such as ("callbacks", 1, "every")."""
+MOST = 20
+"""How many problems are shown at once."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a recipe, its place, e.g. `callbacks[1] (grad-clip).max_norm`, and a hint."""
@@ -114,9 +120,14 @@ class Problem:
     place: str
     fault: str
     hint: str | None = None
+    key: Key = ()
+    """The place without the plugins' names."""
+    override: str | None = None
+    """The `--set KEY` that made it; errors name that in place of the recipe and the place."""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.fault}" if self.place else self.fault
+        place = self.override or self.place
+        return f"{place}: {self.fault}" if place else self.fault
 
 
 class RecipeError(UsageError):
@@ -129,14 +140,17 @@ class RecipeError(UsageError):
 
     def __init__(self, source: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        hints = dict.fromkeys(problem.hint for problem in self.problems if problem.hint)
-        super().__init__(
-            "\n".join(f"{source}: {problem}" for problem in self.problems),
-            hint="\n".join(hints) or None,
-        )
+        shown = self.problems[:MOST]
+        hints = dict.fromkeys(problem.hint for problem in shown if problem.hint)
+        lines = [str(p) if p.override else f"{source}: {p}" for p in shown]
+        if (more := len(self.problems) - MOST) > 0:
+            lines.append(f"{source}: {more:,} more problems")
+        super().__init__("\n".join(lines), hint="\n".join(hints) or None)
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most similar to `word`, if one is similar enough."""
+    if len(word) > 100:
+        return None  # the comparison would take long
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -65,7 +65,7 @@ def test_a_recipe_with_unknown_keys_wrong_types_and_sizes(
     path = tiny_recipe(train={"stpes": 4, "eval_every": "often"}, model={"n_embd": 15})
     error = refused("train", path, "--out", "r", exit_code=2)
     assert 'train.stpes: unknown key; did you mean "steps"?' in error
-    assert "train.eval_every: should be a valid integer" in error
+    assert "train.eval_every: should be a whole number, got 'often'" in error
     assert "model: n_embd 15 should be divisible by n_head 2" in error
 
 

@@ -161,8 +161,8 @@ def test_check_lists_every_problem(cli: Command, tiny_recipe: TinyRecipe) -> Non
     assert (result.exit_code, result.stdout) == (2, "")
     lines = result.stderr.splitlines()
     assert lines[:4] == [
-        f"error: {path}: model.n_head: should be greater than 0, got 0",
-        f'error: {path}: train.stpes: unknown key; did you mean "steps"?',
+        "error: --set model.n_head: should be greater than 0, got 0",
+        'error: --set train.stpes: unknown key; did you mean "steps"?',
         f'error: {path}: dataset.use: no dataset named "char-txt"',
         f'error: {path}: callbacks[0] (log).evry: unknown key; did you mean "every"?',
     ]

@@ -9,8 +9,8 @@ import tomli_w
 
 from gptkit.errors import GptkitError, Problem, RecipeError, UsageError
 from gptkit.recipe import recipe
+from gptkit.recipe.overriding import HINT
 from gptkit.recipe.recipe import Recipe
-from gptkit.recipe.table import SET_HINT
 
 SMALLEST = '[dataset]\nuse = "char-text"\n'
 TWO_DECAYS = """
@@ -120,12 +120,10 @@ use = ""
     unknown = found.pop("train.qqqqqqqq")
     assert unknown.startswith("unknown key; known: batch_size, compile, ")
     assert unknown.endswith("steps, tokens")
-    wrong_type = found.pop("train.steps")
-    assert wrong_type.startswith("should be a valid integer")
-    assert wrong_type.endswith(", got 'many'")
     assert found == {
+        "train.steps": "should be a whole number, got 'many'",
         "sed": 'unknown key; did you mean "seed"?',
-        "seed": "should be greater than or equal to 0, got -1",
+        "seed": "should be at least 0, got -1",
         "dataset.use": "is required",
         "model.n_layers": 'unknown key; did you mean "n_layer"?',
         "model.norm": "should be 'layernorm' or 'rmsnorm', got 'batchnorm'",
@@ -136,7 +134,7 @@ use = ""
         "train.optimizer.muon_momentum": 'is an option of "muon"; remove it, or set use = "muon"',
         "callbacks[0].on_error": "should be 'stop' or 'warn', got 'go on'",
         "callbacks[1].use": "is required",
-        "callbacks[2].use": "string should have at least 1 character, got ''",
+        "callbacks[2].use": "is empty",
     }
 
 
@@ -153,7 +151,8 @@ def test_the_plugins_problems_stand_beside_the_cores(read: Read) -> None:
     assert caught.value.problems[-1].fault == "callback b {'x': 1}"
     lines = str(caught.value).splitlines()
     assert len(lines) == 6
-    assert all("r.toml: " in line for line in lines)
+    assert lines[0] == "--set train.steps: should be greater than 0, got 0"
+    assert all("r.toml: " in line for line in lines[1:])
     assert caught.value.hint == "hint for datasets\nhint for callbacks"
     assert caught.value.exit_code == 2
 
@@ -196,7 +195,7 @@ def test_the_wrong_shape_is_named(problems: Callable[..., Any], text: str, place
         ("dataset.use=other", "dataset.use", "other"),
         ("dataset.source=two words", "dataset.source", "two words"),
         ("dataset.path=a=b.txt", "dataset.path", "a=b.txt"),
-        ("dataset.path=", "dataset.path", ""),
+        ('dataset.path=""', "dataset.path", ""),
         ("dataset.path='007'", "dataset.path", "007"),
         ("dataset.deep.er=1", "dataset.deep", {"er": 1}),
         ("callbacks.grad-clip.max_norm=0.5", "callbacks.1.max_norm", 0.5),
@@ -239,7 +238,7 @@ def test_a_set_that_makes_no_sense_is_refused(read: Read, override: str, fault: 
         read(TWO_DECAYS, [override])
     assert str(caught.value) == f"--set {override}: {fault}"
     in_recipe = "callbacks in the recipe: lr-decay, grad-clip, lr-decay"
-    assert caught.value.hint in (in_recipe, SET_HINT)
+    assert caught.value.hint in (in_recipe, HINT)
     assert (caught.value.hint == in_recipe) == override.startswith(("callbacks.", "callbacks[3]"))
 
 
@@ -281,7 +280,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[...
         (["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer",
          "betas should be below 1, got [0.9, 1.0]"),
         (["train.optimizer.betas=[-0.1, 0.9]"], "train.optimizer.betas[0]",
-         "should be greater than or equal to 0"),
+         "should be at least 0"),
         (["train.optimizer.use=sgd"], "train.optimizer.use",
          "should be 'adamw' or 'muon', got 'sgd'"),
         (["train.optimizer.learning_rate=inf"], "train.optimizer.learning_rate",

@@ -174,7 +174,7 @@ def export(
 
     shorthands = {"dtype": dtype, "device": device, "web": web}
     options = {name: value for name, value in shorthands.items() if value is not None}
-    made = formats.make(to, formats.options_of(overrides) | options)
+    made = formats.make(to, options, overrides)
     with exports.working():
         path = exporting.export(run_folder, made, out=out, checkpoint=checkpoint, weights=weights)
     exports.print_proof(made)

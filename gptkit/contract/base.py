@@ -1,9 +1,10 @@
 """Plugin: the base of data sets, callbacks and formats; and the type of their path options."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict
 
 from gptkit.codec import check_untyped
 from gptkit.errors import DefinitionError
@@ -14,14 +15,26 @@ RESERVED = ("use", "on_error")
 
 def _absolute(path: Path) -> Path:
     try:
-        return path.expanduser().absolute()
+        found = path.expanduser().absolute()
+        os.fspath(found).encode()
     except RuntimeError as error:  # "~name" of an unknown user
         raise ValueError(str(error)) from error
+    except UnicodeEncodeError:
+        raise ValueError(f"is not UTF-8, got {os.fspath(path)!r}") from None
+    if "\0" in os.fspath(path):
+        raise ValueError(f"has a null character, got {os.fspath(path)!r}")
+    return found
 
 
-LocalPath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
+def _not_empty(path: Any) -> Any:
+    if path == "":
+        raise ValueError("is empty")
+    return path
+
+
+LocalPath = Annotated[Path, Strict(False), BeforeValidator(_not_empty), AfterValidator(_absolute)]
 """A path option: `~` is the user's home, a relative path is below the working
-directory."""
+directory. An empty path is refused, and one that is not UTF-8."""
 
 
 class Plugin(BaseModel):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from gptkit.errors import DataError, DownloadError, PluginError, Problem
 from gptkit.plugin import Callback, Data, Dataset
 from gptkit.recipe import recipe as recipe_file
 from gptkit.recipe import registry
+from gptkit.recipe.problems import problems_of
 from gptkit.recipe.recipe import OnError, PluginSpec, Recipe
 from gptkit.recipe.registry import Entry
 from gptkit.recipe.table import Report
@@ -98,13 +99,13 @@ def check_plugin(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Prob
     try:
         plugin = registry.load(registry.find(kind, spec.use))
     except PluginError as error:
-        return [Problem(f"{place}.use", str(error), error.hint)]
+        return [Problem(f"{place}.use", str(error), error.hint, key=("use",))]
     try:
         plugin.model_validate(spec.options)
     except ValidationError as error:
         hint = f"gptkit plugins show {spec.use} lists its options"
-        found = recipe_file.problems_of(error, plugin, f"{place} ({spec.use})")
-        return [Problem(problem.place, problem.fault, hint) for problem in found]
+        found = problems_of(error, plugin, spec.options, f"{place} ({spec.use})")
+        return [replace(problem, hint=hint) for problem in found]
     return []
 
 

@@ -1,50 +1,56 @@
 """The formats of exported models: an installed plugin and options become a Format."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from gptkit.errors import UsageError
+from gptkit.errors import Problem, UsageError
 from gptkit.plugin import Format
-from gptkit.recipe import recipe, registry, table
+from gptkit.recipe import overriding, registry
+from gptkit.recipe.problems import problems_of
 
+FORM = "option=value"
 SET_HINT = "for example --set dtype=float16"
 
 
-def make(name: str, options: Mapping[str, Any]) -> Format:
+def make(name: str, options: Mapping[str, Any], overrides: Iterable[str] = ()) -> Format:
     """A format with its options.
 
     Args:
         name: of its entry point, or DISTRIBUTION:NAME.
         options: by name.
+        overrides: further options, as `OPTION=VALUE` texts; later ones win.
 
     Raises:
         PluginError: there is no such format, or it cannot be imported.
-        UsageError: an option is unknown or has a wrong value; says all that is wrong.
+        UsageError: an option is unknown, has a wrong value or is given in both ways; says all that
+            is wrong.
     """
     kind = registry.load(registry.find("format", name))
-    try:
-        made = kind.model_validate(dict(options))
-    except ValidationError as error:
-        problems = recipe.problems_of(error, kind, name)
-        raise UsageError(
-            "\n".join(map(str, problems)), hint=f"gptkit plugins show {name} lists its options"
-        ) from None
+
+    def problems(table: Mapping[str, Any]) -> list[Problem]:
+        try:
+            kind.model_validate(table)
+        except ValidationError as error:
+            return problems_of(error, kind, table, name)
+        return []
+
+    table, sets = dict(options), []
+    for text in overrides:
+        override = overriding.parse(text, form=FORM, hint=SET_HINT)
+        if not override.key.isidentifier():
+            raise UsageError(f"{override}: not of the form {FORM}", hint=SET_HINT)
+        if override.key in options:
+            shorthand = f"--{override.key} {options[override.key]}"
+            raise UsageError(f"{override}: {shorthand} is given, too", hint="give one of them")
+        sets.append(replace(override, where=(override.key,)))
+        table[override.key] = override.value
+    found = overriding.settle(table, sets, problems)
+    if found:
+        lines = map(str, overriding.blame(found, sets, problems(options)))
+        raise UsageError("\n".join(lines), hint=f"gptkit plugins show {name} lists its options")
+    made = kind.model_validate(table)
     assert isinstance(made, Format)
     return made
-
-
-def options_of(overrides: Iterable[str]) -> dict[str, Any]:
-    """The options in `OPTION=VALUE` texts as given to `--set`; later ones win.
-
-    Raises:
-        UsageError: a text is not of that form.
-    """
-    options = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip().isidentifier():
-            raise UsageError(f"--set {override}: not of the form option=value", hint=SET_HINT)
-        options[key.strip()] = table.parse_value(text)
-    return options

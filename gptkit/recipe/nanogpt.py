@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from gptkit.errors import RecipeError, UsageError
 from gptkit.recipe.constants import Constants, read_constants
 from gptkit.recipe.options import PRESETS
-from gptkit.recipe.recipe import Recipe, problems_of
+from gptkit.recipe.problems import problems_of
+from gptkit.recipe.recipe import Recipe
 
 DEFAULTS: dict[str, Any] = {
     "out_dir": "out", "eval_interval": 2000, "log_interval": 1, "eval_iters": 200,
@@ -65,10 +66,11 @@ def convert(path: Path) -> Converted:
         if name in DEFAULTS | SYSTEM
     }
     text = _toml(path, config)
+    table = tomllib.loads(text)
     try:
-        Recipe.model_validate(tomllib.loads(text))
+        Recipe.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(str(path), problems_of(error, Recipe)) from None
+        raise RecipeError(str(path), problems_of(error, Recipe, table)) from None
     return Converted(text, tuple(_notes(config, found)))
 
 

@@ -4,18 +4,19 @@ This module knows only the tables that the core owns; `gptkit.recipe.build` adds
 plugins' options.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
-from gptkit.errors import Problem, RecipeError, closest
-from gptkit.recipe.older import MOVED
-from gptkit.recipe.options import OPTIMIZERS, ModelOptions, MuonOptions, Options, TrainOptions
+from gptkit.errors import Key, Problem, RecipeError
+from gptkit.recipe import overriding
+from gptkit.recipe.options import ModelOptions, Options, TrainOptions
+from gptkit.recipe.problems import problems_of, written
 from gptkit.recipe.registry import Kind
 from gptkit.recipe.table import Report, read_table, source_name
 
@@ -76,13 +77,8 @@ class Recipe(Options):
         return fields
 
 
-OPTIMIZER = ("train", "optimizer")
-"""Where a recipe has the table of the optimizer; pydantic adds the optimizer's name after it."""
-_UNION_TAGS = {"bool", "int", "float", "str"}
-"""Parts that pydantic adds to a location inside a union; no option has such a name."""
-
 PluginCheck = Callable[[Kind, PluginSpec, str], Sequence[Problem]]
-"""(kind, the plugin in the recipe, its place) -> its problems."""
+"""(kind, the plugin in the recipe, its place) -> its problems, with keys below that place."""
 
 
 def read(
@@ -105,87 +101,40 @@ def read(
         UsageError: the file is missing or an override is malformed.
         RecipeError: all problems of the contents.
     """
-    table = read_table(recipe, overrides, report)
-    problems: list[Problem] = []
-    valid = None
-    try:
-        valid = Recipe.model_validate(table)
-    except ValidationError as error:
-        problems += problems_of(error, Recipe)
-    if check:
-        for named in _named_plugins(table):
-            problems += check(*named)
-    if problems or valid is None:
+    table, sets = read_table(recipe, overrides, report)
+    faults = partial(_problems, check=check)
+    problems = overriding.settle(table, sets, faults)
+    if problems:
+        if sets:
+            before = faults(read_table(recipe, ())[0])
+            problems = overriding.blame(problems, sets, before)
         raise RecipeError(source_name(recipe), problems)
-    return valid
+    return Recipe.model_validate(table)
 
 
-def problems_of(error: ValidationError, model: type[BaseModel], place: str = "") -> list[Problem]:
-    """Pydantic's errors about `model` as problems of a recipe, below `place`."""
-    faults: dict[str, list[str]] = {}
-    for details in error.errors(include_url=False):
-        problem = _problem(details, model, place)
-        faults.setdefault(problem.place, []).append(problem.fault)
-    return [Problem(where, "; or ".join(texts)) for where, texts in faults.items()]
+def _problems(table: dict[str, Any], *, check: PluginCheck | None) -> list[Problem]:
+    """All problems of a table."""
+    try:
+        Recipe.model_validate(table)
+        problems = []
+    except ValidationError as error:
+        problems = problems_of(error, Recipe, table)
+    for kind, spec, key in _named_plugins(table) if check else ():
+        assert check
+        found = check(kind, spec, written(key))
+        problems += [replace(problem, key=(*key, *problem.key)) for problem in found]
+    return problems
 
 
-def _named_plugins(table: Mapping[str, Any]) -> list[tuple[Kind, PluginSpec, str]]:
+def _named_plugins(table: Mapping[str, Any]) -> list[tuple[Kind, PluginSpec, Key]]:
     """The plugins in a table, which may have other faults; those without a name are left out."""
     callbacks = table.get("callbacks", [])
-    named: list[tuple[Kind, Any, str]] = [("dataset", table.get("dataset"), "dataset")]
+    named: list[tuple[Kind, Any, Key]] = [("dataset", table.get("dataset"), ("dataset",))]
     if isinstance(callbacks, list):
-        named += [("callback", c, f"callbacks[{i}]") for i, c in enumerate(callbacks)]
+        named += [("callback", c, ("callbacks", i)) for i, c in enumerate(callbacks)]
     found = []
-    for kind, value, place in named:
+    for kind, value, key in named:
         if isinstance(value, dict) and isinstance(value.get("use"), str) and value["use"]:
             own = {k: v for k, v in value.items() if kind == "dataset" or k != "on_error"}
-            found.append((kind, PluginSpec.model_validate(own), place))
+            found.append((kind, PluginSpec.model_validate(own), key))
     return found
-
-
-def _problem(details: ErrorDetails, model: type[BaseModel], place: str) -> Problem:
-    where = _place(details["loc"], place)
-    fault = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    if details["type"] == "extra_forbidden":
-        return Problem(where, _unknown_key(details["loc"], model))
-    if details["type"] == "missing":
-        return Problem(where, "is required")
-    if details["type"] == "union_tag_invalid":
-        key, known = details["ctx"]["discriminator"].strip("'"), details["ctx"]["expected_tags"]
-        fault = f"should be {known.replace(', ', ' or ')}, got {details['input'][key]!r}"
-        return Problem(f"{where}.{key}", fault)
-    if details["type"] != "value_error":
-        fault += f", got {details['input']!r}"
-    return Problem(where, fault[0].lower() + fault[1:])
-
-
-def _place(loc: tuple[int | str, ...], place: str) -> str:
-    """A location of pydantic's as a place in the recipe, below `place`."""
-    if loc[:2] == OPTIMIZER:
-        loc = OPTIMIZER + loc[3:]
-    for part in loc:
-        if isinstance(part, int):
-            place += f"[{part}]"
-        elif not re.search(r"[^\w-]", part) and part not in _UNION_TAGS:
-            place += f".{part}" if place else part
-    return place
-
-
-def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    key = str(loc[-1])
-    if loc[:-1] == ("train",) and key in MOVED:
-        return "is an option of [train.optimizer], which has it, too; remove it here"
-    if loc[:-1] == (*OPTIMIZER, "adamw") and key in MuonOptions.model_fields:
-        return 'is an option of "muon"; remove it, or set use = "muon"'
-    for part in map(str, loc[:-1]):
-        field = model.model_fields.get(part)
-        inner: Any = field.annotation if field else None
-        if model is TrainOptions and part in OPTIMIZERS:
-            inner = OPTIMIZERS[part]
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    known = sorted(model.model_fields)
-    near = closest(key, known)
-    return "unknown key; " + (
-        f'did you mean "{near}"?' if near else f"known: {', '.join(known) or 'none'}"
-    )

@@ -3,26 +3,31 @@
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from gptkit.errors import Problem, RecipeError, UsageError, closest
-from gptkit.recipe import older
+from gptkit.files import read_file
+from gptkit.recipe import older, overriding
 from gptkit.recipe.options import LENGTHS
+from gptkit.recipe.overriding import Override
+from gptkit.recipe.phrases import short
+from gptkit.recipe.plain import NotPlainError, plain
+from gptkit.recipe.problems import BRACKETS, written
 
-KEY = r"[\w:-]+"
-"""A part of an override's key; a callback's may be DISTRIBUTION:NAME."""
-LENGTH = re.compile(rf"\s*train\.({'|'.join(LENGTHS)})\s*=")
+LIMIT = 1 << 20
+"""The size of the largest recipe, in bytes."""
+LONG_KEY = re.compile(r"[\w'\"-]+(?:[ \t]*\.[ \t]*[\w'\"-]+)*")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 Report = Callable[[str], None]
 """Shows the user a line of text."""
-SET_HINT = "for example --set train.steps=100 --set callbacks.NAME.OPTION=0.5"
 
 
 def read_table(
     recipe: Path | Mapping[str, Any], overrides: Iterable[str], report: Report | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Override]]:
     """A recipe's table with the overrides applied, all keys as this version names them.
 
     Args:
@@ -30,28 +35,36 @@ def read_table(
         overrides: `key=value` texts; later ones win.
         report: shown a line for keys of earlier versions; None shows nothing.
 
+    Returns:
+        The table, and the overrides with their places in it.
+
     Raises:
-        UsageError: the file is missing or an override is malformed.
-        RecipeError: the file is not TOML.
+        UsageError: the file cannot be read, or an override is malformed.
+        RecipeError: the file is not TOML, or a value is none that TOML has.
     """
     report = report or (lambda line: None)
-    table = _parse(recipe) if isinstance(recipe, Path) else deepcopy(dict(recipe))
+    try:
+        table = plain(_parse(recipe) if isinstance(recipe, Path) else recipe)
+    except NotPlainError as error:
+        problem = Problem(written(error.key), str(error), key=error.key)
+        raise RecipeError(source_name(recipe), [problem]) from None
     moved = older.move_keys(table)
     if moved:
         shown = deepcopy(table)  # an override may yet choose Muon
         older.drop_unused(shown, moved)
         line, source = older.table_line(shown["train"]["optimizer"]), source_name(recipe)
         report(f"hint:  {source}: the optimizer's options have a table of their own now: {line}")
-    overrides = list(overrides)
-    train = table.get("train")
-    if isinstance(train, dict) and any(LENGTH.match(override) for override in overrides):
-        for name in LENGTHS:  # the file's, not those of other overrides, which would conflict
-            train.pop(name, None)
-    for override in overrides:
-        moved += _apply(override, table, report)
+    parsed = [overriding.parse(override) for override in overrides]
+    _make_room(table, parsed)
+    sets = [overriding.apply(override, table) for override in parsed]
+    for override in sets:
+        now = written(override.where)
+        if override.where[:2] == ("train", "optimizer") and override.parts != now.split("."):
+            report(f"hint:  {override} is now written --set {now}={short(override.text)}")
+            moved.append(str(override.where[-1]))
     moved += older.move_keys(table)
     older.drop_unused(table, moved)
-    return table
+    return table, sets
 
 
 def source_name(recipe: Path | Mapping[str, Any]) -> str:
@@ -59,70 +72,70 @@ def source_name(recipe: Path | Mapping[str, Any]) -> str:
     return str(recipe) if isinstance(recipe, Path) else "recipe"
 
 
-def parse_value(text: str) -> Any:
-    """The value of `text` as TOML; what is not TOML is a string."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if parsed.keys() == {"value"} else text
+def _make_room(table: dict[str, Any], overrides: Sequence[Override]) -> None:
+    """Drop what a recipe says and an override replaces by another key.
+
+    That is the length of the training, and what only another optimizer takes.
+    """
+    train = table.get("train")
+    if not isinstance(train, dict):
+        return
+    keys = {tuple(override.parts): override.value for override in overrides}
+    if any(("train", name) in keys for name in LENGTHS):
+        for name in LENGTHS:  # the file's, not those of other overrides, which would conflict
+            train.pop(name, None)
+    optimizer = train.get("optimizer")
+    use = keys.get(("train", "optimizer", "use"), keys.get(("train", "optimizer")))
+    if isinstance(optimizer, dict) and use == "adamw":
+        for name in older.ONLY_MUON:
+            optimizer.pop(name, None)
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    text = _read(path)
+    if any(key.group().count(".") > 1000 for key in LONG_KEY.finditer(text)):
+        raise RecipeError(str(path), [Problem("", "not valid TOML: a key of 1,000 parts")])
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(text)
+    except RecursionError:
+        raise RecipeError(str(path), [Problem("", "is nested too deeply")]) from None
+    except ValueError as error:
+        raise RecipeError(str(path), [_no_toml(path, error)]) from None
+
+
+def _read(path: Path) -> str:
+    """The text of a recipe.
+
+    Raises:
+        UsageError: it cannot be read, is too large or is not UTF-8.
+    """
+    hint = "name a TOML file"
+    try:
+        contents = read_file(path, limit=LIMIT)
+        return contents.decode("utf-8-sig")
     except FileNotFoundError:
         near = closest(path.name, [p.name for p in path.parent.glob("*.toml")])
         hint = f'did you mean "{path.parent / near}"?' if near else "give the path of a TOML file"
         raise UsageError(f"{path}: no such recipe", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
-        fault = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot be read: {fault}", hint="name a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        convert = f"gptkit convert {shlex.quote(str(path))} reads a nanoGPT config"
-        advice = convert if path.suffix == ".py" else None
-        raise RecipeError(str(path), [Problem("", f"not valid TOML: {error}", advice)]) from None
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if contents.startswith(UTF_16) else "LATIN1"
+        byte = f"bad byte 0x{contents[error.start]:02x} at offset {error.start}"
+        fault = "it is UTF-16, not UTF-8" if kind == "UTF-16" else f"it is not UTF-8: {byte}"
+        hint = f"save it as UTF-8, for example by iconv -f {kind} -t UTF-8 {shlex.quote(str(path))}"
+    except OSError as error:
+        fault = error.strerror or str(error)
+    raise UsageError(f"{path}: cannot be read: {fault}", hint=hint)
 
 
-def _apply(override: str, table: dict[str, Any], report: Report) -> list[str]:
-    """Set one `key=value` in the table; a callback is addressed by name or by position.
-
-    Returns:
-        The key, if it is one of an earlier version.
-    """
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not re.fullmatch(rf"{KEY}(\.{KEY}|\[\d+\])*", key):
-        raise UsageError(f"--set {override}: not of the form key=value", hint=SET_HINT)
-    value = parse_value(text)
-    written = re.findall(KEY, key)
-    *parents, last = older.move_parts(written, value)
-    node: Any = table
-    for part in parents:
-        node = _descend(node, part, override)
-    if not isinstance(node, dict):
-        raise UsageError(f"--set {override}: {key} is not an option", hint=SET_HINT)
-    node[last] = value
-    if [*parents, last] == written:
-        return []
-    report(f"hint:  --set {override} is now written --set {'.'.join([*parents, last])}={text}")
-    return [last]
-
-
-def _descend(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, dict):
-        return node.setdefault(part, {})
-    if isinstance(node, list):
-        if part.isdigit() and int(part) < len(node):
-            return node[int(part)]
-        items = [item for item in node if isinstance(item, dict)]
-        named = [item for item in items if item.get("use") == part]
-        named = named or [i for i in items if str(i.get("use")).rpartition(":")[2] == part]
-        if len(named) == 1:
-            return named[0]
-        uses = ", ".join(str(item.get("use")) for item in items) or "none"
-        fault = "appears twice; address it by position" if named else "is not in the recipe"
-        raise UsageError(
-            f'--set {override}: "{part}" {fault}', hint=f"callbacks in the recipe: {uses}"
-        )
-    raise UsageError(f"--set {override}: no table named {part}", hint=SET_HINT)
+def _no_toml(path: Path, error: ValueError) -> Problem:
+    """What tomllib found, with what the user may have meant."""
+    fault, hint = str(error), None
+    if "integer string conversion" in fault:
+        fault = "a whole number beyond 64 bits"
+    if "('callbacks',)" in fault:
+        hint = BRACKETS
+    if path.suffix == ".py":
+        hint = f"gptkit convert {shlex.quote(str(path))} reads a nanoGPT config"
+    names = re.compile(r"\(('[^()]*'),?\)")  # a key as a tuple of its parts
+    fault = names.sub(lambda m: "[" + ".".join(re.findall(r"'(.*?)'", m[1])) + "]", fault)
+    return Problem("", f"not valid TOML: {short(fault)}", hint)
