@@ -1,5 +1,18 @@
-"""`python -m gptkit`, which is how torchrun starts it."""
+"""The command `gptkit`, also `python -m gptkit`, which is how torchrun starts it."""
 
-from gptkit.cli.app import main
+from gptkit.cli import process
 
-main()
+
+def main() -> None:
+    """The entry point of the command `gptkit`."""
+    process.run(_command)
+
+
+def _command() -> None:
+    from gptkit.cli.app import app  # takes a tenth of a second, in which Ctrl-C may come
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ handlers are afterwards as they were.
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from gptkit.runs.run_folder import RunFolder, open_run
 from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.train import Caller
 from gptkit.sampling.model import Model
+from gptkit.terminal import say
 from gptkit.training.process_state import untouched
 from gptkit.training.trainer import Trainer
 
@@ -260,7 +260,7 @@ def _call(
     )
     try:
         with untouched(), silent(quiet):
-            yield caller, (lambda line: None) if quiet else _report
+            yield caller, (lambda line: None) if quiet else say
     except GptkitError as error:
         if started and started[0].recipe.exists():
             error.run = Run(started[0].path)
@@ -278,7 +278,3 @@ def _saved(step_folder: Path | None) -> SavedStep | None:
         return None
     state = checkpoint.load_state(step_folder)
     return SavedStep(state.step, state.val_loss)
-
-
-def _report(line: str) -> None:
-    sys.stderr.write(line + "\n")

@@ -1,12 +1,18 @@
-"""Text that comes from files, plugins, recipes and models, made harmless for a terminal."""
+"""What is printed: text made harmless for a terminal, and streams whose reader may leave."""
 
+import os
+import sys
 import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 REPLACEMENT = "\ufffd"
 STEERING = ("Cc", "Cs", "Zl", "Zp")
 """Categories of control characters, lone surrogates and separators of lines."""
 OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Bidirectional classes of characters after which a terminal writes in another direction."""
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 def harmless(text: str, *, keep: str = "\n\t") -> str:
@@ -21,6 +27,79 @@ def harmless(text: str, *, keep: str = "\n\t") -> str:
     """
     lines = text.replace("\r\n", "\n")
     return "".join(REPLACEMENT if c not in keep and _steers(c) else c for c in lines)
+
+
+def harmless_pieces(pieces: Iterable[str]) -> Iterator[str]:
+    r"""The pieces of a text, harmless; also if `\r` and `\n` are in two pieces."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        held = "\r" if text.endswith("\r") else ""
+        yield harmless(text.removesuffix("\r"))
+    yield harmless(held)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, harmless."""
+    if sys.stderr:  # a program without a console has none
+        sys.stderr.write(harmless(text) + "\n")
+
+
+def print_result(text: object, *, end: str = "\n") -> None:
+    """Print on stdout: harmless on a terminal; in a pipe or a file every character as it is."""
+    whole = f"{text}{end}"
+    sys.stdout.write(harmless(whole) if sys.stdout.isatty() else whole)
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Drop what cannot be printed, for work that is worth more than its reader.
+
+    A reader that leaves, a terminal that is closed and a full disk then raise no exception.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = ours = _Lasting(sys.stdout), _Lasting(sys.stderr)
+    try:
+        yield
+    finally:
+        if (sys.stdout, sys.stderr) == ours:
+            sys.stdout, sys.stderr = before
+
+
+def show_cursor() -> None:
+    """Show the cursor, which a live display may have hidden, before the process ends at once."""
+    with suppress(OSError):  # the terminal may be closed
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+
+
+class _Lasting:
+    """A stream that drops what it cannot write."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, data: Any) -> int:
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            self._stream.write(data)
+        return len(data)
+
+    def writelines(self, lines: Iterable[Any]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with suppress(AttributeError, OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with suppress(AttributeError, ValueError):
+            return bool(self._stream.isatty())
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._stream, name)
+        return _Lasting(found) if name == "buffer" else found
 
 
 def _steers(character: str) -> bool:

@@ -449,7 +449,10 @@ def test_a_full_disk_behind_stdout(
         buffered = {"PYTHONUNBUFFERED": ""}  # as it is for people
         result = gptkit("sample", "r", *options, env=buffered, stdout=full, **streams)
     assert result.returncode == 1
-    assert result.stderr == "error: standard output: cannot be written: No space left on device\n"
+    assert result.stderr == (
+        "error: standard output: cannot be written: No space left on device\n"
+        "hint:  make room on its disk, or send it elsewhere\n"
+    )
 
 
 def test_what_is_exported_can_only_be_sampled(cli: Command, tmp_path: Path) -> None:

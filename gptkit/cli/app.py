@@ -1,11 +1,12 @@
 """The command line: a command parses, calls one function and prints. Heavy imports are inside."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gptkit.cli import completion, plugins, runs
+from gptkit.cli import completion, plugins, process, runs
 from gptkit.cli.commands import Commands
 from gptkit.cli.options import (
     CheckpointOption,
@@ -18,6 +19,7 @@ from gptkit.cli.options import (
 )
 from gptkit.cli.sample import sample
 from gptkit.errors import UsageError
+from gptkit.terminal import lasting, print_result, say
 from gptkit.training import torchrun
 
 app = typer.Typer(
@@ -39,7 +41,7 @@ def root(
     if version:
         from gptkit import __version__
 
-        typer.echo(__version__)
+        print_result(__version__)
         raise typer.Exit
 
 
@@ -75,7 +77,7 @@ def train(
         start=start,
         which=checkpoint,
         weights=weights,
-        report=_report,
+        report=say,
     )
     _print_folder(run.path)
 
@@ -88,7 +90,7 @@ def resume(run_folder: RunArgument = None, overrides: SetOption = []) -> None:  
     """
     from gptkit.runs import train
 
-    _print_folder(train.resume(run_folder, overrides, report=_report).path)
+    _print_folder(train.resume(run_folder, overrides, report=say).path)
 
 
 app.command()(sample)
@@ -178,7 +180,7 @@ def export(
     with exports.working():
         path = exporting.export(run_folder, made, out=out, checkpoint=checkpoint, weights=weights)
     exports.print_proof(made)
-    typer.echo(path)
+    print_result(path)
 
 
 @app.command()
@@ -186,9 +188,9 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
     """Validate a recipe and its plugins without training; prints the complete recipe."""
     from gptkit.recipe import build
 
-    plugins = build.build(build.read(recipe, overrides, report=_report))
-    typer.echo(plugins.recipe.to_toml(), nl=False)
-    typer.echo(f"{recipe}: ok", err=True)
+    plugins = build.build(build.read(recipe, overrides, report=say))
+    print_result(plugins.recipe.to_toml(), end="")
+    say(f"{recipe}: ok")
 
 
 @app.command()
@@ -199,9 +201,9 @@ def convert(
     from gptkit.recipe import nanogpt
 
     converted = nanogpt.convert(config)
-    typer.echo(converted.recipe, nl=False)
+    print_result(converted.recipe, end="")
     for note in converted.notes:
-        _report(f"{config}: {note}")
+        say(f"{config}: {note}")
 
 
 @app.command()
@@ -213,22 +215,13 @@ def doctor(json: JsonOption = False) -> None:
     show.print_findings(doctor.examine(), as_json=json)
 
 
+@lasting()
 def _print_folder(path: Path) -> None:
     if torchrun.rank() == 0:
-        typer.echo(path)
-
-
-def _report(line: str) -> None:
-    typer.echo(line, err=True)
+        print_result(path)
+        sys.stdout.flush()
 
 
 def main() -> None:
-    """The entry point of the command `gptkit`."""
-    try:
-        app()
-    except SystemExit as end:
-        if torchrun.job():
-            from gptkit.training import distributed
-
-            distributed.leave(int(end.code or 0))
-        raise
+    """Run the command line in this process, and end it."""
+    process.run(app)

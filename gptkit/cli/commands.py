@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from gptkit.cli import process
 from gptkit.errors import GptkitError, UsageError
 
 ARGUMENTS = "gptkit.arguments"
@@ -79,9 +80,6 @@ class Commands(TyperGroup):
             raise _ended(error) from error
         except GptkitError as error:
             raise _ended(error) from error
-        except KeyboardInterrupt:
-            typer.echo("\nstopped", err=True)
-            raise typer.Exit(130) from None
 
 
 class PluginCommand(TyperCommand):
@@ -109,18 +107,8 @@ class PluginCommand(TyperCommand):
         return command.make_context(info_name, args, parent=parent, **extra)
 
 
-def print_error(error: GptkitError) -> None:
-    """Print an error, who raised it and its hint to stderr."""
-    for text in str(error).splitlines():
-        typer.echo(f"error: {text}", err=True)
-    for text in getattr(error, "__notes__", ()):  # the plugin, the event and the step
-        typer.echo(f"note:  {text}", err=True)
-    for text in (error.hint or "").splitlines():
-        typer.echo(f"hint:  {text}", err=True)
-
-
 def _ended(error: GptkitError) -> typer.Exit:
-    print_error(error)
+    process.print_error(error)
     return typer.Exit(error.exit_code)
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from gptkit.terminal import harmless
+
 RUNS = "runs"
 
 
@@ -42,4 +44,5 @@ def _typed_folder(incomplete: str) -> Path:
 
 def _matching(paths: list[Path], incomplete: str) -> list[str]:
     found = dict.fromkeys(path.as_posix() for path in sorted(paths))
-    return [path for path in found if path.startswith(incomplete)]
+    shown = [path for path in found if path == harmless(path, keep="")]
+    return [path for path in shown if path.startswith(incomplete)]

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import typer
-
 from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.data.progress import progress
 from gptkit.errors import UsageError
@@ -21,6 +19,7 @@ from gptkit.sampling.prompts import read_prompts
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 from gptkit.show import samples
+from gptkit.terminal import say
 
 COUNTED = 64
 """With more samples than these, not every step counts what is drawn of each of them."""
@@ -42,6 +41,8 @@ def standard_input(model: Model) -> str:
         )
     try:
         return sys.stdin.buffer.read().decode()
+    except OSError as error:  # its terminal is closed, for example
+        raise UsageError(f"standard input cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8: {error}", hint="--prompt TEXT") from error
 
@@ -79,7 +80,7 @@ def show(drawn: Samples, codec: Codec | None) -> None:
     streams = isinstance(codec, TextCodec) and not _is_file(sys.stdout)
     with _drawing(drawn, bar=not streams) as drawn:
         if codec:
-            samples.stream(drawn, codec, sys.stdout.buffer)
+            samples.stream(drawn, codec)
         else:
             samples.print_ids(drawn)
 
@@ -165,7 +166,7 @@ def _write(drawn: Samples, codec: Codec | None, files: list[Path], *, remark: st
     with _drawing(drawn) as drawn:
         contents = output.write_samples(drawn, codec, files)
         names = f"{files[0]} to {files[-1]}" if len(files) > 1 else files[0]
-        typer.echo(f"written: {names}{remark}", err=True)
+        say(f"written: {names}{remark}")
         if isinstance(codec, ImageCodec):
             samples.print_image(contents[0], codec)
 

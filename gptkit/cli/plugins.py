@@ -8,6 +8,7 @@ import typer
 from gptkit.cli import completion
 from gptkit.cli.options import JsonOption
 from gptkit.errors import PluginError
+from gptkit.terminal import print_result, say
 
 app = typer.Typer(no_args_is_help=True, help="List, show, check and create plugins.")
 
@@ -87,5 +88,5 @@ def new(
     from gptkit.scaffold import package
 
     written = package.write(name, kind, out)
-    typer.echo(f"in that folder: pip install --editable . && gptkit plugins check {name}", err=True)
-    typer.echo(written)
+    say(f"in that folder: pip install --editable . && gptkit plugins check {name}")
+    print_result(written)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gptkit.cli.options import CheckpointOption, DeviceOption, ModelArgument, WeightsOption
+from gptkit.terminal import say
 
 PromptOption = Annotated[
     str, typer.Option(help="What to continue: text, or an image file; - reads standard input.")
@@ -87,7 +88,7 @@ def sample(
     sampling = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     codec = None if ids else model.codec
     if model.provider and device == "auto":
-        typer.echo(f"running on {model.provider}", err=True)
+        say(f"running on {model.provider}")
     if not out:
         drawing.show(model.draw(request, sampling, streaming=True), codec)
     elif prompts:

@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from time import perf_counter
 
+from gptkit.terminal import harmless, say
+
 DELAY = 0.5
 """Seconds before a bar appears: what is done sooner needs none."""
 EVERY = 10.0
@@ -63,7 +65,7 @@ def _bar(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[
     def show(done: int) -> None:
         nonlocal move
         if move is None and perf_counter() - begin > DELAY:
-            move = _open_bar(stack, what, total)
+            move = _open_bar(stack, harmless(what, keep=""), total)
         if move:
             move(done, amount(done, total, unit))
 
@@ -93,8 +95,7 @@ def _lines(stack: ExitStack, what: str, total: int | None, unit: str) -> Callabl
         nonlocal latest
         if (now := perf_counter()) - latest >= EVERY:
             latest = now
-            sys.stderr.write(f"{what}: {amount(done, total, unit)}\n")
-            sys.stderr.flush()
+            say(f"{what}: {amount(done, total, unit)}")
 
     return show
 

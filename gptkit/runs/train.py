@@ -19,6 +19,7 @@ from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import build_trainer, with_callbacks
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
+from gptkit.terminal import lasting
 from gptkit.training import distributed, snapshot
 from gptkit.training.device import resolve_device
 from gptkit.training.distributed import Ranks
@@ -43,6 +44,7 @@ class Caller:
 COMMAND_LINE = Caller()
 
 
+@lasting()
 def train(
     recipe: Path | Mapping[str, Any],
     overrides: Overrides = (),
@@ -101,6 +103,7 @@ def train(
     return run
 
 
+@lasting()
 def resume(
     path: Path | None,
     overrides: Overrides = (),

@@ -10,6 +10,7 @@ from gptkit.errors import PluginError
 from gptkit.recipe.registry import Entry
 from gptkit.show.tables import print_rows
 from gptkit.show.types import field_default, field_type
+from gptkit.terminal import print_result
 
 
 def print_entries(found: Iterable[Entry], *, as_json: bool) -> None:
@@ -23,9 +24,9 @@ def print_entries(found: Iterable[Entry], *, as_json: bool) -> None:
 
 def print_plugin(entry: Entry, model: type[BaseModel]) -> None:
     """Print a plugin's description and options."""
-    print(f"{entry.kind} {entry}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
+    print_result(f"{entry.kind} {entry}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
     if not model.model_fields:
-        print("no options")
+        print_result("no options")
         return
     rows = [
         {
@@ -42,7 +43,7 @@ def print_plugin(entry: Entry, model: type[BaseModel]) -> None:
 def print_command(entry: Entry) -> None:
     """Print what a command's distribution says about itself."""
     summary = entry.point.dist.metadata["Summary"] if entry.point.dist else None
-    print(f"command {entry}\n\n{summary or 'no summary'}\n\ngptkit {entry.name} --help")
+    print_result(f"command {entry}\n\n{summary or 'no summary'}\n\ngptkit {entry.name} --help")
 
 
 def print_checks(
@@ -54,11 +55,11 @@ def print_checks(
     """
     for entry, error in results:
         if error is None:
-            print(f"{entry.kind} {entry}: ok")
+            print_result(f"{entry.kind} {entry}: ok")
         elif error.__cause__:
-            print(error)
-            print("".join(traceback.format_exception(error.__cause__)))
+            print_result(error)
+            print_result("".join(traceback.format_exception(error.__cause__)))
         else:
-            print(f"{error}; {error.hint}")
+            print_result(f"{error}; {error.hint}")
     for error in misplaced:
-        print(f"{error}; {error.hint}")
+        print_result(f"{error}; {error.hint}")

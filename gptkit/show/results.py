@@ -7,6 +7,7 @@ from gptkit.analysis.evaluation import RunEvaluation
 from gptkit.analysis.probes import Probe
 from gptkit.codec import ImageCodec
 from gptkit.show.tables import print_rows
+from gptkit.terminal import print_result
 
 
 def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
@@ -46,7 +47,7 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
         print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")
     print(f"step            {step}")
     if found.model.weights:
-        print(f"weights         {found.model.weights}")
+        print_result(f"weights         {found.model.weights}")
 
 
 def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:
@@ -68,4 +69,4 @@ def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:
     rows.append({"features": "chance", "accuracy": result.chance})
     print_rows(rows, ("features", "accuracy"), as_json=False)
     print(f"{result.train_items:,} items to fit, {result.val_items:,} to test, step {result.step}")
-    print(plot or "pip install gptkit[plots] to draw the curve")
+    print_result(plot or "pip install gptkit[plots] to draw the curve")

@@ -13,6 +13,7 @@ from gptkit.recipe.recipe import Recipe
 from gptkit.runs import changes, checkpoint
 from gptkit.runs.run_folder import RunFolder
 from gptkit.show.tables import print_columns, print_rows
+from gptkit.terminal import print_result
 
 
 def print_runs(found: Sequence[RunFolder], *, as_json: bool) -> None:
@@ -30,14 +31,14 @@ def print_run(found: RunFolder, *, as_json: bool) -> None:
         values = _run_row(found) | {"environment": environment, "checkpoints": steps}
         print(json.dumps(values | {"recipe": recipe}))
         return
-    print(f"{found.path}\n")
+    print_result(f"{found.path}\n")
     for key in ("device", "dtype", "git_commit", "data_sha256"):
-        print(f"{key:12} {environment.get(key)}")
+        print_result(f"{key:12} {environment.get(key)}")
     for line in _history(environment):
-        print(line)
+        print_result(line)
     print()
     print_rows(steps, ("checkpoint", "val_loss"), as_json=False)
-    print(f"\n{recipe}", end="")
+    print_result(f"\n{recipe}", end="")
 
 
 def _recipe_text(found: RunFolder) -> str:

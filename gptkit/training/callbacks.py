@@ -1,6 +1,5 @@
 """Callbacks: runs the events of a training's callbacks, in order, and tells which one failed."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from gptkit.contract.train_state import check_batch_size
 from gptkit.plugin import Callback, TrainState
 from gptkit.recipe.recipe import OnError
+from gptkit.terminal import say
 
 
 class Callbacks(Mapping[str, Callback]):
@@ -87,4 +87,4 @@ class Callbacks(Mapping[str, Callback]):
 
 def _tell(line: str, state: TrainState) -> None:
     process = f"process {state.rank}: " if state.rank else ""
-    sys.stderr.write(f"warning: {process}{line}\n")
+    say(f"warning: {process}{line}")
