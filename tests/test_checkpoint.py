@@ -140,7 +140,7 @@ def test_tensors_may_be_views_parameters_and_the_same(tmp_path: Path) -> None:
 
 def test_special_values_keep_their_bits(tmp_path: Path) -> None:
     values = torch.tensor([math.nan, math.inf, -0.0, 1e-45])
-    folder = checkpoint.save(tmp_path, state(), {"model": {"x": values}})
+    folder = checkpoint.save(tmp_path, state(), files() | {"model": {"x": values}})
     _, after = checkpoint.load(folder)
     assert torch.equal(after["model"]["x"].view(torch.int32), values.view(torch.int32))
 
@@ -261,9 +261,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: An
 
 
 def test_a_file_that_is_no_safetensors_is_refused_though_its_checksum_holds(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, state(), {"model": {"x": torch.ones(1)}})
+    folder = checkpoint.save(tmp_path, state(), files())
     (folder / "model.safetensors").write_bytes(b"pickle")
-    edit(folder, sha256={"model.safetensors": hashlib.sha256(b"pickle").hexdigest()})
+    digests = dict(checkpoint.load_state(folder).sha256)
+    edit(folder, sha256=digests | {"model.safetensors": hashlib.sha256(b"pickle").hexdigest()})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         checkpoint.load(folder)
 

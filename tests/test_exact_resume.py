@@ -166,7 +166,7 @@ def make(
     return Trainer(
         model, data, options=chosen, run_device=resolve_device(chosen), seed=3,
         callbacks=Callbacks(callbacks),
-        save=saver(folder, keep=99, config=model.config, dataset="letters", codec=codec),
+        save=saver(folder, keep=99, dataset="letters", codec=codec),
     )  # fmt: skip
 
 

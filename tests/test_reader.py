@@ -79,9 +79,7 @@ def trainer(data: Split | Data, *, save_to: Path | None = None, **options: Any) 
     model = GPT(GPTConfig(**sizes))
     chosen = TrainOptions(**{"steps": 6, "batch_size": 4, "device": "cpu"} | options)
     codec = CodecRecord(name="letters", distribution="gptkit-letters", options={})
-    save = save_to and saver(
-        save_to, keep=chosen.keep, config=model.config, dataset="letters", codec=codec
-    )
+    save = save_to and saver(save_to, keep=chosen.keep, dataset="letters", codec=codec)
     whole = data if isinstance(data, Data) else data_of(data)
     return Trainer(
         model, whole, options=chosen, run_device=resolve_device(chosen), seed=SEED,

@@ -132,9 +132,7 @@ def trainer(
     model = model or make()
     chosen = TrainOptions(**{"steps": 4, "batch_size": 8, "device": "cpu"} | options)
     codec = CodecRecord(name="letters", distribution="gptkit-letters", options={})
-    save = save_to and saver(
-        save_to, keep=chosen.keep, config=model.config, dataset="letters", codec=codec
-    )
+    save = save_to and saver(save_to, keep=chosen.keep, dataset="letters", codec=codec)
     return Trainer(
         model, data, options=chosen, run_device=resolve_device(chosen), seed=3,
         callbacks=Callbacks(callbacks), save=save,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from gptkit.codec import CONTRACT, Codec, contract_fault, declared_contract
-from gptkit.errors import PluginError
+from gptkit.codec import CONTRACT, Codec, TextCodec, contract_fault, declared_contract
+from gptkit.errors import DataError, PluginError
 
 
 def check_loaded(codec: Codec, vocab_size: int) -> None:
@@ -15,6 +15,7 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
 
     Raises:
         PluginError: names the codec, the fault and the next move.
+        DataError: its texts are of another number of tokens.
     """
     if not isinstance(codec, Codec):
         raise PluginError(
@@ -46,6 +47,11 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
                 hint="a sample without a prompt needs a token to start with, such as a newline",
             )
         _check_ids(start, what, vocab_size)
+    if isinstance(codec, TextCodec) and len(codec.token_bytes) != vocab_size:
+        raise DataError(
+            f"{kind}.token_bytes has {len(codec.token_bytes)} items for {vocab_size} token ids",
+            hint='give every id below vocab_size its bytes; b"" if it is no text',
+        )
 
 
 def _check_ids(ids: Any, what: str, vocab_size: int) -> None:

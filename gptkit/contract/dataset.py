@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from gptkit.codec import Codec, TextCodec
+from gptkit.codec import Codec
 from gptkit.contract.base import Plugin
 from gptkit.contract.codec_check import check_loaded
 from gptkit.data.split import Split
@@ -41,13 +41,6 @@ class Data:
                     hint="use more data or a smaller block_size",
                 )
         check_loaded(self.codec, self.vocab_size)
-        codec = self.codec
-        if isinstance(codec, TextCodec) and len(codec.token_bytes) != self.vocab_size:
-            raise DataError(
-                f"{type(codec).__name__}.token_bytes has {len(codec.token_bytes)} items for "
-                f"{self.vocab_size} token ids",
-                hint='give every id below vocab_size its bytes; b"" if it is no text',
-            )
 
 
 class Dataset(Plugin, ABC):

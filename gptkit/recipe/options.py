@@ -8,7 +8,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -36,6 +35,14 @@ PRESETS: dict[str, dict[str, int]] = {
 """Sizes by name; the names come from the papers and from minGPT's tiny models."""
 
 
+Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
+"""Of a tensor; what torch and ONNX can count is far above what a computer can hold."""
+Number = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""Of steps or tokens."""
+Count = Annotated[int, Field(gt=0, le=2**63 - 1)]
+"""Of steps or tokens, at least 1."""
+
+
 class Options(BaseModel):
     """Frozen, strict about keys and types; the sentence below a field is its help."""
 
@@ -58,15 +65,15 @@ class ModelOptions(Options):
 
     preset: Preset | None = None
     """Sets n_layer, n_head and n_embd by name; sizes given beside it take precedence."""
-    n_layer: PositiveInt = 6
+    n_layer: Size = 6
     """Number of blocks."""
-    n_head: PositiveInt = 6
+    n_head: Size = 6
     """Query heads per attention layer; must divide n_embd."""
-    n_kv_head: PositiveInt | None = None
+    n_kv_head: Size | None = None
     """Key and value heads, shared by groups of queries (Ainslie et al. 2023); n_head if unset."""
-    n_embd: PositiveInt = 384
+    n_embd: Size = 384
     """Width of the residual stream."""
-    n_inner: PositiveInt | None = None
+    n_inner: Size | None = None
     """Width inside the MLP; if unset 4 * n_embd, for swiglu 8/3 * n_embd rounded up to 64s."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before attention, before the MLP and before the head."""
@@ -112,9 +119,9 @@ class ModelOptions(Options):
 class GPTConfig(ModelOptions):
     """Everything that determines a GPT's parameters: its shape and the data's sizes."""
 
-    vocab_size: PositiveInt
+    vocab_size: Size
     """Number of different token ids."""
-    block_size: PositiveInt
+    block_size: Size
     """Longest context in tokens."""
 
     @property
@@ -184,16 +191,16 @@ LENGTHS = ("steps", "tokens", "epochs")
 class TrainOptions(Options):
     """The table `[train]`: steps, batches, optimizer, evaluation, checkpoints and device."""
 
-    steps: PositiveInt | None = 1000
+    steps: Count | None = 1000
     """Updates of the weights. In its place: tokens or epochs."""
-    tokens: PositiveInt | None = None
+    tokens: Count | None = None
     """Target tokens to train on, such as 1e9, masked ones included; rounded up to whole steps."""
     epochs: PositiveFloat | None = None
     """Training takes as many windows as so many passes over the training split; rounded up to
     whole steps. A step's windows are drawn at random, unless the data set has another order."""
-    batch_size: PositiveInt = 32
+    batch_size: Size = 32
     """Sequences per update, over all micro-batches and processes."""
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Size | None = None
     """Sequences per forward pass; gradients accumulate over a process's part of batch_size. Unset:
     the whole part at once."""
     recompute: bool = False
@@ -202,13 +209,13 @@ class TrainOptions(Options):
     shard: bool = False
     """With several processes, keep a part of the weights, gradients and moments on each (FSDP2),
     instead of all of them (DDP)."""
-    eval_every: PositiveInt = 100
+    eval_every: Count = 100
     """Steps between evaluations; the last step is always evaluated."""
-    eval_batches: PositiveInt | None = None
+    eval_batches: Count | None = None
     """Batches of batch_size per evaluation; unset: the whole validation split."""
-    save_every: PositiveInt | None = None
+    save_every: Count | None = None
     """Steps between checkpoints; unset: after each evaluation. The last step is always saved."""
-    keep: PositiveInt = 2
+    keep: Count = 2
     """How many of the newest checkpoints stay on disk, besides the best by validation loss."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """"auto", "cpu", "mps", "cuda" or "cuda:N"; auto takes a GPU if there is one."""

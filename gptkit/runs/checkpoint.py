@@ -13,6 +13,7 @@ Beside the step folders, the links `last` and `best` point to two of them.
 Listing and describing step folders imports no torch; reading and writing tensors does.
 """
 
+import hashlib
 import math
 import shutil
 from collections.abc import Mapping
@@ -24,10 +25,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
-from gptkit.files import digest, staged
+from gptkit.files import digest, read_file, staged
 from gptkit.runs.state import FORMAT, State
 
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
+MOST_BYTES = 64 << 20
+"""Of a state.json."""
 
 Tensors = dict[str, Any]
 """torch tensors by name."""
@@ -94,10 +97,10 @@ def load_tensors(step_folder: Path, state: State, name: str = "model") -> Tensor
     path = step_folder / f"{name}.safetensors"
     try:
         if digest(path) != state.sha256.get(path.name):
-            raise _damaged(path, "its sha256 is not the one in state.json")
+            raise damaged(path, "its sha256 is not the one in state.json")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
 
 
 def load_weights(step_folder: Path, state: State, weights: str | None) -> Tensors:
@@ -124,10 +127,11 @@ def load_state(step_folder: Path) -> State:
     """
     path = step_folder / STATE
     try:
-        state = State.model_validate_json(path.read_bytes())
-        expected = path.with_name(STATE_DIGEST).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
+        contents = read_file(path, limit=MOST_BYTES)
+        expected = read_file(path.with_name(STATE_DIGEST), limit=100)
+        state = State.model_validate_json(contents)
+    except OSError as error:
+        raise damaged(path, str(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["loc"] == ("format",) and isinstance(first["input"], int):
@@ -135,11 +139,21 @@ def load_state(step_folder: Path) -> State:
                 f"{path}: written in format {first['input']}, this gptkit reads {FORMAT}",
                 hint="pip install --upgrade gptkit",
             ) from None
-        where = ".".join(map(str, first["loc"])) or "contents"
-        raise _damaged(path, f"{where}: {first['msg']}") from None
-    if digest(path) != expected:
-        raise _damaged(path, f"its sha256 is not the one in {STATE_DIGEST}")
+        where = ".".join(map(str, first["loc"]))[:80] or "contents"
+        raise damaged(path, f"{where}: {first['msg']}") from None
+    if hashlib.sha256(contents).hexdigest().encode() != expected.strip():
+        raise damaged(path, f"its sha256 is not the one in {STATE_DIGEST}")
+    if fault := _files_fault(state):
+        raise damaged(path, f"sha256: {fault}")
     return state
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """The error of a file that is not what was saved there."""
+    return CheckpointError(
+        f"{path}: damaged or incomplete: {reason}",
+        hint="--checkpoint STEP takes another; gptkit resume continues from the newest intact one",
+    )
 
 
 def step_name(step: int) -> str:
@@ -217,6 +231,16 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _files_fault(state: State) -> str | None:
+    """What is wrong with the names of a step folder's files, which no one else may choose."""
+    needed = {f"{weights_file(name)}.safetensors" for name in (None, *state.weights)}
+    needed.add("optimizer.safetensors")
+    if missing := needed - state.sha256.keys():
+        return f"has no {min(missing)}"
+    unknown = state.sha256.keys() - needed - {"callbacks.safetensors"}
+    return f"{min(unknown)[:80]!r} is no file of a checkpoint" if unknown else None
+
+
 def _delete(step_folder: Path) -> None:
     stale = step_folder.with_name(f".{step_folder.name}.old")
     shutil.rmtree(stale, ignore_errors=True)
@@ -253,10 +277,3 @@ def _separate(tensors: Tensors) -> Tensors:
             plain[name] = tensor.clone()
         seen.add(storage.data_ptr())
     return plain
-
-
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: damaged or incomplete: {reason}",
-        hint="--checkpoint STEP takes another; gptkit resume continues from the newest intact one",
-    )

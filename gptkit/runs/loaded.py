@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from gptkit.codec import Codec
-from gptkit.errors import RunError
+from gptkit.contract.codec_check import check_loaded
+from gptkit.errors import RunError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, codec_record
 from gptkit.recipe.build import Plugins
-from gptkit.runs import run_folder
-from gptkit.runs.checkpoint import load_state, load_weights, weights_file
+from gptkit.runs import checked, run_folder
+from gptkit.runs.checkpoint import STATE, damaged, weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.sampling import samples
@@ -157,10 +158,14 @@ def load_checkpoint(
     """
     target, _ = pick_device(device)
     step_folder = run_folder.open_run(path).step_folder(checkpoint)
-    state = load_state(step_folder)
+    state, tensors = checked.load_weights(step_folder, weights)
     codec = codec_record.make_codec(state.codec)
+    try:
+        check_loaded(codec, state.config.vocab_size)
+    except UsageError as error:
+        raise damaged(step_folder / STATE, f"codec: {error}") from None
     model = GPT(state.config)
-    model.load_weights(load_weights(step_folder, state, weights))
+    model.load_weights(tensors)
     finite.check_loaded(model.to(target), str(step_folder))
     return LoadedModel(model.eval(), codec, state, weights=weights)
 
@@ -182,6 +187,11 @@ def load_run(
     plugins = build.without_callbacks(run.recipe)
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = _load_data(run, plugins)
+    if data.codec != model.codec:
+        raise RunError(
+            f"{run.path}: the data has another codec than the checkpoint",
+            hint=f"restore the data, or correct dataset in {run_folder.quote(run.recipe)}",
+        )
     batch_size = options.micro_batch_size or options.batch_size
     return LoadedRun(model, data, resolve_device(options), batch_size)
 

@@ -10,7 +10,7 @@ from gptkit.errors import CheckpointError, RunError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.recipe import codec_record
 from gptkit.recipe.options import GPTConfig
-from gptkit.runs import checkpoint, run_folder
+from gptkit.runs import checked, checkpoint, run_folder
 from gptkit.runs.run_folder import RunFolder, quote
 from gptkit.runs.state import State
 from gptkit.training import finite
@@ -75,8 +75,7 @@ def find(path: Path, which: str | int = "last", weights: str | None = None) -> O
     """
     run = run_folder.open_run(path)
     step_folder = run.step_folder(which)
-    state = checkpoint.load_state(step_folder)
-    tensors = checkpoint.load_weights(step_folder, state, weights)
+    state, tensors = checked.load_weights(step_folder, weights)
     return Origin(run.path, state, tensors, weights)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gptkit import __version__
-from gptkit.errors import UsageError
+from gptkit.errors import RunError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data
 from gptkit.recipe import build, codec_record
@@ -15,9 +15,9 @@ from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.recipe import Recipe
-from gptkit.runs import checkpoint
+from gptkit.runs import checked, checkpoint
 from gptkit.runs.origin import Origin
-from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.run_folder import RunFolder, quote
 from gptkit.runs.state import State
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice, resolve_device
@@ -27,6 +27,8 @@ from gptkit.training.trainer import Trainer
 
 SAVED = tuple(saved.name for saved in fields(Snapshot) if saved.name != "tensors")
 """What `state.json` says of a snapshot, under the same names."""
+OF_DATA = ("vocab_size", "block_size")
+"""Fields of a model's description that come from the data set."""
 
 
 def with_callbacks(plugins: Plugins, callbacks: Callback | Sequence[Callback]) -> Plugins:
@@ -79,7 +81,6 @@ def build_trainer(
         else saver(
             run.checkpoints,
             keep=options.keep,
-            config=model.config,
             dataset=plugins.recipe.dataset.use,
             codec=codec_record.record_codec(data.codec),
         )
@@ -100,20 +101,19 @@ def build_trainer(
 
 
 def saver(
-    folder: Path, *, keep: int, config: GPTConfig, dataset: str, codec: CodecRecord
+    folder: Path, *, keep: int, dataset: str, codec: CodecRecord
 ) -> Callable[[Snapshot], Path]:
     """The function that writes a run's checkpoints, deletes old ones and returns the step folder.
 
     Args:
         folder: the run's `checkpoints/`.
         keep: how many of the newest to keep, besides the best one.
-        config: of the model.
         dataset: the data set's name.
         codec: the record that `make_codec` makes the codec from.
     """
 
     def save(snapshot: Snapshot) -> Path:
-        about = {"gptkit": __version__, "config": config, "dataset": dataset, "codec": codec}
+        about = {"gptkit": __version__, "dataset": dataset, "codec": codec}
         saved = {name: getattr(snapshot, name) for name in SAVED}
         step_folder = checkpoint.save(folder, State(**about, **saved), snapshot.tensors)
         checkpoint.delete_later(folder, snapshot.step)
@@ -130,12 +130,33 @@ def read_snapshot(step_folder: Path) -> Snapshot:
     Raises:
         CheckpointError: the folder is damaged, incomplete or of a newer format.
     """
-    state, tensors = checkpoint.load(step_folder)
+    state, tensors = checked.load(step_folder)
     return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors=tensors)
 
 
-def _new_model(recipe: Recipe, data: Data) -> GPT:
+def model_config(recipe: Recipe, data: Data) -> GPTConfig:
+    """What the recipe and its data make of a model."""
     shape = recipe.model.model_dump()
+    return GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
+
+
+def check_same_model(run: RunFolder, saved: Snapshot, config: GPTConfig) -> None:
+    """Raise a RunError if a checkpoint is of another model than the recipe and the data make."""
+    theirs, ours = saved.config.model_dump(), config.model_dump()
+    faults = [
+        f"{run.path}: {key}: the checkpoint of step {saved.step} has {theirs[key]!r}, "
+        f"{'the data' if key in OF_DATA else 'recipe.toml'} {own!r}"
+        for key, own in ours.items()
+        if own != theirs[key] and key not in ("preset", "dropout")
+    ]
+    if faults:
+        raise RunError(
+            "\n".join(faults),
+            hint=f"change {quote(run.recipe)} or the data back, or start another run: "
+            f"gptkit train {quote(run.recipe)}",
+        )
+
+
+def _new_model(recipe: Recipe, data: Data) -> GPT:
     torch.manual_seed(recipe.seed)
-    config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
-    return GPT(config, recompute=recipe.train.recompute)
+    return GPT(model_config(recipe, data), recompute=recipe.train.recompute)

@@ -1,15 +1,30 @@
 """State: what the file `state.json` of a step folder says."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gptkit.recipe.codec_record import CodecRecord
-from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.options import GPTConfig, Number, Size
 
 FORMAT: Literal[2] = 2
 """Increased whenever an older gptkit could not read what a newer one writes. Format 1 is read, too:
 its callbacks and parameter groups have positions instead of names."""
+
+
+def _check_group(group: dict[str, Any]) -> dict[str, Any]:
+    names = group.get("params", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("params should be names of parameters")
+    if not isinstance(group.get("optimizer", ""), str):
+        raise ValueError("optimizer should be a name")
+    return group
+
+
+Group = Annotated[dict[str, Any], AfterValidator(_check_group)]
+"""Of a parameter group: its optimizer, its numbers, and as "params" the names of its parameters."""
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+"""Of a further set of weights."""
 
 
 class State(BaseModel):
@@ -23,25 +38,25 @@ class State(BaseModel):
     config: GPTConfig
     dataset: str
     codec: CodecRecord
-    step: NonNegativeInt
-    tokens: NonNegativeInt | None = None
+    step: Number
+    tokens: Number | None = None
     """Target tokens seen; None in format 1."""
-    batch_size: PositiveInt | None = None
+    batch_size: Size | None = None
     """Sequences per update, if a callback changed it."""
     val_loss: float | None
     """Of the latest evaluation, in nats per token."""
     val_losses: dict[str, float] = {}
     """Of the further sets of weights at that evaluation, by name."""
-    val_step: NonNegativeInt | None
+    val_step: Number | None
     """The step of the latest evaluation."""
-    optimizer_groups: list[dict[str, Any]]
+    optimizer_groups: list[Group]
     """Optimizer, numbers and parameter names of every group; in format 1 the numbers alone."""
-    first_groups: list[dict[str, Any]] = []
+    first_groups: list[Group] = []
     """Likewise, after `on_fit_start` when the run began."""
     callbacks: dict[str, dict[str, Any]] | list[dict[str, Any]]
     """JSON values that callbacks keep, by name; in format 1 in the recipe's order. A tensor in
     `callbacks.safetensors` is null here; its key there is its path, such as `ema/wte.weight`."""
-    weights: dict[str, str] = {}
+    weights: dict[SetName, str] = {}
     """The callback that offered each further set of weights, by the set's name."""
     sha256: dict[str, str] = {}
     """Digest by file name."""

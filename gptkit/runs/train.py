@@ -17,7 +17,7 @@ from gptkit.runs import changes, environment, origin, run_folder, signals
 from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
-from gptkit.runs.setup import build_trainer, with_callbacks
+from gptkit.runs.setup import build_trainer, check_same_model, model_config, with_callbacks
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
 from gptkit.terminal import lasting
 from gptkit.training import distributed, snapshot
@@ -159,6 +159,8 @@ def _continue(
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.load_data)
         check_same_data(run, data)
+        if saved:
+            check_same_model(run, saved, model_config(plugins.recipe, data))
         begin = None if saved else origin.find_again(run)
         trainer = build_trainer(
             plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin

@@ -1,5 +1,7 @@
 """Parameter groups in checkpoints: their numbers, and the names of the parameters in each."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptkit.errors import CheckpointError
-from gptkit.training.optimizer import Optimizers
+from gptkit.training.optimizer import FLAGS, Optimizers
 
 Groups = Sequence[dict[str, Any]]
 """As `describe` returns them: JSON values, with the names of the parameters as "params"."""
@@ -89,17 +91,22 @@ def renewed(saved: Groups, *, first: Groups, now: Groups) -> list[dict[str, Any]
 
 def check(optimizer: Optimizer, model: nn.Module, saved: Groups) -> None:
     """Raise a CheckpointError if the groups were saved from another optimizer."""
+    named = _members_of_all(saved)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
+    own = {_kind(optimizer, group): group for group in optimizer.param_groups}
 
-    def fits(values: dict[str, Any]) -> bool:
+    def fits(i: int, values: dict[str, Any]) -> bool:
         if "params" not in values:
-            return len(saved) == len(optimizer.param_groups)
+            return len(saved) == len(optimizer.param_groups) and _has_numbers_of(
+                optimizer.param_groups[i], values
+            )
         if not parameters.keys() >= set(values["params"]):
             return False
         members = {"params": [parameters[name] for name in values["params"]]}
-        return bool(_kind(optimizer, members) == values["optimizer"])
+        kind = _kind(optimizer, members)
+        return kind == values.get("optimizer") and _has_numbers_of(own.get(kind, {}), values)
 
-    if not all(map(fits, saved)):
+    if len(set(named)) < len(named) or not all(itertools.starmap(fits, enumerate(saved))):
         raise CheckpointError(
             "the optimizer's parameter groups are not those of the checkpoint",
             hint="resume with the recipe that the run was started with",
@@ -126,8 +133,29 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in values.items()
-        if key not in ("optimizer", "params")
+        if key not in {"optimizer", "params"} | FLAGS
     }
+
+
+def _has_numbers_of(group: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Whether what was saved of an optimizer's group has values of the same kinds."""
+    own = _numbers(group)
+    return all(_is_like(value, own[key]) for key, value in values.items() if key in own)
+
+
+def _is_like(saved: Any, value: Any) -> bool:
+    """Whether a saved value can take the place of an optimizer's own; tuples are of factors."""
+    if isinstance(value, tuple):
+        factors = saved if isinstance(saved, list | tuple) else ()
+        fit = all(_is_like(factor, 0.0) and 0 <= factor < 1 for factor in factors)
+        return len(factors) == len(value) and fit
+    if isinstance(value, int | float):
+        return type(saved) in (int, float) and math.isfinite(saved)
+    return isinstance(saved, str)
+
+
+def _members_of_all(groups: Groups) -> list[str]:
+    return [name for group in groups for name in group.get("params", ())]
 
 
 def _is_plain(value: Any) -> bool:

@@ -19,6 +19,11 @@ from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, MuonOptions
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of the iteration a X + b (X X^T) X + c (X X^T)^2 X, which moves singular values to 1."""
 ITERATIONS = 5
+FLAGS = {"amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"}
+FLAGS |= {"decoupled_weight_decay"}
+"""Options of torch's AdamW that say how it computes: recipe and device decide, no checkpoint."""
+MOMENTS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+"""What each optimizer keeps of a parameter; a step is a number, the others have its shape."""
 
 
 class AdamW(torch.optim.AdamW):

@@ -11,6 +11,7 @@ from gptkit.contract import state_tree
 from gptkit.errors import CheckpointError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import TrainState
+from gptkit.recipe.options import GPTConfig
 from gptkit.training import groups, optimizer, weight_sets
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.sharding import full_state, shard_like, shard_state
@@ -18,12 +19,16 @@ from gptkit.training.sharding import full_state, shard_like, shard_state
 Tensors = dict[str, Tensor]
 WEIGHTS = "model."
 """Before the name of a further set of weights, in `Snapshot.tensors` and in file names."""
+GENERATORS = {"generator:cpu": "cpu", "generator:cuda": "cuda"}
+"""The tensors of generator states, and the device type of each."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A training after a step: everything that a resumed run needs to continue exactly."""
 
+    config: GPTConfig
+    """The model's."""
     step: int
     tokens: int | None
     """Target tokens seen; None in format 1, which did not count them."""
@@ -75,6 +80,7 @@ def take(
     keep = state.rank == 0
     moments = full_state(optimizer.state_tensors(state.optimizer, model), keep=keep)
     return Snapshot(
+        config=model.config,
         step=state.step,
         tokens=state.tokens,
         batch_size=batch_size,

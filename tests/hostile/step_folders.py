@@ -99,10 +99,11 @@ def case(random: Random, base: Path, folder: Path) -> Case:
 
 def _state(change: Callable[[Random, State], str]) -> Callable[[Random, Path], str]:
     def mutate(random: Random, step: Path) -> str:
-        if not (step / STATE).is_file():
+        try:
+            state = json.loads((step / STATE).read_text() if (step / STATE).is_file() else "")
+            told = change(random, state)
+        except (ValueError, TypeError, KeyError, AttributeError):  # it has a fault already
             return ""
-        state = json.loads((step / STATE).read_text())
-        told = change(random, state)
         (step / STATE).write_text(json.dumps(state))
         return told
 

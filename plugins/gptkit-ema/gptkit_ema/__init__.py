@@ -55,7 +55,7 @@ class EMA(Callback):
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Continue with an average that was saved."""
         average = weights.get(self.name, {})
-        self._average = {name: weight.clone() for name, weight in average.items()}
+        self._average = {name: weight.clone().float() for name, weight in average.items()}
 
 
 def _local(tensor: Tensor) -> Tensor:

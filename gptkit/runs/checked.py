@@ -1,0 +1,140 @@
+"""Read a step folder and check that it holds what its own state.json describes.
+
+Digests show that nothing was damaged; they do not show that it was gptkit that wrote it. So nothing
+is restored, and no model is built, before names, shapes and types of all tensors are known to fit.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptkit.model.gpt import BLOCKS, GPT
+from gptkit.recipe.options import GPTConfig
+from gptkit.runs import checkpoint
+from gptkit.runs.checkpoint import Checkpoint, Tensors, damaged, weights_file
+from gptkit.runs.state import State
+from gptkit.training.optimizer import MOMENTS
+from gptkit.training.snapshot import GENERATORS
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""The dtypes of weights and moments."""
+Shapes = Mapping[str, torch.Size]
+"""The shape of every parameter by its name."""
+
+
+def load(step_folder: Path) -> Checkpoint:
+    """Read all of a step folder.
+
+    Raises:
+        CheckpointError: it is damaged, incomplete or of a newer format, or its parts do not fit.
+    """
+    state, files = checkpoint.load(step_folder)
+    shapes = _shapes(step_folder, state, files["model"])
+    for weights in (None, *state.weights):
+        _check_weights(step_folder, files[weights_file(weights)], shapes, weights)
+    path = step_folder / "optimizer.safetensors"
+    for fault in _optimizer_faults(files["optimizer"], state, shapes):
+        raise damaged(path, fault)
+    return Checkpoint(state, files)
+
+
+def load_weights(step_folder: Path, weights: str | None) -> tuple[State, Tensors]:
+    """Read the state and a set of weights; None: the model's own.
+
+    Raises:
+        UsageError: there is no such set.
+        CheckpointError: its file is missing or damaged, or is not what the state describes.
+    """
+    state = checkpoint.load_state(step_folder)
+    tensors = checkpoint.load_weights(step_folder, state, weights)
+    _check_weights(step_folder, tensors, _shapes(step_folder, state, tensors), weights)
+    return state, tensors
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """The shape of every parameter of a model that is not built: its blocks are all alike.
+
+    Raises:
+        RuntimeError: a size is beyond what torch can count.
+    """
+    with torch.device("meta"):
+        model = GPT(config.model_copy(update={"n_layer": 1}))
+    shapes: dict[str, torch.Size] = {}
+    for name, tensor in model.weights().items():
+        inner = name.removeprefix(f"{BLOCKS}0.")
+        names = [name]
+        if inner != name:
+            names = [f"{BLOCKS}{i}.{inner}" for i in range(config.n_layer)]
+        shapes |= dict.fromkeys(names, tensor.shape)
+    return shapes
+
+
+def _shapes(step_folder: Path, state: State, tensors: Tensors) -> Shapes:
+    """The shapes that state.json describes, as long as the file can hold so many."""
+    path, config = step_folder / checkpoint.STATE, state.config
+    if config.n_layer > len(tensors):
+        raise damaged(path, f"config.n_layer: {config.n_layer}, which the weights do not have")
+    try:
+        return parameter_shapes(config)
+    except RuntimeError:
+        raise damaged(path, "config: describes a model that no computer can hold") from None
+
+
+def _check_weights(
+    step_folder: Path, tensors: Tensors, shapes: Shapes, weights: str | None
+) -> None:
+    """Raise a CheckpointError if a set of weights is not that of the model."""
+    path = step_folder / f"{weights_file(weights)}.safetensors"
+    for name in shapes.keys() - tensors.keys():
+        raise damaged(path, f"{name} is missing")
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            raise damaged(path, f"{name[:80]} is no weight of this model")
+        if fault := _fault(tensor, shapes[name]):
+            raise damaged(path, f"{name} {fault}")
+
+
+def _optimizer_faults(tensors: Tensors, state: State, shapes: Shapes) -> Iterator[str]:
+    """What is wrong with generator states and moments."""
+    for key, device in GENERATORS.items():
+        if key in tensors and not _is_generator_state(tensors[key], device):
+            yield f"{key} is no state of a generator"
+    if "generator:cpu" not in tensors:
+        yield "generator:cpu is missing"
+    moments: dict[str, Tensors] = {}
+    for key in tensors.keys() - GENERATORS.keys():
+        name, _, kind = key.rpartition(":")
+        moments.setdefault(name, {})[kind] = tensors[key]
+    groups = (group for group in state.optimizer_groups if "params" in group)  # not in format 1
+    optimizers = {name: group.get("optimizer", "") for group in groups for name in group["params"]}
+    for name, found in moments.items():
+        kinds = [MOMENTS.get(optimizers[name], ())] if name in optimizers else [*MOMENTS.values()]
+        if name not in shapes or sorted(found) not in map(sorted, kinds):
+            yield f"{name[:80]} has {', '.join(sorted(found))[:80]}, which its optimizer has not"
+        else:
+            yield from _moment_faults(name, found, shapes[name])
+
+
+def _moment_faults(name: str, moments: Tensors, shape: torch.Size) -> Iterator[str]:
+    for kind, moment in moments.items():
+        if fault := _fault(moment, torch.Size() if kind == "step" else shape):
+            yield f"{name}:{kind} {fault}"
+
+
+def _fault(tensor: Tensor, shape: torch.Size) -> str | None:
+    """What is wrong with a weight or a moment."""
+    if tensor.shape != shape:
+        return f"has the shape {[*tensor.shape]}, state.json describes {[*shape]}"
+    return None if tensor.dtype in FLOATS else f"should hold floats, got {tensor.dtype}"
+
+
+def _is_generator_state(tensor: Tensor, device: str) -> bool:
+    if device != "cpu":
+        return tensor.dtype == torch.uint8 and tensor.shape == (16,)  # seed and offset
+    try:
+        torch.Generator().set_state(tensor)
+    except (RuntimeError, TypeError):
+        return False
+    return True
