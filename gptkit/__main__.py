@@ -1,4 +1,4 @@
-"""The command `gptkit`, also `python -m gptkit`, which is how torchrun starts it."""
+"""The command `gptkit`, also `python -m gptkit`."""
 
 from gptkit.cli import process
 

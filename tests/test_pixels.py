@@ -214,6 +214,6 @@ def test_the_page_from_nothing_to_a_grid(
             assert done.returncode == 0, done.stderr
             outputs[arguments[0]] = done.stdout
     accuracy = float(re.search(r"accuracy +([\d.]+)", outputs["eval"])[1])
-    assert accuracy >= 0.95
+    assert accuracy >= 95
     assert min(size(tmp_path / "shapes.png")) > 400
     assert "after block 4" in outputs["probe"]

@@ -92,7 +92,7 @@ def save_probe(result: Probe, folder: Path) -> Path | None:
     write_json(folder / "probe.json", result.to_json())
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError:
         return None
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -103,6 +103,7 @@ def save_probe(result: Probe, folder: Path) -> Path | None:
     axes.axhline(result.chance, linestyle=":", color="gray", label="chance")
     axes.set(xlabel="block (0: embedding)", ylabel="accuracy", title="Linear probe by layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.legend()
     image = io.BytesIO()
     figure.savefig(image, dpi=120)

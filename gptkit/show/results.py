@@ -44,7 +44,7 @@ def print_evaluation(found: RunEvaluation, *, as_json: bool) -> None:
         print(f"bits per byte   {found.bits_per_byte:.4f}")
     print(f"tokens          {found.tokens:,} (the whole validation split)")
     if accuracy is not None:
-        print(f"accuracy        {accuracy:.4f} by the highest p(x | class)")
+        print(f"accuracy        {_percent(accuracy)} by the highest p(x | class)")
     print(f"step            {step}")
     if found.model.weights:
         print_result(f"weights         {found.model.weights}")
@@ -61,12 +61,17 @@ def print_probe(result: Probe, plot: Path | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.to_json()))
         return
-    rows: list[dict[str, object]] = [
-        {"features": f"after block {i}", "accuracy": a} for i, a in enumerate(result.layers)
+    found = {f"after block {i}": accuracy for i, accuracy in enumerate(result.layers)}
+    found = {"embedding": found.pop("after block 0"), **found}
+    baselines = {"raw data": result.raw, "chance": result.chance}
+    rows = [
+        {"features": name, "accuracy": "-" if accuracy is None else _percent(accuracy)}
+        for name, accuracy in (found | baselines).items()
     ]
-    rows[0]["features"] = "embedding"
-    rows.append({"features": "raw data", "accuracy": result.raw})
-    rows.append({"features": "chance", "accuracy": result.chance})
     print_rows(rows, ("features", "accuracy"), as_json=False)
     print(f"{result.train_items:,} items to fit, {result.val_items:,} to test, step {result.step}")
-    print_result(plot or "pip install gptkit[plots] to draw the curve")
+    print_result(plot or 'pip install "gptkit[plots]" to draw the curve')
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
