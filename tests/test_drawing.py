@@ -15,13 +15,15 @@ import pytest
 from typer.testing import Result
 
 from gptkit.analysis.evaluation import evaluate_run
-from gptkit.analysis.probes import probe_run
+from gptkit.analysis.probes import Probe, probe_run
 from gptkit.cli import drawing
 from gptkit.data import progress
 from gptkit.runs.loaded import LoadedModel, load_checkpoint
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import RULE, SampleRequest, Samples
-from tests.support import train
+from gptkit.show import exports
+from gptkit.show.results import print_probe
+from tests.support import BYTES, train
 
 ESCAPE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")
 SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 8}
@@ -168,6 +170,36 @@ def test_ctrl_c_keeps_the_whole_rows_of_a_file_of_prompts(text: Path, tmp_path: 
         drawing.write_each(model, prompts, SampleRequest(), GREEDY, model.codec, out)
     (row,) = map(json.loads, out.read_text().splitlines())
     assert (row["prompt"], len(row["sample"])) == ("T", 4)
+
+
+def test_an_export_shows_one_line_of_its_own(terminal: Callable[..., str]) -> None:
+    def work() -> None:
+        with exports.working(), progress.progress("reading") as advance:
+            advance(1)
+
+    assert "comparing it with the checkpoint" in (shown := terminal(work))
+    assert "reading" not in shown
+
+
+def test_accuracies_are_shown_in_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Probe([0.3, 1 / 3], raw=None, chance=0.1, train_items=60, val_items=30, step=4)
+    print_probe(found, None, as_json=False)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:5] == ["embedding 30.0 %", "after block 1 33.3 %", "raw data -", "chance 10.0 %"]
+
+
+def test_what_a_data_set_prints_is_no_result(
+    cli: Callable[..., Result], distribution: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = BYTES.replace(
+        "        def load(self):", "        def load(self):\n            print('hi')"
+    )
+    distribution("acorn-bytes", code, datasets="bytes = Bytes", codecs="bytes = ByteCodec")
+    (tmp_path / "text").write_bytes(b"0123456789" * 500)
+    train(tmp_path, {"use": "bytes", "path": "text"}, SMALL)
+    result = cli("eval", "r", "--json")
+    assert json.loads(result.stdout)["step"] == 1
+    assert result.stderr.endswith("hi\n")
 
 
 def test_a_run_is_measured_without_its_callbacks(

@@ -1,7 +1,9 @@
 """A recipe with its plugins: `read` checks their options, `build` makes the objects."""
 
 import itertools
+import sys
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +48,8 @@ class Plugins:
             PluginError: the data set returned something else than `Data`.
         """
         try:
-            data = self.dataset.load()
+            with redirect_stdout(sys.stderr):  # what it prints is no result of a command
+                data = self.dataset.load()
             if not isinstance(data, Data):
                 raise PluginError(
                     f"load() should return Data, got {type(data).__name__}",

@@ -27,7 +27,9 @@ def print_proof(written: Format) -> None:
     """Print what was compared, how large the error was and how large it may be; to stderr."""
     if not isinstance(written, Onnx):
         return
-    table = Table("compared with the checkpoint", "measured", "limit", "unit", box=None, pad_edge=False)
+    table = Table(
+        "compared with the checkpoint", "measured", "limit", "unit", box=None, pad_edge=False
+    )
     for each in written.comparisons:
         measured = "not a number" if each.measured is None else f"{each.measured:.3g}"
         table.add_row(each.name, measured, f"{each.limit:g}", each.unit)
