@@ -8,7 +8,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from io import BufferedReader
@@ -105,6 +105,28 @@ def writing(path: Path, *, hint: str | None = None) -> Iterator[None]:
     except OSError as error:
         fault = error.strerror or error
         raise RunError(f"{path}: cannot be written: {fault}", hint=hint) from error
+
+
+def make_folder(path: Path, *, exist_ok: bool = True) -> Callable[[], None]:
+    """Make a folder and those around it; returns what removes the new ones that are empty.
+
+    Raises:
+        OSError: it cannot be made, or something is there that is no folder.
+        FileExistsError: it exists already, and `exist_ok` is False.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+
+    def remove() -> None:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError:
+        remove()
+        raise
+    return remove
 
 
 @contextmanager

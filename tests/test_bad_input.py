@@ -338,7 +338,7 @@ def test_a_disk_that_is_full_while_saving(
     assert result.returncode == 1
     assert result.stdout == ""
     assert "error: r/checkpoints/step-00000008: cannot be saved: " in result.stderr
-    hint = "hint:  earlier checkpoints are intact; free some space, then gptkit resume"
+    hint = "hint:  free some space, then gptkit resume continues the run"
     assert hint in result.stderr
     assert "Traceback" not in result.stderr
     assert contents(out / "checkpoints") == earlier

@@ -11,6 +11,7 @@ import tomli_w
 from gptkit.errors import UsageError
 from gptkit.files import write_atomically, write_json, writing
 from gptkit.recipe.recipe import Recipe
+from gptkit.runs import run_folder
 from gptkit.runs.run_folder import RunFolder
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -25,6 +26,14 @@ class Change(NamedTuple):
 
     old: Any
     new: Any
+
+
+class Noted(NamedTuple):
+    """What changed when a run was resumed."""
+
+    step: int
+    set: dict[str, Any]
+    """The new values."""
 
 
 def texts(overrides: Overrides) -> list[str]:
@@ -86,18 +95,18 @@ def check(run: RunFolder, changes: Mapping[str, Change], overrides: Sequence[str
 
 
 def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Change], *, step: int) -> None:
-    """Replace the run's recipe, and note in environment.json what changed at which step.
+    """Replace the run's recipe; note in environment.json what changed at which step, and the time.
 
     Raises:
         RunError: the folder is not writable, or the disk is full.
     """
-    if not changes:
-        return
-    write_recipe(run, recipe)
-    about = run.read_environment()
-    noted = {"step": step, "set": {key: change.new for key, change in changes.items()}}
-    told = {"recipe": recipe.flat(), "changes": [*_noted(about), noted]}
-    write_json(run.environment, about | told)
+    about = run.read_environment() | {"trained": run_folder.now()}
+    if changes:
+        write_recipe(run, recipe)
+        new = Noted(step, {key: change.new for key, change in changes.items()})
+        noted = [each._asdict() for each in (*read_noted(about), new)]
+        about |= {"recipe": recipe.flat(), "changes": noted}
+    write_json(run.environment, about)
 
 
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
@@ -123,15 +132,18 @@ def since(run: RunFolder, step: int) -> set[str]:
     """The fields that were changed at this step or later, so that no checkpoint has them yet."""
     return {
         key
-        for noted in _noted(run.read_environment())
-        if noted.get("step", 0) >= step
-        for key in noted.get("set", ())
+        for noted in read_noted(run.read_environment())
+        if noted.step >= step
+        for key in noted.set
     }
 
 
-def _noted(about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = about.get("changes")
-    return [n for n in found if isinstance(n, dict)] if isinstance(found, list) else []
+def read_noted(environment: Mapping[str, Any]) -> list[Noted]:
+    """What changed when a run was resumed, by its environment.json; without damaged records."""
+    found = environment.get("changes")
+    records = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    pairs = [(each.get("step"), each.get("set")) for each in records]
+    return [Noted(s, new) for s, new in pairs if isinstance(s, int) and isinstance(new, dict)]
 
 
 def _may_change(key: str) -> bool:

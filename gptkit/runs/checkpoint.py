@@ -62,7 +62,7 @@ def save(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> Path:
     """
     target = folder / step_name(state.step)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # without the run folder: it may have been moved
         sweep(folder)
         with staged(target) as new:
             new.mkdir()
@@ -70,7 +70,7 @@ def save(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> Path:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{target}: cannot be saved: {error}",
-            hint="earlier checkpoints are intact; free some space, then gptkit resume",
+            hint="free some space, then gptkit resume continues the run",
         ) from error
     return target
 

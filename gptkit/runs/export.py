@@ -1,14 +1,14 @@
 """Write a run's model in a format: whole or not at all."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from gptkit.errors import RunError
-from gptkit.files import lock, recover, staged, writing
+from gptkit.files import lock, make_folder, recover, staged, writing
 from gptkit.plugin import Format, TrainedModel
 from gptkit.runs import run_folder
 from gptkit.runs.loaded import load_checkpoint, load_data
@@ -76,17 +76,14 @@ def _staged(out: Path) -> Iterator[Path]:
     busy = RunError(
         f"{out}: another export is writing there", hint="wait for it, or choose another --out"
     )
-    made = [folder for folder in out.absolute().parents if not folder.exists()]
-    try:
-        with writing(out, hint="choose another place"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with lock(out.with_name(f".{out.name}.lock"), busy=busy, keep=False):
-                recover(out)
-                with staged(out) as new:
-                    yield new
-    except SafetensorError as error:  # from a full disk, too
-        raise RunError(f"{out}: cannot be written: {error}", hint="choose another place") from error
-    finally:
-        for folder in made:  # these stay only if something was written
-            with suppress(OSError):
-                folder.rmdir()
+    with ExitStack() as stack:
+        try:
+            with writing(out, hint="choose another place"):
+                stack.callback(make_folder(out.absolute().parent))
+                with lock(out.with_name(f".{out.name}.lock"), busy=busy, keep=False):
+                    recover(out)
+                    with staged(out) as new:
+                        yield new
+        except SafetensorError as error:  # from a full disk, too
+            fault = f"{out}: cannot be written: {error}"
+            raise RunError(fault, hint="choose another place") from error

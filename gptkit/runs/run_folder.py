@@ -1,23 +1,25 @@
 """A run folder: its paths and its lock; find, list and make run folders."""
 
-import itertools
-import json
+import math
+import os
 import shlex
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gptkit.errors import RunError, UsageError
-from gptkit.files import lock, writing
+from gptkit.errors import CheckpointError, RunError, UsageError
+from gptkit.files import lock, read_json, writing
 from gptkit.runs import checkpoint
+
+T = TypeVar("T")
 
 RUNS = Path("runs")
 """Where run folders are made and looked for, below the working directory."""
-OTHER_FOLDER = "choose another folder: --out DIR"
+ENVIRONMENT_BYTES = 16 << 20
+"""A larger environment.json is damaged."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class RunFolder:
     """One run on disk."""
 
     path: Path
+    _held: int | None = field(default=None, repr=False, compare=False)
+    """A descriptor of the folder while this process holds it, wherever it is moved to."""
 
     @property
     def recipe(self) -> Path:
@@ -67,20 +71,46 @@ class RunFolder:
             raise RunError(f"{self.path}: no checkpoint {which}", hint=f"one of {known}")
         return found
 
+    def read_step(self, which: str | int, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a step folder; see `step_folder`.
+
+        It looks again if a process that trains deletes the folder meanwhile.
+
+        Raises:
+            RunError: there is none.
+            CheckpointError: from `read`.
+        """
+        while True:
+            step_folder = self.step_folder(which)
+            try:
+                return read(step_folder)
+            except CheckpointError:
+                if step_folder.exists():
+                    raise
+
     def read_environment(self) -> dict[str, Any]:
         """The contents of environment.json; empty if it is missing or damaged."""
         try:
-            found = json.loads(self.environment.read_bytes())
+            found = read_json(self.environment, limit=ENVIRONMENT_BYTES)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
+    @property
+    def trained(self) -> float:
+        """When the training of this run was last begun or continued; 0 if that is not known."""
+        found = self.read_environment().get("trained")
+        return found if isinstance(found, float) and math.isfinite(found) else 0.0
+
     @contextmanager
-    def lock(self, *, hint: str = "wait for it, or stop it") -> Iterator[None]:
+    def lock(self, *, hint: str = "wait for it, or stop it") -> Iterator["RunFolder"]:
         """Hold the folder for this process; the system releases it when the process dies.
 
         Args:
             hint: what to do while another process holds it.
+
+        Yields:
+            The folder; its `check` notices if it is moved or deleted.
 
         Raises:
             RunError: another process holds it, or it cannot be written.
@@ -89,40 +119,28 @@ class RunFolder:
         with ExitStack() as stack:
             with writing(self.path):
                 stack.enter_context(lock(self.path / ".lock", busy=busy))
-            yield
+                held = None
+                if os.name != "nt":  # where a folder with open files stays where it is
+                    held = os.open(self.path, os.O_RDONLY)
+                    stack.callback(os.close, held)
+            yield replace(self, _held=held)
 
+    def check(self) -> None:
+        """Raise a RunError if the folder that this process holds is no longer at its path."""
+        if not self.is_there():
+            raise RunError(
+                f"{self.path}: was moved or deleted while it was trained",
+                hint="its last checkpoint is where the folder is now: gptkit resume FOLDER",
+            )
 
-@contextmanager
-def claim(path: Path | None, name: str) -> Iterator[RunFolder]:
-    """A new run folder, locked for this process; removed at the end if it has no recipe.
-
-    Args:
-        path: where; None takes a new one under `runs/`, called after `name` and the time.
-        name: of the recipe.
-
-    Raises:
-        UsageError: something is there already.
-        RunError: it cannot be written, or another process holds it.
-    """
-    with writing(path or RUNS, hint=OTHER_FOLDER):
-        run = RunFolder(path or _make_new_name(name))
-        run.path.mkdir(parents=True, exist_ok=True)
-    with run.lock(hint=f"wait for it, stop it, or {OTHER_FOLDER}"):
-        check_unused(run.path)
+    def is_there(self) -> bool:
+        """Whether the folder is at its path: the one that this process holds, if it holds one."""
+        if self._held is None:
+            return self.path.is_dir()
         try:
-            yield run
-        finally:
-            if _is_unused(run.path):
-                shutil.rmtree(run.path, ignore_errors=True)
-
-
-def check_unused(path: Path) -> None:
-    """Raise a UsageError if `path` cannot become a new run folder because something is there."""
-    if _is_unused(path):
-        return
-    is_run = (path / "recipe.toml").exists()
-    resume = f"continue it: gptkit resume {quote(path)}; or " if is_run else ""
-    raise UsageError(f"{path}: already exists", hint=resume + OTHER_FOLDER)
+            return os.path.samestat(os.fstat(self._held), self.path.stat())
+        except OSError:
+            return False
 
 
 def quote(path: Path) -> str:
@@ -160,28 +178,20 @@ def open_run(path: Path | None) -> RunFolder:
 
 
 def list_runs(root: Path = RUNS) -> list[RunFolder]:
-    """All run folders under `root`, oldest first."""
-    found = [path.parent for path in root.glob("*/recipe.toml")]
-    return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "recipe.toml").stat().st_mtime)]
+    """All run folders under `root`; the one that was trained last comes last."""
+    return sorted((RunFolder(path.parent) for path in root.glob("*/recipe.toml")), key=_age)
 
 
-def _is_unused(path: Path) -> bool:
-    """Whether a path holds nothing but what a run writes before its recipe."""
-    if not path.exists():
-        return True
-    if not path.is_dir():
-        return False
-    names = {p.name for p in path.iterdir() if not (p.name.startswith(".") and p.suffix == ".tmp")}
-    return not names or (".lock" in names and names <= {".lock", "environment.json"})
+def now() -> float:
+    """A time for `RunFolder.trained`, later than that of all runs, whatever the clock says."""
+    latest = max((run.trained for run in list_runs()), default=0.0)
+    return max(time.time(), math.nextafter(latest, math.inf))
 
 
-def _make_new_name(name: str) -> Path:
-    """Make a folder with an unused name, even if two runs start in the same second."""
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    RUNS.mkdir(exist_ok=True)
-    names = (f"{name}-{stamp}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
-    while True:
-        path = RUNS / next(names)
-        with suppress(FileExistsError):
-            path.mkdir()
-            return path
+def _age(run: RunFolder) -> tuple[float, float, str]:
+    """Sorts runs by their training; those of earlier versions come first, by their recipe."""
+    try:
+        changed = run.recipe.lstat().st_mtime
+    except OSError:  # deleted meanwhile
+        changed = 0.0
+    return run.trained, changed, str(run.path)

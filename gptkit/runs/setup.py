@@ -96,6 +96,7 @@ def build_trainer(
         callbacks=Callbacks(plugins.callbacks, labels=plugins.labels, on_error=plugins.on_error),
         recipe=plugins.recipe.model_dump(mode="json", exclude_none=True),
         run_dir=run.path if run else None,
+        check=run.check if run else lambda: None,
         save=save,
     )
 

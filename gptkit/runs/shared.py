@@ -7,7 +7,7 @@ from pathlib import Path
 from gptkit.errors import CheckpointError, FormatError, RunError
 from gptkit.files import remove_temporaries
 from gptkit.recipe.table import Report
-from gptkit.runs import checkpoint, run_folder
+from gptkit.runs import checkpoint, new_folder, run_folder
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import read_snapshot
 from gptkit.training.distributed import Ranks
@@ -31,7 +31,7 @@ def previous_run(ranks: Ranks, out: Path | None) -> RunFolder | None:
 def claim(out: Path | None, name: str, ranks: Ranks) -> Iterator[RunFolder]:
     """A new run folder, which the first rank makes and locks."""
     if ranks.first:
-        with run_folder.claim(out, name) as run:
+        with new_folder.claim(out, name) as run:
             ranks.broadcast(str(run.path))
             yield run
     else:

@@ -13,7 +13,7 @@ from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.table import Report
-from gptkit.runs import changes, environment, origin, run_folder, signals
+from gptkit.runs import changes, environment, new_folder, origin, run_folder, signals
 from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
@@ -82,7 +82,7 @@ def train(
         plugins = with_callbacks(build.build(valid), caller.callbacks)
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
-            run_folder.check_unused(out)  # before the data, which may take long
+            new_folder.check_unused(out)  # before the data, which may take long
         begin = origin.find(start, which, weights) if start else None
         run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
         data = ranks.rank0_first(plugins.load_data)
@@ -95,7 +95,8 @@ def train(
             if ranks.first:
                 about = environment.describe(plugins, data, run_device, ranks)
                 came_from = {"from": begin.record()} if begin else {}
-                write_json(run.environment, about | came_from)
+                times = {"trained": run_folder.now()}
+                write_json(run.environment, about | came_from | times)
                 changes.write_recipe(run, plugins.recipe)
             report(_summary(trainer, run) + (f", from {begin}" if begin else ""))
             del begin  # so that its tensors take no memory during training
@@ -143,7 +144,7 @@ def _continue(
 ) -> RunFolder:
     """Continue a run; from its start if it has no checkpoint yet."""
     caller.started(run)
-    with run.lock() if ranks.first else nullcontext():
+    with run.lock() if ranks.first else nullcontext(run) as run:
         saved = newest_snapshot(run, ranks, report)
         plugins, changed = _reread(run, overrides, report)
         plugins = with_callbacks(plugins, caller.callbacks)

@@ -38,6 +38,7 @@ class Trainer:
         callbacks: run at the events of training.
         recipe: the complete recipe as JSON values, for callbacks.
         run_dir: the run folder, for callbacks that write.
+        check: raises a RunError after a step if the run folder is gone.
         save: writes a checkpoint, on rank 0, and returns its folder; None writes none.
 
     Raises:
@@ -57,11 +58,12 @@ class Trainer:
         callbacks: Callbacks | None = None,
         recipe: Mapping[str, Any] | None = None,
         run_dir: Path | None = None,
+        check: Callable[[], None] = lambda: None,
         save: Callable[[Snapshot], Path] | None = None,
     ) -> None:
         self.model, self.data, self.ranks = model, data, ranks
         self.options, self.run_device = options, run_device
-        self.seed, self._save = seed, save
+        self.seed, self._check, self._save = seed, check, save
         self.callbacks = Callbacks() if callbacks is None else callbacks
         self.part = ranks.batch_slice(options.batch_size)
         """This rank's part of the step's batch."""
@@ -121,6 +123,7 @@ class Trainer:
             self.model.train()
             while state.step < state.steps and not self.stopping():
                 self.step()
+                self._check()
                 if self._due(self.options.eval_every):
                     self.evaluate()
                 if self._due(self.options.save_every or self.options.eval_every):

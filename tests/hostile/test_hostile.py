@@ -4,7 +4,7 @@ import pytest
 
 from tests.hostile.harness import GOOD, run
 
-CASES = {"sets": 400}
+CASES = {"sets": 400, "run_folders": 1500}
 """Cases of each area in the slow run; a tenth of them in every run."""
 
 

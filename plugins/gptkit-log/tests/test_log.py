@@ -1,11 +1,15 @@
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
+from random import Random
+from time import perf_counter
 from typing import Any, ClassVar
 
 import pytest
@@ -13,11 +17,11 @@ import torch
 from rich.console import Console
 
 from gptkit.codec import Codec, PromptError
-from gptkit.plugin import TrainState
+from gptkit.plugin import RunError, TrainState
 from gptkit.testing import LetterCodec, check_callback, make_state
 from gptkit_log import Log
 from gptkit_log.display import LiveDisplay, PlainDisplay, duration, fitted, open_display, quote
-from gptkit_log.files import records_until
+from gptkit_log.files import LINE_BYTES, MetricsFile
 
 ESCAPE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")
 STEP_LINE = re.compile(
@@ -149,9 +153,78 @@ def test_a_resumed_run_counts_the_seconds_of_earlier_processes(state: TrainState
     assert 100 <= metrics(state)[1]["elapsed"] < 110
 
 
-def test_damaged_lines_are_left_out() -> None:
-    content = b'{"step": 1}\n\x00\xff\n[3]\n{"loss": 1.0}\n\n{"step": 2}\n{"step": 3}\n{"st'
-    assert records_until(content, 2) == [{"step": 1}, {"step": 2}]
+DAMAGED = [b"\x00\xff\n", b"[3]\n", b'{"loss": 1.0}\n', b"\n", b'{"step":' * 9999, b'{"step": "1"}']
+DAMAGED = [line.removesuffix(b"\n") + b"\n" for line in DAMAGED]
+LONG = b'{"step": 0, "x": "' + b"y" * LINE_BYTES + b'"}\n'
+
+
+@pytest.mark.parametrize("end", [b"", b'{"st', b'{"step": 99', b"\x00" * 5000, LONG, *DAMAGED])
+def test_the_records_until_a_step_stay_as_they_are(end: bytes, tmp_path: Path) -> None:
+    path, random = tmp_path / "metrics.jsonl", Random(len(end))
+    lines = []
+    for step in range(1, 41):  # with gaps, several records of a step, damage between and after them
+        lines += [b'{"step": %d, "elapsed": %d.5}\n' % (step, step)] * random.choice([0, 1, 1, 2])
+        lines += random.sample(DAMAGED, random.choice([0, 0, 1]))
+    for step in range(-1, 43):
+        path.write_bytes(b"".join(lines) + end)
+        MetricsFile(path, step=step).close()
+        expected = [line for line in lines if b"elapsed" in line and until(line, step)]
+        found = path.read_bytes()
+        assert b"".join(lines).startswith(found)
+        assert [line for line in found.splitlines(keepends=True) if line in expected] == expected
+        assert found == b"" or until(found.splitlines()[-1], step)
+
+
+def until(line: bytes, step: int) -> bool:
+    return json.loads(line)["step"] <= step
+
+
+def test_a_record_without_its_newline_is_kept(state: TrainState) -> None:
+    assert state.run_dir
+    path = state.run_dir / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "elapsed": 7.0}')
+    file = MetricsFile(path, step=2)
+    file.write({"step": 3})
+    file.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "elapsed": 7.0}\n{"step": 3}\n'
+    assert file.elapsed == 7
+
+
+def test_a_large_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        for start in range(0, 700_000, 10_000):
+            file.writelines(
+                b'{"step": %d, "loss": 2.5, "lr": 0.001, "tokens": 1000, "tokens_per_second": 9.0, '
+                b'"elapsed": %d.0}\n' % (step, step)
+                for step in range(start, start + 10_000)
+            )
+    assert path.stat().st_size > 64 << 20
+    began = perf_counter()
+    file = MetricsFile(path, step=123_456)
+    assert perf_counter() - began < 0.5
+    file.close()
+    assert file.elapsed == 123_456
+    with path.open("rb") as written:
+        written.seek(-200, os.SEEK_END)
+        assert json.loads(written.read().splitlines()[-1])["step"] == 123_456
+
+
+def test_metrics_that_are_no_file_are_refused(state: TrainState) -> None:
+    assert state.run_dir
+    os.mkfifo(state.run_dir / "metrics.jsonl")
+    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be written: is not a regular file"):
+        Log().on_fit_start(state)
+
+
+def test_nothing_is_made_where_a_run_folder_was_moved_away(state: TrainState) -> None:
+    assert state.run_dir
+    moved = state.run_dir.with_name("moved")
+    away = partial(state.run_dir.rename, moved)
+    with pytest.raises(RunError, match="cannot be written: No such file or directory"):
+        train(Log(every=1, sample_tokens=5), state, until=2, each_step=away, eval_every=1)
+    assert not state.run_dir.exists()
+    assert len((moved / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_pipe_gets_plain_lines_on_stderr(
@@ -379,7 +452,7 @@ def test_a_start_that_fails_is_cleaned_up(state: TrainState) -> None:
     assert state.run_dir
     (state.run_dir / "metrics.jsonl").mkdir()
     log = Log()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(RunError, match="is not a regular file"):
         train(log, state)
     (state.run_dir / "metrics.jsonl").rmdir()
     train(log, state)
