@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from gptkit.errors import DefinitionError, PromptError, closest
+from gptkit.files import open_file
 
-__all__ = ["CONTRACT", "Codec", "ImageCodec", "PromptError", "TextCodec"]
+__all__ = ["CONTRACT", "Codec", "ImageCodec", "PromptError", "TextCodec", "open_file"]
 
 CONTRACT = 1
 """The version of the plugin contract that this gptkit has."""

@@ -14,7 +14,8 @@ from gptkit.contract.dataset import Data, Dataset
 from gptkit.contract.format import Format, TrainedModel
 from gptkit.contract.train_state import TrainState
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
-from gptkit.data.progress import progress
+from gptkit.data.folder import find_files
+from gptkit.data.progress import note, progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError
@@ -45,8 +46,10 @@ __all__ = [
     "cached",
     "digest",
     "fetch",
+    "find_files",
     "harmless",
     "lock",
+    "note",
     "open_file",
     "progress",
     "read_file",

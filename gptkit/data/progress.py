@@ -50,12 +50,18 @@ def progress(
 
 @contextmanager
 def silent(wanted: bool) -> Iterator[None]:
-    """Let `progress` show nothing in this context, if that is wanted."""
+    """Let `progress` and `note` show nothing in this context, if that is wanted."""
     token = _SILENT.set(wanted)
     try:
         yield
     finally:
         _SILENT.reset(token)
+
+
+def note(line: str) -> None:
+    """Say a line on stderr, unless `progress` is silent."""
+    if not _SILENT.get():
+        sys.stderr.write(f"note: {line}\n")
 
 
 def _bar(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:

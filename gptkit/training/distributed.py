@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptkit.data.progress import silent
 from gptkit.data.split import IGNORE
 from gptkit.errors import GptkitError, PeerError, RunError, UsageError
 from gptkit.training import torchrun
@@ -116,7 +117,8 @@ class Ranks:
         turn = 0 if self.first else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
             self.barrier()
-        result = action()
+        with silent(turn == 2):  # another rank of this machine shows what it does
+            result = action()
         for _ in range(turn, 2):
             self.barrier()
         return result

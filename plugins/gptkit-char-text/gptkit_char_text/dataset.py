@@ -17,8 +17,8 @@ from gptkit.plugin import (
     fetch,
 )
 from gptkit_char_text.codec import CharCodec
-from gptkit_char_text.text import TextStats, find_files, scan
-from gptkit_char_text.tokens import cached_stats, encoded
+from gptkit_char_text.text import TextStats, scan, text_files
+from gptkit_char_text.tokens import cached_stats, encode, tokens_path
 
 TINYSHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -50,11 +50,14 @@ class CharText(Dataset):
             DownloadError: Tiny Shakespeare cannot be downloaded.
         """
         files = self._files()
-        text = cached_stats(files) or scan(files)
+        found = cached_stats(files)
+        text = found or scan(files)
         self._check_variety(text)
         train = train_length(text.characters, self.val_fraction)
         self._check_lengths(train, text.characters - train)
-        tokens = encoded(files, text)
+        if not found:
+            encode(files, text)
+        tokens = tokens_path(text)
 
         def split(start: int, stop: int) -> TokenFile:
             return TokenFile(tokens, text.dtype, start=start, stop=stop, block_size=self.block_size)
@@ -70,7 +73,7 @@ class CharText(Dataset):
 
     def _files(self) -> list[Path]:
         if self.path:
-            return find_files(self.path)
+            return text_files(self.path)
         if self.source == "sonnets":
             return [Path(__file__).with_name("sonnets.txt")]
         with cache_errors(cache_folder("downloads")):

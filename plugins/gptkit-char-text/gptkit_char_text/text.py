@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.plugin import DataError, progress
+from gptkit.plugin import DataError, find_files, open_file, progress
 
 CHUNK = 1 << 20  # bytes read at a time
 CODE_POINTS = 0x110000
@@ -35,24 +35,24 @@ class TextStats:
         return "uint8" if len(self.vocabulary) <= 1 << 8 else "uint16"
 
 
-def find_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's *.txt files at any depth, sorted by relative path.
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or the .txt files that `find_files` finds in a folder.
 
     Raises:
-        DataError: `path` does not exist, has no text files in it, or cannot be read.
+        DataError: `path` does not exist, is neither a file nor a folder, has no text files in it,
+            or cannot be read.
     """
     with _reading(path):
-        if path.is_file():
-            return [path]
         if not path.is_dir():
-            raise DataError(f"{path}: no such file or folder", hint="check path in [dataset]")
-        files = [file for file in path.rglob("*.txt") if file.is_file()]
+            open_file(path).close()
+            return [path]
+    files = find_files(path, endings=(".txt",))
     if not files:
         raise DataError(
             f"{path}: no file in this folder ends in .txt",
             hint="rename the text files, or set path to one file",
         )
-    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+    return files
 
 
 def text_digest(files: Sequence[Path]) -> str:
@@ -119,7 +119,7 @@ def _showing(doing: str, files: Sequence[Path]) -> AbstractContextManager[Callab
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file and skip a byte order mark at its beginning."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         yield file
@@ -134,9 +134,10 @@ def _decode(file: BinaryIO, path: Path, advance: Callable[[int], None]) -> Itera
         decoder.decode(b"", final=True)  # raises if the last character is incomplete
     except UnicodeDecodeError as error:
         offset = file.tell() - len(error.object) + error.start  # object ends at tell()
+        utf16 = offset == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         raise DataError(
             f"{path}: not UTF-8: bad byte 0x{error.object[error.start]:02x} at offset {offset}",
-            hint="save the text as UTF-8",
+            hint=f"save the text as UTF-8{'; it seems to be UTF-16' if utf16 else ''}",
         ) from error
 
 
@@ -144,7 +145,12 @@ def _decode(file: BinaryIO, path: Path, advance: Callable[[int], None]) -> Itera
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: no such file or folder", hint="check path in [dataset]"
+        ) from error
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read: {error.strerror}", hint="check path and its permissions"
+            f"{path}: cannot be read: {error.strerror}",
+            hint="path should be a text file, or a folder of them, that you may read",
         ) from error

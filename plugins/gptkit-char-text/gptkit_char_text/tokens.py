@@ -9,8 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gptkit.plugin import DataError, cache_errors, cache_folder, cached
-from gptkit_char_text.text import CODE_POINTS, TextStats, chunks, code_points, text_digest
+from gptkit.plugin import (
+    DataError,
+    cache_errors,
+    cache_folder,
+    cached,
+    open_file,
+    progress,
+    read_json,
+)
+from gptkit_char_text.text import CHUNK, CODE_POINTS, TextStats, chunks, code_points, text_digest
+
+NO_CHARACTER = 0xD8FF  # a surrogate, which no text has; its last byte is not ASCII
 
 
 def cached_stats(files: Sequence[Path]) -> TextStats | None:
@@ -19,17 +29,16 @@ def cached_stats(files: Sequence[Path]) -> TextStats | None:
     Raises:
         DataError: a file cannot be read.
     """
-    sha256 = text_digest(files)
-    try:
-        meta = json.loads((_folder(sha256) / "meta.json").read_bytes())
-        text = TextStats(sha256, meta["vocabulary"], meta["characters"])
-        return text if _is_complete(text) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _stored(text_digest(files))
 
 
-def encoded(files: Sequence[Path], text: TextStats) -> Path:
-    """The file of the text's raw tokens, each a `text.dtype`; written if it is not in the cache.
+def tokens_path(text: TextStats) -> Path:
+    """The file of the text's raw tokens in the cache, each a `text.dtype`."""
+    return _folder(text.sha256) / "tokens.bin"
+
+
+def encode(files: Sequence[Path], text: TextStats) -> None:
+    """Write the text's tokens into the cache; what is there and does not fit is replaced.
 
     Raises:
         DataError: the cache cannot be written, or the text has changed since it was scanned.
@@ -41,9 +50,9 @@ def encoded(files: Sequence[Path], text: TextStats) -> Path:
         (target / "meta.json").write_bytes(_meta(text))
 
     with cache_errors(folder):
-        if folder.exists() and not _is_complete(text):
+        if folder.exists() and _stored(text.sha256) is None:
             shutil.rmtree(folder)
-        return cached(folder, build) / "tokens.bin"
+        cached(folder, build)
 
 
 def _encode(files: Sequence[Path], text: TextStats, target: Path) -> None:
@@ -67,13 +76,34 @@ def _meta(text: TextStats) -> bytes:
     return json.dumps(fields).encode()
 
 
-def _is_complete(text: TextStats) -> bool:
-    folder = _folder(text.sha256)
-    size = text.characters * np.dtype(text.dtype).itemsize
+def _stored(sha256: str) -> TextStats | None:
+    """What the cache has of a text; None if its tokens do not give back that very text."""
+    folder = _folder(sha256)
     try:
-        return (
-            folder.joinpath("meta.json").read_bytes() == _meta(text)
-            and folder.joinpath("tokens.bin").stat().st_size == size
-        )
-    except OSError:
-        return False
+        text = _read_back(folder / "tokens.bin", read_json(folder / "meta.json")["vocabulary"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return text if text and text.sha256 == sha256 else None
+
+
+def _read_back(path: Path, vocabulary: str) -> TextStats | None:
+    """What `scan` gives for the text of these tokens; None if it has another vocabulary."""
+    known = TextStats("", vocabulary, 0)
+    points = code_points(vocabulary)
+    ascii_only = points.max(initial=0) < 1 << 7  # one byte per character, also in UTF-8
+    table = np.full(np.iinfo(known.dtype).max + 1, NO_CHARACTER, "<u4")
+    table[: len(points)] = points
+    table = table.astype("u1") if ascii_only else table
+    hasher, seen, characters = hashlib.sha256(), np.zeros(len(table), bool), 0
+    with open_file(path) as file, progress("checking the cache", total=path.stat().st_size) as show:
+        while chunk := file.read(CHUNK):
+            ids = np.frombuffer(chunk, known.dtype)
+            decoded = table[ids].tobytes()
+            hasher.update(decoded if ascii_only else decoded.decode("utf-32-le").encode())
+            seen[ids] = True
+            characters += len(ids)
+            show(len(chunk))
+    found = "".join(vocabulary[i] for i in np.flatnonzero(seen))
+    if found != vocabulary or list(found) != sorted(set(found)):
+        return None
+    return TextStats(hasher.hexdigest(), vocabulary, characters)

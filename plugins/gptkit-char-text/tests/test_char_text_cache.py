@@ -77,7 +77,7 @@ def test_a_text_that_changes_after_it_was_scanned_leaves_nothing(path: Path, cac
     stats = text.scan([path])
     path.write_text(ALPHABET.upper())
     with pytest.raises(DataError, match=r"my\.txt: the text changed while it was read"):
-        tokens.encoded([path], stats)
+        tokens.encode([path], stats)
     assert not list(cache.rglob("tokens.bin"))
 
 

@@ -1,10 +1,9 @@
 """Which files of a folder are images, of which class, and for training or for validation.
 
-The layout is that of `torchvision.datasets.ImageFolder`: a folder per class, with images at any
-depth. The class folders may be in `train` and in one of `val`, `valid` and `test`.
+A folder per class, with images at any depth, as `torchvision.datasets.ImageFolder` reads it. The
+class folders may be in `train` and in one of `val`, `valid` and `test`.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gptkit.plugin import DataError
+from gptkit.plugin import DataError, find_files
+from gptkit_cifar10.picture import endings
 
 TRAIN = "train"
 VAL = ("val", "valid", "test")  # the first that exists is the validation split
 MOST_NAMED = 10  # classes in an error
+
+ByClass = dict[str, list[Path]]
+"""The images of every class."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,72 @@ def read_layout(
         fault = "not a folder" if root.exists() else "no such folder"
         raise DataError(f"{root}: {fault}", hint="set path to an unpacked folder of images")
     if (root / TRAIN).is_dir() and (val := _validation(root)):
-        classes = _same_classes(root / TRAIN, val)
-        items = _items(root / TRAIN, classes, training=True)
-        items += _items(val, classes, training=False)
+        classes, (train, held_out) = _read(root / TRAIN, val)
+        items = _items(train, classes, training=True) + _items(held_out, classes, training=False)
     else:
-        classes = _classes(root)
         _check_no_half_split(root)
-        items = _split(_items(root, classes, training=True), val_fraction, seed)
+        classes, (found,) = _read(root)
+        items = _split(_items(found, classes, training=True), val_fraction, seed)
         if items[-1].training:
             raise DataError(
                 f"{root}: one image per class leaves none for validation",
                 hint="add images, or a split of your own in train/ and val/",
             )
     return classes, tuple(items)
+
+
+def _read(*parts: Path) -> tuple[tuple[str, ...], list[ByClass]]:
+    """The classes, which are the same in all parts; and the images of each part.
+
+    A link that leads to what is counted elsewhere is no class.
+    """
+    found = [{name: list[Path]() for name in _class_folders(part)} for part in parts]
+    for path in find_files(*parts, endings=endings(), in_folders=True):
+        of = next(i for i, part in enumerate(parts) if path.is_relative_to(part))
+        found[of][path.relative_to(parts[of]).parts[0]].append(path)
+    for part, by_class in zip(parts, found, strict=True):
+        for name in [n for n, files in by_class.items() if not files and (part / n).is_symlink()]:
+            del by_class[name]
+        _check_classes(part, by_class)
+    _check_same(parts, found)
+    return tuple(found[0]), found
+
+
+def _check_classes(folder: Path, by_class: ByClass) -> None:
+    if not by_class:
+        raise DataError(
+            f"{folder}: has no class folders",
+            hint="put the images into folders, one per class; a single folder is enough",
+        )
+    if empty := [name for name, files in by_class.items() if not files]:
+        raise DataError(
+            f"{folder}: no image in the class {'folder' if len(empty) == 1 else 'folders'} "
+            f"{listing(empty)}",
+            hint="remove it, or add images that end in .jpg, .png or what else Pillow reads",
+        )
+
+
+def _check_same(parts: Sequence[Path], found: Sequence[ByClass]) -> None:
+    train, val = parts[0], parts[-1]
+    if found[0].keys() != found[-1].keys():
+        faults = [
+            f"only in {place.name}/: {listing(names)}"
+            for place, names in (
+                (train, [name for name in found[0] if name not in found[-1]]),
+                (val, [name for name in found[-1] if name not in found[0]]),
+            )
+            if names
+        ]
+        raise DataError(
+            f"{train.parent}: {train.name}/ and {val.name}/ have different classes: "
+            f"{'; '.join(faults)}",
+            hint="both need the same folders, with at least one image in each",
+        )
+
+
+def _class_folders(folder: Path) -> list[str]:
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _validation(root: Path) -> Path | None:
@@ -76,58 +132,12 @@ def _check_no_half_split(root: Path) -> None:
             )
 
 
-def _same_classes(train: Path, val: Path) -> tuple[str, ...]:
-    classes, others = _classes(train), _classes(val)
-    if classes != others:
-        faults = [
-            f"only in {place.name}/: {listing(names)}"
-            for place, names in (
-                (train, [name for name in classes if name not in others]),
-                (val, [name for name in others if name not in classes]),
-            )
-            if names
-        ]
-        raise DataError(
-            f"{train.parent}: {train.name}/ and {val.name}/ have different classes: "
-            f"{'; '.join(faults)}",
-            hint="both need the same folders, with at least one image in each",
-        )
-    return classes
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
-    if not classes:
-        raise DataError(
-            f"{folder}: has no class folders",
-            hint="put the images into folders, one per class; a single folder is enough",
-        )
-    return classes
-
-
-def _items(folder: Path, classes: tuple[str, ...], *, training: bool) -> list[Item]:
-    # Imported here, since torchvision takes a second.
-    from torchvision.datasets.folder import (  # type: ignore[import-untyped]
-        IMG_EXTENSIONS,
-        has_file_allowed_extension,
-        make_dataset,
-    )
-
-    def is_image(path: str) -> bool:
-        hidden = Path(path).name.startswith(".")
-        return not hidden and has_file_allowed_extension(path, IMG_EXTENSIONS)
-
-    labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(str(folder), labels, is_valid_file=is_image, allow_empty=True)
-    counts = Counter(label for _, label in found)
-    if empty := [name for name, label in labels.items() if not counts[label]]:
-        raise DataError(
-            f"{folder}: no image in the class {'folder' if len(empty) == 1 else 'folders'} "
-            f"{listing(empty)}",
-            hint=f"remove it, or add images that end in {', '.join(IMG_EXTENSIONS)}",
-        )
-    return [Item(Path(path), label, training) for path, label in found]
+def _items(by_class: ByClass, classes: tuple[str, ...], *, training: bool) -> list[Item]:
+    return [
+        Item(path, label, training)
+        for label, name in enumerate(classes)
+        for path in sorted(by_class[name], key=lambda path: (str(path.parent), path.name))
+    ]
 
 
 def _split(items: list[Item], val_fraction: float, seed: int) -> list[Item]:

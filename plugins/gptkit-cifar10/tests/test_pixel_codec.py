@@ -106,7 +106,7 @@ def test_a_prompt_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("To be or not to be")
     for prompt, fault in (
         ("no-such.png", "No such file"),
-        (str(tmp_path), "Is a directory"),
+        (str(tmp_path), "is a folder"),
         (str(tmp_path / "text.png"), "not an image"),
         ("a\0b", "null byte"),
     ):
