@@ -23,6 +23,7 @@ from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import RULE, SampleRequest, Samples
 from gptkit.show import exports
 from gptkit.show.results import print_probe
+from gptkit.show.tables import print_rows
 from tests.support import BYTES, train
 
 ESCAPE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")
@@ -186,6 +187,19 @@ def test_accuracies_are_shown_in_percent(capsys: pytest.CaptureFixture[str]) -> 
     print_probe(found, None, as_json=False)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:5] == ["embedding 30.0 %", "after block 1 33.3 %", "raw data -", "chance 10.0 %"]
+
+
+def test_numbers_of_a_column_are_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"run": "a", "step": 4, "val_loss": 3.607, "lr": 3e-4, "flip": True},
+        {"run": "b", "step": 12, "val_loss": 2.27981, "lr": 0.001, "flip": None},
+    ]
+    print_rows(rows, tuple(rows[0]), as_json=False)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "run  step  val loss      lr  flip",
+        "a       4    3.6070  0.0003  true",
+        "b      12    2.2798   0.001     -",
+    ]
 
 
 def test_what_a_data_set_prints_is_no_result(

@@ -33,7 +33,7 @@ def print_run(found: RunFolder, *, as_json: bool) -> None:
         return
     print_result(f"{found.path}\n")
     for key in ("device", "dtype", "git_commit", "data_sha256"):
-        print_result(f"{key:12} {environment.get(key)}")
+        print_result(f"{key:12} {environment.get(key) or '-'}")
     for line in _history(environment):
         print_result(line)
     print()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,9 +26,11 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
     table = Table(box=None, pad_edge=False)
     for name in columns:
         is_text = any(isinstance(row[name], str) for row in rows)
-        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=not is_text)
+        justify: JustifyMethod = "left" if is_text else "right"
+        title = name.replace("_", " ")
+        table.add_column(title, overflow="fold", no_wrap=not is_text, justify=justify)
     for row in rows:
-        table.add_row(*[_cell(row[name]) for name in columns])
+        table.add_row(*[_cell(row[name], name) for name in columns])
     _console().print(table)
 
 
@@ -65,7 +67,7 @@ def _side_by_side(keys: Sequence[str], columns: Sequence[Sequence[Any]]) -> Tabl
     for heading in ("", *[column[0] for column in columns]):
         table.add_column(_cell(heading), overflow="fold")
     for row, key in enumerate(keys, 1):
-        table.add_row(_cell(key), *[_cell(column[row]) for column in columns])
+        table.add_row(_cell(key), *[_cell(column[row], key) for column in columns])
     return table
 
 
@@ -78,8 +80,11 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=UNLIMITED)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, name: str = "") -> str:
+    """A value as text; a loss has as many digits as in the log of the training."""
     if value is None:
         return "-"
-    text = f"{value:.5g}" if isinstance(value, float) else str(value)
+    number = ".4f" if name.endswith("loss") else ".5g"
+    text = f"{value:{number}}" if isinstance(value, float) else str(value)
+    text = text.lower() if isinstance(value, bool) else text  # as in a recipe
     return escape(harmless(text, keep=""))
