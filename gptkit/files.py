@@ -73,9 +73,12 @@ def write_atomically(path: Path, contents: bytes) -> None:
     A symbolic link stays; the file that it points to is replaced.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full.
+        OSError: the folder is missing or not writable, the disk is full, or something is there
+            that is no regular file: a device must not be replaced.
     """
     target = path.resolve()
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     temporary = _unused_name(target)
     try:
         with temporary.open("xb") as file:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_behind_a_link_the_file_is_replaced(tmp_path: Path) -> None:
     write_atomically(tmp_path / "link.txt", b"after")
     assert (tmp_path / "link.txt").is_symlink()
     assert (tmp_path / "real/a.txt").read_text() == "after"
+
+
+def test_a_device_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="is not a regular file"):
+            write_atomically(tmp_path / name, b"new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> None:

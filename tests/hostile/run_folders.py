@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from gptkit.files import read_json
 from tests.hostile.harness import Case
 
 RECIPE = """\
@@ -112,12 +114,19 @@ def _trained(run: Path, steps: int) -> Callable[[int, str, str], str | None]:
         if code:
             return None
         saved = run / "checkpoints" / f"step-{steps:08}" / "state.json"
-        lines = (run / "metrics.jsonl").read_bytes().splitlines()
-        if not saved.exists() or (steps == 3 and json.loads(lines[-1])["step"] != 3):
+        logged = steps == 2 or 'use = "log"' not in (run / "recipe.toml").read_text()
+        if not saved.exists() or not (logged or _last_step(run) == steps):
             return "it says that it trained, but it did not"
         return None
 
     return expect
+
+
+def _last_step(run: Path) -> object:
+    try:
+        return json.loads((run / "metrics.jsonl").read_bytes().splitlines()[-1])["step"]
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        return error
 
 
 def _replace(random: Random, path: Path) -> str:
@@ -138,8 +147,8 @@ REPLACEMENTS: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.touch(),
     "folder": lambda path: path.mkdir(),
     "pipe": lambda path: os.mkfifo(path),
-    "device": lambda path: path.symlink_to("/dev/zero"),
-    "null": lambda path: path.symlink_to("/dev/null"),
+    "device": lambda path: _link_to_a_device(path, "zero"),
+    "null": lambda path: _link_to_a_device(path, "null"),
     "link to itself": lambda path: path.symlink_to(path.name),
     "link to nothing": lambda path: path.symlink_to("nothing"),
     "link to its folder": lambda path: path.symlink_to("."),
@@ -151,6 +160,16 @@ REPLACEMENTS: dict[str, Callable[[Path], object]] = {
     "large": lambda path: path.write_bytes(b"{}\n" * (1 << 20)),
     "one long line": lambda path: path.write_bytes(b"x" * (4 << 20)),
 }
+
+
+def _link_to_a_device(path: Path, name: str) -> None:
+    """A link to a copy of a device: what root writes must not replace that of the system."""
+    found = Path("/dev", name)
+    if os.geteuid() == 0:
+        copy = path.parent / f"{path.name}.{name}"
+        os.mknod(copy, 0o666 | stat.S_IFCHR, found.stat().st_rdev)
+        found = copy
+    path.symlink_to(found)
 
 
 def _replace_any(random: Random, run: Path) -> str:
@@ -188,11 +207,10 @@ def _environment(random: Random, run: Path) -> str:
     """Give a key of environment.json, at any depth, another value."""
     path = run / "environment.json"
     try:
-        about = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return "nothing"
-    if not isinstance(about, dict):
-        return "nothing"
+        about = read_json(path)
+        assert isinstance(about, dict)
+    except (OSError, ValueError, AssertionError):
+        return "nothing"  # it was replaced before
     began = {"run": "runs/good", "step": 1, "weights": None, "sha256": "0" * 64}
     about |= {"changes": [{"step": 1, "set": {"train.steps": 2}}]}
     if random.random() < 0.3:
