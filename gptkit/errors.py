@@ -143,8 +143,8 @@ class RecipeError(UsageError):
         shown = self.problems[:MOST]
         hints = dict.fromkeys(problem.hint for problem in shown if problem.hint)
         lines = [str(p) if p.override else f"{source}: {p}" for p in shown]
-        if (more := len(self.problems) - MOST) > 0:
-            lines.append(f"{source}: {more:,} more problems")
+        if len(self.problems) > MOST:
+            lines.append(f"{source}: has more problems")
         super().__init__("\n".join(lines), hint="\n".join(hints) or None)
 
 

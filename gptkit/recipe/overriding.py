@@ -11,6 +11,7 @@ from gptkit.errors import Key, Problem, UsageError
 from gptkit.recipe import older
 from gptkit.recipe.phrases import short
 from gptkit.recipe.plain import NotPlainError, plain
+from gptkit.recipe.problems import written
 
 PART = r"[\w:-]+"
 """A part of an override's key; a callback's may be DISTRIBUTION:NAME."""
@@ -75,10 +76,11 @@ def apply(override: Override, table: Table) -> Override:
     node: Any = table
     where: list[int | str] = []
     for part in parents:
-        at, node = _descend(node, part, override)
+        at, node = _descend(node, part, override, where)
         where.append(at)
-    if not isinstance(node, dict):
+    if isinstance(node, list):
         raise UsageError(f"{override}: {override.key} is not an option", hint=HINT)
+    _check_table(node, override, where)
     node[last] = override.value
     return replace(override, where=(*where, last))
 
@@ -156,10 +158,10 @@ def _as_toml(text: str) -> Any:
     return plain(text)
 
 
-def _descend(node: Any, part: str, override: Override) -> tuple[int | str, Any]:
-    """A part's place in a node, and what is there."""
-    if isinstance(node, dict):
-        return part, node.setdefault(part, {})
+def _descend(
+    node: Any, part: str, override: Override, where: Sequence[int | str]
+) -> tuple[int | str, Any]:
+    """A part's place in a node, and what is there; the node is at `where`."""
     if isinstance(node, list):
         if part.isascii() and part.isdecimal() and len(part) < 7 and int(part) < len(node):
             return int(part), node[int(part)]
@@ -175,7 +177,13 @@ def _descend(node: Any, part: str, override: Override) -> tuple[int | str, Any]:
         raise UsageError(
             f'{override}: "{short(part)}" {fault}', hint=short(f"callbacks in the recipe: {uses}")
         )
-    raise UsageError(f"{override}: no table named {short(part)}", hint=HINT)
+    _check_table(node, override, where)
+    return part, node.setdefault(part, {})
+
+
+def _check_table(node: Any, override: Override, where: Sequence[int | str]) -> None:
+    if not isinstance(node, dict):
+        raise UsageError(f"{override}: {written(tuple(where))} is no table", hint=HINT)
 
 
 def _put(table: Any, where: Key, value: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from gptkit.terminal import harmless
+
 WIDTH = 80
 """The longest value that a message quotes, in characters."""
 
@@ -104,8 +106,9 @@ def shown(value: Any) -> str:
 
 
 def short(text: str) -> str:
-    """The beginning of a text that stands in a message."""
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+    """The beginning of a text that stands in a message, in one line."""
+    beginning = text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+    return harmless(beginning, keep="")
 
 
 def fault(details: ErrorDetails) -> str:

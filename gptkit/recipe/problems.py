@@ -1,5 +1,7 @@
 """Pydantic's errors as problems: the place in the recipe, and the fault in plain words."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -13,6 +15,10 @@ from gptkit.recipe.options import OPTIMIZERS, MuonOptions
 
 OPTIMIZER = ("train", "optimizer")
 """Where a recipe has the table of the optimizer; pydantic adds the optimizer's name after it."""
+MOST = 200
+"""How many of pydantic's errors are looked at; a broken file can have a million."""
+BARE = re.compile(r"[\w-]+")
+"""A part of a key that needs no quotes."""
 BRACKETS = "write [[callbacks]], with two brackets, and use = NAME below"
 
 
@@ -24,7 +30,7 @@ def problems_of(
     A value that fits none of several types has one problem, with a fault for each type.
     """
     faults: dict[Key, list[str]] = {}
-    for details in error.errors(include_url=False):
+    for details in error.errors(include_url=False)[:MOST]:
         key, fault = _problem(details, model, value)
         faults.setdefault(key, []).append(fault)
     return [Problem(written(key, place), _joined(texts), key=key) for key, texts in faults.items()]
@@ -35,8 +41,9 @@ def written(key: Key, place: str = "") -> str:
     for part in key:
         if isinstance(part, int):
             place += f"[{part}]"
-        else:
-            place += f".{phrases.short(part)}" if place else phrases.short(part)
+            continue
+        name = phrases.short(part if BARE.fullmatch(part) else json.dumps(part, ensure_ascii=False))
+        place += f".{name}" if place else name
     return place
 
 
@@ -57,10 +64,10 @@ def _problem(details: ErrorDetails, model: type[BaseModel], value: Any) -> tuple
         known = details["ctx"]["expected_tags"].replace(", ", " or ")
         return (*key, name), f"should be {known}, got {phrases.shown(details['input'][name])}"
     fault = phrases.fault(details)
-    if key[:1] == ("callbacks",) and len(key) <= 2 and not kind.startswith("missing"):
-        fault = f"{fault}; {BRACKETS}"
-    elif len(key) == 1 and kind == "model_type":
-        fault = f"{fault}; write [{key[0]}], with its options below"
+    if kind in ("model_type", "tuple_type") and key[:1] == ("callbacks",):
+        fault = f"should be a table, got {phrases.shown(details['input'])}; {BRACKETS}"
+    elif kind == "model_type" and len(key) == 1:
+        fault += f"; write [{key[0]}], with its options below"
     return key, fault
 
 

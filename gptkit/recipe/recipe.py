@@ -21,6 +21,7 @@ from gptkit.recipe.registry import Kind
 from gptkit.recipe.table import Report, read_table, source_name
 
 OnError = Literal["stop", "warn"]
+MOST_CALLBACKS = 100
 
 
 class PluginSpec(BaseModel):
@@ -55,7 +56,7 @@ class Recipe(Options):
     """The shape of the GPT."""
     train: TrainOptions = TrainOptions()
     """The training."""
-    callbacks: tuple[CallbackSpec, ...] = Field(default=(), strict=False)
+    callbacks: tuple[CallbackSpec, ...] = Field(default=(), strict=False, max_length=MOST_CALLBACKS)
     """Callbacks; they run in this order at every event."""
 
     def to_toml(self) -> str:
@@ -131,7 +132,8 @@ def _named_plugins(table: Mapping[str, Any]) -> list[tuple[Kind, PluginSpec, Key
     callbacks = table.get("callbacks", [])
     named: list[tuple[Kind, Any, Key]] = [("dataset", table.get("dataset"), ("dataset",))]
     if isinstance(callbacks, list):
-        named += [("callback", c, ("callbacks", i)) for i, c in enumerate(callbacks)]
+        first = callbacks[:MOST_CALLBACKS]
+        named += [("callback", c, ("callbacks", i)) for i, c in enumerate(first)]
     found = []
     for kind, value, key in named:
         if isinstance(value, dict) and isinstance(value.get("use"), str) and value["use"]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from gptkit.codec import CONTRACT, Codec, contract_fault, declared_contract
 from gptkit.errors import DefinitionError, PluginError, closest
+from gptkit.recipe.phrases import short
 
 Kind = Literal["dataset", "callback", "codec", "format", "command"]
 
@@ -160,7 +161,7 @@ def _named(name: str, known: list[Entry], what: str) -> list[Entry]:
     if not matches:
         near = closest(name, [entry.name for entry in known])
         raise PluginError(
-            f'no {what} named "{name}"',
+            f'no {what} named "{short(name)}"',
             hint=f"installed: {', '.join(map(str, known)) or 'none'}; "
             + (f'did you mean "{near}"?' if near else "pip install adds others"),
         )

@@ -4,7 +4,11 @@ import pytest
 
 from tests.hostile.harness import GOOD, run
 
-CASES = {"sets": 400, "run_folders": 1500}
+CASES = {
+    "recipes": 3000,
+    "run_folders": 1500,
+    "sets": 1000,
+}
 """Cases of each area in the slow run; a tenth of them in every run."""
 
 
