@@ -12,9 +12,9 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from gptkit.errors import CheckpointError, PluginError, UsageError
+from gptkit.errors import CheckpointError, PluginError, PromptError, UsageError
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Callback, Data, TokenFile, TrainState
+from gptkit.plugin import Callback, Data, Split, TokenFile, TrainState
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import AdamWOptions, GPTConfig, MuonOptions, TrainOptions
 from gptkit.runs import checkpoint
@@ -214,6 +214,89 @@ def test_a_resumed_training_writes_the_same_bytes(
     assert again.state.tokens == whole.state.tokens
     assert again.state.val_losses == whole.state.val_losses
     assert again.state.checkpoint == tmp_path / "resumed" / checkpoint.step_name(STEPS)
+
+
+class Failing(Callback):
+    """Fails once, in an event of step `STOP`, before the other callbacks learn of it."""
+
+    event: str = ""
+
+    def on_step_start(self, state: TrainState) -> None:
+        self._fail("on_step_start", state)
+
+    def on_backward_end(self, state: TrainState) -> None:
+        self._fail("on_backward_end", state)
+
+    def on_step_end(self, state: TrainState) -> None:
+        self._fail("on_step_end", state)
+
+    def on_eval_end(self, state: TrainState) -> None:
+        self._fail("on_eval_end", state)
+        if self.event == "preview" and state.step == STOP:
+            state.sample(8, 1, prompt="?")
+
+    def _fail(self, event: str, state: TrainState) -> None:
+        if event == self.event and state.step == STOP:
+            raise LookupError(event)
+
+
+class Damaged(Split):
+    """A split that fails at a call."""
+
+    def __init__(self, whole: Split, at: int) -> None:
+        self.whole, self.stride, self.at, self.calls = whole, whole.stride, at, 0
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        if self.calls == self.at:
+            raise OSError("the disk is gone")
+        return self.whole[indices]
+
+
+@pytest.mark.parametrize(
+    "where", ["on_step_start", "on_step_end", "on_eval_end", "preview", "train", "val"]
+)
+def test_what_fails_between_two_steps_saves_first_and_is_resumed_exactly(
+    where: str, data: Data, tmp_path: Path
+) -> None:
+    def new(event: str = "") -> dict[str, Callback]:
+        return {"failing": Failing(event=event), "ema": Average(), "rates": LayerRates()}
+
+    make(data, tmp_path / "whole", new(), save_every=5).fit()
+    splits = {"train": data.train, "val": data.val}
+    if where in splits:  # an evaluation reads two batches for each of two sets of weights
+        splits[where] = Damaged(splits[where], at=STOP + 1 if where == "train" else 6)
+    damaged = Data(**splits, codec=data.codec, vocab_size=26, block_size=8)
+    failing = make(damaged, tmp_path / "failing", new(where), save_every=5, eval_batches=2)
+    with pytest.raises((LookupError, OSError, PromptError)) as caught:
+        failing.fit()
+    assert caught.value.__notes__[-1] == "step 4 is saved: gptkit resume continues after it"
+    assert failing.state.error is caught.value
+    assert [path.name for path in checkpoint.step_folders(tmp_path / "failing")] == [
+        checkpoint.step_name(STOP)
+    ]
+    resumed(data, tmp_path / "failing", new(), save_every=5).fit()
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+
+
+def test_half_a_step_is_never_saved(data: Data, tmp_path: Path) -> None:
+    failing = {"failing": Failing(event="on_backward_end")}
+    with pytest.raises(LookupError):
+        make(data, tmp_path / "run", failing, save_every=3).fit()
+    assert [path.name for path in checkpoint.step_folders(tmp_path / "run")] == [
+        checkpoint.step_name(3)
+    ]
+
+
+def test_what_cannot_be_saved_does_not_hide_what_failed(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("no folder")
+    failing = {"failing": Failing(event="on_step_end")}
+    with pytest.raises(LookupError) as caught:
+        make(data, tmp_path / "run", failing, save_every=5).fit()
+    assert caught.value.__notes__[-1].startswith("step 4 was not saved: ")
 
 
 @pytest.mark.parametrize("kinds", CHANGES, ids="+".join)

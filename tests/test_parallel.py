@@ -84,6 +84,27 @@ class StopOnTheOther(Callback):
         state.stop = state.rank == 1 and state.step == 3
 
 
+class FailOnTheOther(Callback):
+    """Fails after step 3 on rank 1 alone, by itself or in what all ranks do together."""
+
+    contract = 1
+    together: bool = False
+
+    def on_step_end(self, state):
+        if state.step == 3 and self.together:
+            state.evaluate("val" if state.rank == 0 else Broken(), batches=1)
+        elif state.step == 3 and state.rank == 1:
+            raise LookupError("on one rank")
+
+
+class Broken(Split):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, indices):
+        raise LookupError("on one rank")
+
+
 class Restless(Callback):
     """Splits the groups, lets the batch grow, keeps an average and a sum of the gradients."""
 
@@ -186,6 +207,7 @@ class Workshop:
             "[gptkit.datasets]\nmasked-text = masked_text:MaskedText\n"
             "[gptkit.callbacks]\nstop-on-the-other = masked_text:StopOnTheOther\n"
             "farewell = masked_text:Farewell\nrestless = masked_text:Restless\n"
+            "fail-on-the-other = masked_text:FailOnTheOther\n"
         )
         path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
         self.env = os.environ | {"PYTHONPATH": path}
@@ -440,6 +462,22 @@ def test_a_callback_of_any_rank_ends_training_and_one_alone_may_offer_weights(
     assert saved_steps(workshop.folder / "stopping") == [2, 3]
     state = checkpoint.load_state(workshop.folder / "stopping/checkpoints/step-00000002")
     assert (set(state.val_losses), set(state.weights)) == ({"ema"}, {"copy", "again", "ema"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("together", "shard"), [(False, "true"), (True, "false")])
+def test_a_callback_that_fails_on_one_rank_ends_all_and_saves_unless_they_act_together(
+    together: bool, shard: str, workshop: Workshop
+) -> None:
+    name = f"failing-{together}-{shard}"
+    callbacks = [{"use": "fail-on-the-other", "together": together}, *CALLBACKS]
+    recipe = workshop.folder / "failing.toml"
+    recipe.write_text(tomli_w.dumps(RECIPE | {"callbacks": callbacks}))
+    options = ["--set", "train.eval_every=2", "--set", f"train.shard={shard}", "--out", name]
+    code, _, stderr = workshop.run(2, "train", recipe, *options)
+    assert code == 1
+    assert stderr.count("LookupError: on one rank") == 1, stderr
+    assert saved_steps(workshop.folder / name) == ([2] if together else [2, 3])
 
 
 @pytest.mark.parametrize(

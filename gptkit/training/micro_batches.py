@@ -57,6 +57,18 @@ def divide(
     total = int(ranks.all_reduce_sum(_n_targets(y)))
     if not total:
         raise DataError(f"{name}: every target is masked", hint=MASKED)
+    return _parts(x, y, size, total, ranks=ranks, put=put)
+
+
+def _parts(
+    x: Tensor,
+    y: Tensor,
+    size: int,
+    total: int,
+    *,
+    ranks: Ranks,
+    put: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[Tensor, Tensor, float]]:
     for i in range(0, len(x), size):
         x_part, y_part = x[i : i + size], y[i : i + size]
         if targets := _n_targets(y_part):

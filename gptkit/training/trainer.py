@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from gptkit.training import finite, groups, micro_batches, optimizer, sharding, 
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
+from gptkit.training.failure import Failure
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.reader import Reader
 from gptkit.training.snapshot import Snapshot
@@ -91,10 +92,11 @@ class Trainer:
             recipe=recipe or {},
             run_dir=run_dir if ranks.first else None,
             rank=ranks.rank,
-            sample=previewer(model, data.codec),
+            sample=self.sample,
             evaluate=self.measure,
         )
-        self._interrupted = False
+        self._preview = previewer(model, data.codec)
+        self._interrupted, self._failure = False, Failure(ranks)
         self._saved: tuple[groups.Groups, groups.Groups] | None = None
         self.first_groups: groups.Groups = []
         """The parameter groups after `on_fit_start` when the run began."""
@@ -105,6 +107,7 @@ class Trainer:
 
         Raises:
             DivergedError: the loss or a gradient is not finite.
+            Exception: of a callback or the data set; the latest complete step was saved before.
         """
         for _ in self.steps():
             pass
@@ -119,13 +122,19 @@ class Trainer:
             for name in reversed([*callbacks]):
                 stack.callback(callbacks.call, name, "on_fit_end", state)
             stack.push(self._keep_error)
+            self._failure = Failure(self.ranks)
             self._start()
             self.model.train()
             while state.step < state.steps and not self.stopping():
-                self.step()
+                done = state.step
+                with self._failure.kept():
+                    self.step()
+                if state.step == done:  # it failed before it began
+                    continue
                 self._check()
                 if self._due(self.options.eval_every):
-                    self.evaluate()
+                    with self._failure.kept():
+                        self.evaluate()
                 if self._due(self.options.save_every or self.options.eval_every):
                     self.save()
                 yield state
@@ -137,22 +146,29 @@ class Trainer:
         self._interrupted = True
 
     def stopping(self) -> bool:
-        """Whether a callback or a signal stops training, on any rank; the same on all ranks."""
-        return self.ranks.any(self.state.stop or self._interrupted)
+        """Whether a callback, a signal or a failure stops training, on any rank.
+
+        The same on all ranks.
+        """
+        failed = self._failure.error is not None
+        return self.ranks.any(self.state.stop or self._interrupted or failed)
 
     def step(self) -> None:
         """One update: batch, forward, backward, optimizer, with the callbacks around them."""
         self.state.begin_step()
-        self.emit("on_step_start")
-        self.reset()
-        for x, y, weight in sharding.accumulating(self.module, self.micro_batches()):
-            self.backward(self.loss(x, y) * weight)
-        self.check_step()
-        self.emit("on_backward_end")
-        self.state.optimizer.step()
+        with self._failure.together():
+            self.callbacks.emit("on_step_start", self.state)
+            self.reset()
+            batches = self.micro_batches()
+        with self._failure.final():
+            for x, y, weight in sharding.accumulating(self.module, batches):
+                self.backward(self.loss(x, y) * weight)
+            self.check_step()
+            self.callbacks.emit("on_backward_end", self.state)
+            self.state.optimizer.step()
         self.state.step += 1
         self.state.tokens += self.batch_tokens
-        self.emit("on_step_end")
+        self.tell_all("on_step_end")
 
     def reset(self) -> None:
         """Clear gradients and loss for a new step; seed the dropout of all ranks but the first.
@@ -207,24 +223,35 @@ class Trainer:
         Raises:
             DivergedError: a weight or a loss is not finite.
         """
-        self.finite_check.before_save(self.state.step)
-        self.state.recorder.stop()
-        self.reader.wait()
-        self.validation.update(self.state, self.callbacks)
-        self.emit("on_eval_end")
+        with self._failure.together():
+            self.finite_check.before_save(self.state.step)
+            self.state.recorder.stop()
+            self.reader.wait()
+            self.validation.update(self.state, self.callbacks)
+        self.tell_all("on_eval_end")
 
     def measure(
         self, split: Literal["val", "train"] | Split = "val", *, batches: int | None = None
     ) -> float:
         """The loss of the current weights, for callbacks: see `TrainState.evaluate`."""
         self.reader.wait()
-        with self.state.recorder.paused():
+        with self.state.recorder.paused(), self._failure.together():
             what = f"step {self.state.step}: the loss"
             return self.validation.measure(split, batches=batches, what=what)
 
-    def emit(self, event: str) -> None:
-        """Call an event's method on every callback, in order."""
-        self.callbacks.emit(event, self.state)
+    def sample(self, tokens: int, seed: int, prompt: str = "") -> bytes:
+        """Draw from the current weights, for callbacks: see `TrainState.sample`."""
+        with self._failure.together():
+            return self._preview(tokens, seed, prompt)
+
+    def tell_all(self, event: str) -> None:
+        """Call an event's method on every callback, in order, also if one of them fails.
+
+        So the states of all of them belong to the same step when it is saved.
+        """
+        for name in self.callbacks:
+            with self._failure.kept():
+                self.callbacks.call(name, event, self.state)
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one.
@@ -255,7 +282,7 @@ class Trainer:
             self.state.checkpoint = self._save(taken)
         self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
         self.saved_step = self.state.step
-        self.emit("on_save_end")
+        self.tell_all("on_save_end")
 
     def load(self, saved: Snapshot) -> None:
         """Continue from a snapshot, exactly.
@@ -277,7 +304,7 @@ class Trainer:
         before = groups.describe(self.state.optimizer, self.model)
         size, device = self.state.batch_size, self.run_device.device
         generators = snapshot.generator_states(device)
-        self.emit("on_fit_start")
+        self.callbacks.emit("on_fit_start", self.state)
         if self._saved is None and not self.state.step:
             self.first_groups = groups.describe(self.state.optimizer, self.model)
             return
@@ -297,10 +324,25 @@ class Trainer:
         groups.restore(self.state.optimizer, self.model, found)
 
     def _end_early(self) -> None:
-        """Save, and keep for `on_fit_end` whether a signal was the reason."""
+        """Save, and keep for `on_fit_end` whether a signal was the reason; raise what failed."""
         if self.ranks.any(self._interrupted) and self.state.step < self.state.steps:
             self.state.error = KeyboardInterrupt()
-        self.save()
+        if self._failure.error is None:
+            self.save()
+        else:
+            self._save_and_raise(self._failure.error)
+
+    def _save_and_raise(self, error: Exception) -> NoReturn:
+        """Raise an exception; notes on it say whether the latest step was saved."""
+        step = self.state.step
+        try:
+            if step:  # else nothing is lost
+                self.save()
+        except Exception as fault:
+            error.add_note(f"step {step} was not saved: {fault}")
+        if self.saved_step == step:
+            error.add_note(f"step {step} is saved: gptkit resume continues after it")
+        raise error
 
     def _keep_error(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and not isinstance(error, GeneratorExit):

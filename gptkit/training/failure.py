@@ -1,0 +1,57 @@
+"""The exception that ends training, kept until the latest complete step is saved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gptkit.errors import DivergedError
+from gptkit.training.distributed import Ranks
+
+
+class Failure:
+    """The first exception after a complete step, whose weights are good and can be saved.
+
+    Args:
+        ranks: the processes that train together. They learn of it where all of them ask whether to
+            stop, so the others save the same step.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.error: Exception | None = None
+        self._final = False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep an exception of the block, unless it is of divergence or left a `final` block."""
+        try:
+            yield
+        except DivergedError:
+            raise
+        except Exception as error:
+            if self._final:
+                raise
+            if self.error is None:
+                self.error = error
+            else:
+                self.error.add_note(f"afterwards {type(error).__name__}: {error}")
+
+    @contextmanager
+    def final(self) -> Iterator[None]:
+        """A block whose exceptions are raised at once, since they leave half a step."""
+        try:
+            yield
+        except Exception:
+            self._final = True
+            raise
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block in which all ranks take part: with several, its exceptions are `final`.
+
+        One that failed no longer does what the others wait for.
+        """
+        try:
+            yield
+        except Exception:
+            self._final = self._final or self.ranks.size > 1
+            raise
