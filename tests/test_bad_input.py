@@ -204,23 +204,6 @@ def test_a_single_wrong_byte_in_the_state_never_goes_unnoticed(trained: Path) ->
     assert unnoticed == []
 
 
-def test_whole_weights_of_another_model(trained: Path) -> None:
-    folder = trained / "checkpoints"
-    state, files = checkpoint.load(folder / "step-00000004")
-    weights = files["model"]
-    name = next(iter(weights))
-    for wrong in (
-        weights | {name: weights[name][:1].clone()},
-        {key: value for key, value in weights.items() if key != name},
-        weights | {"more": weights[name].clone()},
-    ):
-        checkpoint.save(folder, state, files | {"model": wrong})
-        with pytest.raises(CheckpointError, match=rf"do not fit the model: ({name}|more)$"):
-            reload(trained)
-    checkpoint.save(folder, state, files)
-    reload(trained)
-
-
 def test_a_damaged_checkpoint_on_the_command_line(
     refused: Callable[..., str], trained: Path
 ) -> None:

@@ -10,9 +10,14 @@ from gptkit.codec import TextCodec
 from gptkit.data.order import walk, windows_of
 from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE
+from gptkit.memory import Need
 from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
 from gptkit.training import finite
 from gptkit.training.evaluate import Evaluation, evaluate
+
+EVALUATION = Need(
+    "this evaluation", "fewer sequences at once: train.micro_batch_size in recipe.toml"
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class RunEvaluation(Evaluation):
     """The loss of text in bits per byte of UTF-8, comparable between codecs; None for images."""
 
 
+@EVALUATION.explained()
 def evaluate_run(
     path: Path | None,
     *,

@@ -19,8 +19,10 @@ from gptkit.codec import ImageCodec
 from gptkit.data.progress import progress
 from gptkit.data.split import Split
 from gptkit.files import write_atomically, write_json, writing
+from gptkit.memory import Need
 from gptkit.runs.loaded import LoadedModel, load_run
 
+PROBE = Need("this probe", "fewer items: --items")
 WEIGHT_DECAY = 1e-3
 """L2 penalty of the regression, on standardised features."""
 
@@ -44,6 +46,7 @@ class Probe:
         return asdict(self)
 
 
+@PROBE.explained()
 def probe_run(
     path: Path | None, *, checkpoint: str | int = "last", device: str = "auto", items: int = 10_000
 ) -> Probe:

@@ -187,9 +187,12 @@ def export(
 def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B006
     """Validate a recipe and its plugins without training; prints the complete recipe."""
     from gptkit.recipe import build
+    from gptkit.runs import fits
 
     plugins = build.build(build.read(recipe, overrides, report=say))
     print_result(plugins.recipe.to_toml(), end="")
+    if warning := fits.warning(plugins):
+        say(f"{recipe}: {warning}")
     say(f"{recipe}: ok")
 
 

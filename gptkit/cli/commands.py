@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from gptkit.cli import process
 from gptkit.errors import GptkitError, UsageError
+from gptkit.memory import Need
 
 ARGUMENTS = "gptkit.arguments"
 """Where a context has all that was typed."""
@@ -22,6 +23,7 @@ DISTRIBUTIONS = (".dist-info", ".egg-info")
 OF_PROGRAMS = {"install_completion", "show_completion"}
 """Options that typer gives to a program, and so to the app of a command."""
 PANEL = "Commands of plugins"
+COMMAND = Need("this command", "smaller numbers, or a computer with more memory")
 BAD_USAGE: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for bad usage; it exports only this subclass."""
 
@@ -68,7 +70,8 @@ class Commands(TyperGroup):
         """Run the command that the arguments name."""
         arguments: list[str] = ctx.meta[ARGUMENTS]
         try:
-            return super().invoke(ctx)
+            with COMMAND.explained():
+                return super().invoke(ctx)
         except BAD_USAGE as error:
             from gptkit.cli import mistakes
 

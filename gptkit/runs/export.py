@@ -9,11 +9,15 @@ from safetensors import SafetensorError
 
 from gptkit.errors import RunError
 from gptkit.files import lock, make_folder, recover, staged, writing
+from gptkit.memory import Need
 from gptkit.plugin import Format, TrainedModel
 from gptkit.runs import run_folder
 from gptkit.runs.loaded import load_checkpoint, load_data
 
+EXPORT = Need("this export", "export it on a computer with more memory")
 
+
+@EXPORT.explained()
 def export(
     path: Path | None,
     format_: Format,

@@ -10,9 +10,10 @@ import torch
 from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
 from gptkit.errors import RunError, UsageError
+from gptkit.memory import Need
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
-from gptkit.recipe import build, codec_record
+from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.build import Plugins
 from gptkit.runs import checked, run_folder
 from gptkit.runs.checkpoint import STATE, damaged, weights_file
@@ -25,7 +26,7 @@ from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 from gptkit.sampling.torch_decoder import TorchDecoder, make_decoder
 from gptkit.training import finite
-from gptkit.training.device import RunDevice, pick_device, resolve_device
+from gptkit.training.device import RunDevice, memory, pick_device, resolve_device
 
 
 class LoadedModel(Model):
@@ -84,10 +85,12 @@ class LoadedModel(Model):
         self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
     ) -> Samples:
         """Start to draw samples; the tokens come one by one in any case."""
-        size = request.samples
+        config, size = self.model.config, request.samples
+        need = sizes.to_sample(config, size, request.tokens or config.block_size)
+        need.check(memory(self.device))
         decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
         drawn = samples.sample(decoder, self.codec, request, sampling)
-        return replace(drawn, steps=self._keeping(decoder, size, drawn.steps))
+        return replace(drawn, steps=self._keeping(decoder, size, drawn.steps, need))
 
     def draw_each(
         self, requests: Sequence[SampleRequest], sampling: SamplingOptions, seeds: Sequence[int]
@@ -119,10 +122,13 @@ class LoadedModel(Model):
         finally:
             self._decoders[size] = decoder
 
-    def _keeping(self, decoder: TorchDecoder, size: int, steps: Iterator[None]) -> Iterator[None]:
+    def _keeping(
+        self, decoder: TorchDecoder, size: int, steps: Iterator[None], need: Need
+    ) -> Iterator[None]:
         """The steps; the decoder is kept for the next samples when they end."""
         try:
-            yield from steps
+            with need.explained():
+                yield from steps
         finally:
             self._decoders[size] = decoder
 
@@ -164,8 +170,11 @@ def load_checkpoint(
         check_loaded(codec, state.config.vocab_size)
     except UsageError as error:
         raise damaged(step_folder / STATE, f"codec: {error}") from None
-    model = GPT(state.config)
-    model.load_weights(tensors)
+    need = sizes.to_load(state.config)
+    need.check(memory(target))
+    with need.explained():
+        model = GPT(state.config)
+        model.load_weights(tensors)
     finite.check_loaded(model.to(target), str(step_folder))
     return LoadedModel(model.eval(), codec, state, weights=weights)
 

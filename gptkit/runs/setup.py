@@ -8,17 +8,19 @@ import torch
 
 from gptkit import __version__
 from gptkit.errors import RunError, UsageError
+from gptkit.memory import Need
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data
-from gptkit.recipe import build, codec_record
+from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
-from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import checked, checkpoint
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder, quote
 from gptkit.runs.state import State
+from gptkit.training import device
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import RunDevice, resolve_device
 from gptkit.training.distributed import ALONE, Ranks
@@ -70,9 +72,16 @@ def build_trainer(
 
     Raises:
         UsageError: the weights do not fit.
+        RunError: there is too little memory.
     """
     options = plugins.recipe.train
-    model = _new_model(plugins.recipe, data)
+    config = model_config(plugins.recipe, data)
+    run_device = run_device or resolve_device(options, local_rank=ranks.local_rank)
+    need = memory_need(config, options, run_device, ranks)
+    need.check(device.memory(run_device.device))
+    torch.manual_seed(plugins.recipe.seed)
+    with need.explained():
+        model = GPT(config, recompute=options.recompute)
     if begin:
         begin.give(model, data.codec)
     save = (
@@ -89,7 +98,7 @@ def build_trainer(
         model,
         data,
         options=options,
-        run_device=run_device or resolve_device(options, local_rank=ranks.local_rank),
+        run_device=run_device,
         seed=plugins.recipe.seed,
         dataset=str(plugins.entries[0]),
         ranks=ranks,
@@ -141,6 +150,14 @@ def model_config(recipe: Recipe, data: Data) -> GPTConfig:
     return GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
 
 
+def memory_need(
+    config: GPTConfig, options: TrainOptions, run_device: RunDevice, ranks: Ranks
+) -> Need:
+    """The memory that each process of a training needs."""
+    item_size = run_device.dtype.itemsize
+    return sizes.to_train(config, options, item_size=item_size, processes=ranks.size)
+
+
 def check_same_model(run: RunFolder, saved: Snapshot, config: GPTConfig) -> None:
     """Raise a RunError if a checkpoint is of another model than the recipe and the data make."""
     theirs, ours = saved.config.model_dump(), config.model_dump()
@@ -156,8 +173,3 @@ def check_same_model(run: RunFolder, saved: Snapshot, config: GPTConfig) -> None
             hint=f"change {quote(run.recipe)} or the data back, or start another run: "
             f"gptkit train {quote(run.recipe)}",
         )
-
-
-def _new_model(recipe: Recipe, data: Data) -> GPT:
-    torch.manual_seed(recipe.seed)
-    return GPT(model_config(recipe, data), recompute=recipe.train.recompute)

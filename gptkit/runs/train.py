@@ -17,7 +17,13 @@ from gptkit.runs import changes, environment, new_folder, origin, run_folder, si
 from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
-from gptkit.runs.setup import build_trainer, check_same_model, model_config, with_callbacks
+from gptkit.runs.setup import (
+    build_trainer,
+    check_same_model,
+    memory_need,
+    model_config,
+    with_callbacks,
+)
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
 from gptkit.terminal import lasting
 from gptkit.training import distributed, snapshot
@@ -227,8 +233,10 @@ def _reread(
 
 def _fit(trainer: Trainer, run: RunFolder, caller: Caller) -> None:
     ranks, trainer.state.quiet = trainer.ranks, caller.quiet
+    need = memory_need(trainer.model.config, trainer.options, trainer.run_device, ranks)
     with caller.handling(trainer.interrupt, under_torchrun=ranks.job is not None) as received:
-        trainer.fit()
+        with need.explained():
+            trainer.fit()
         signum = int(ranks.all_reduce_max(received[0] if received else 0))
     if signum and trainer.state.step < trainer.state.steps:
         name = signal.Signals(signum).name

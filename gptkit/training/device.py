@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptkit.errors import UsageError
+from gptkit.memory import total
 from gptkit.recipe.options import TrainOptions
 
 
@@ -88,6 +89,13 @@ def pick_device(name: str) -> tuple[torch.device, str]:
     if missing:
         raise UsageError(f'device "{name}" is not available: {missing}', hint='use device "auto"')
     return device, "asked for"
+
+
+def memory(device: torch.device) -> int | None:
+    """Bytes of memory of a device in all; None if that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return total()
 
 
 def _pick_for_rank(name: str, local_rank: int) -> tuple[torch.device, str]:

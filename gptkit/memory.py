@@ -1,0 +1,88 @@
+"""Memory: what this process may use, and the error where it is too little."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptkit.errors import RunError
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files with the limit of a container in bytes, or "max"."""
+TOO_LITTLE = re.compile(
+    "out of memory|not enough memory|t allocate memory|bad_?alloc|size calculation overflowed",
+    re.IGNORECASE,
+)
+"""What a RuntimeError of torch or onnxruntime says then."""
+
+
+def total() -> int | None:
+    """Bytes of memory that this process may use at most; None if that cannot be known."""
+    found = []
+    with suppress(AttributeError, ValueError, OSError):  # not on Windows
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in LIMITS:
+        with suppress(OSError, ValueError):
+            found.append(int(Path(path).read_bytes()))
+    with suppress(ImportError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        found += [soft] if soft != resource.RLIM_INFINITY else []
+    return min(found, default=None)
+
+
+def told(size: float) -> str:
+    """A number of bytes in words, such as "1.5 GB"."""
+    units = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:,.0f} {units[0]}" if size >= 100 else f"{size:.3g} {units[0]}"
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory that something needs, and what makes it less."""
+
+    what: str
+    """What needs it, such as "this training"."""
+    hint: str
+    """Which options make it less."""
+    size: int | None = None
+    """Bytes that it needs at least; None if that is not known."""
+
+    def check(self, there: int | None) -> None:
+        """Refuse what certainly does not fit, before any of it is allocated.
+
+        Args:
+            there: bytes that there are in all; None if that is not known.
+
+        Raises:
+            RunError: it does not fit.
+        """
+        if fault := self.fault(there):
+            raise RunError(fault, hint=self.hint)
+
+    def fault(self, there: int | None) -> str | None:
+        """That it does not fit, in words; None if it may."""
+        if self.size is None or there is None or self.size <= there:
+            return None
+        return f"{self.what} needs more than {told(self.size)} of memory; there are {told(there)}"
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say in two lines that memory is full, whoever notices it: Python, torch or a GPU.
+
+        Raises:
+            RunError: memory is full.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not TOO_LITTLE.search(str(error)):
+                raise
+            least = "" if self.size is None else f", which needs more than {told(self.size)}"
+            raise RunError(f"too little memory for {self.what}{least}", hint=self.hint) from error

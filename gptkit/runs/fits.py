@@ -1,0 +1,31 @@
+"""Whether a training fits into memory, from its sizes alone. Imports torch only if in doubt."""
+
+from gptkit.memory import Need
+from gptkit.recipe import sizes
+from gptkit.recipe.build import Plugins
+from gptkit.recipe.options import GPTConfig
+
+ANYWHERE = 1 << 30
+"""Bytes that every computer has."""
+
+
+def warning(plugins: Plugins) -> str | None:
+    """That a recipe needs more memory than this computer has; its data is not opened.
+
+    The vocabulary counts as a single token, and the context too if the data set has no option
+    `block_size`.
+    """
+    recipe, block_size = plugins.recipe, getattr(plugins.dataset, "block_size", 1)
+    config = GPTConfig(
+        **recipe.model.model_dump(),
+        vocab_size=1,
+        block_size=block_size if isinstance(block_size, int) else 1,
+    )
+    need: Need = sizes.to_train(config, recipe.train, item_size=2)
+    if need.size is None or need.size < ANYWHERE:
+        return None
+    from gptkit.training import device  # takes two seconds
+
+    there = device.memory(device.resolve_device(recipe.train).device)
+    fault = need.fault(there)
+    return f"{fault}: {need.hint}" if fault else None
