@@ -45,6 +45,12 @@ class DataError(UsageError):
     """The data that a recipe points to cannot be used."""
 
 
+class CacheError(DataError):
+    """A plugin's derived files cannot be written; the data itself is right."""
+
+    exit_code = 1
+
+
 class PromptError(UsageError):
     """A prompt cannot be turned into tokens by the model's codec."""
 

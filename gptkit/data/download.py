@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
 from gptkit.data.progress import progress
-from gptkit.errors import DataError, DownloadError
-from gptkit.files import digest, lock, remove_abandoned, staged
+from gptkit.errors import CacheError, DownloadError
+from gptkit.files import CHUNK, digest, lock, remove_abandoned, staged
 
 
 def cache_folder(name: str) -> Path:
@@ -35,11 +36,11 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError into a DataError that names the cache, not the data."""
+    """Turn an OSError into a CacheError, a DataError that names the cache, not the data."""
     try:
         yield
     except OSError as error:
-        raise DataError(
+        raise CacheError(
             f"{folder}: the cache cannot be written: {error.strerror or error}",
             hint="set the environment variable GPTKIT_CACHE to a folder that can be written",
         ) from error
@@ -61,18 +62,21 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
         DownloadError: no network, an HTTP error, or a wrong size or checksum.
     """
     import requests  # imported here and below, so that only a download pays for it
+    from urllib3.exceptions import HTTPError
 
     folder = cache_folder("downloads")
     target = folder / f"{sha256[:12]}-{url.rsplit('/', 1)[-1]}"
     partial = target.with_name(target.name + ".part")
     advice = f"or put the file at {target}" + (f"; {hint}" if hint else "")
+    if _is_there(target, sha256):  # also in another user's cache, where nothing can be written
+        return target
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / f".{target.name}.lock"):  # a second process waits, then finds the file
-        if target.is_file() and digest(target) == sha256:
+        if _is_there(target, sha256):
             return target
         try:
             _download(url, partial, size)
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError) as error:
             raise DownloadError(
                 f"{url}: cannot be downloaded: {_reason(error)}",
                 hint=f"check the network and try again, {advice}",
@@ -87,27 +91,49 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
     return target
 
 
+def _is_there(target: Path, sha256: str) -> bool:
+    try:
+        return digest(target) == sha256
+    except OSError:
+        return False
+
+
 def _download(url: str, partial: Path, size: int) -> None:
-    """Download `url` into `partial`, which may already hold its beginning."""
+    """Download `url` into `partial`, which may already hold its beginning.
+
+    It ends soon after `size` bytes, whatever the server sends.
+    """
     import requests
 
     have = partial.stat().st_size if partial.exists() else 0
     have = have if have < size else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             have = 0
         with (
-            partial.open("ab" if have else "wb") as file,
+            _appended(partial, have) as file,
             progress(f"downloading {url.rsplit('/', 1)[-1]}", total=size) as advance,
         ):
             advance(have)
-            for chunk in response.iter_content(chunk_size=1 << 18):
+            # As it is sent: what is compressed does not grow. What came is kept when it ends.
+            while have <= size and (chunk := response.raw.read1(CHUNK, decode_content=False)):
                 file.write(chunk)
+                have += len(chunk)
                 advance(len(chunk))
-    if (got := partial.stat().st_size) < size:
-        raise requests.RequestException(f"the connection ended after {got} of {size} bytes")
+    if have < size:
+        raise requests.RequestException(f"the connection ended after {have} of {size} bytes")
+
+
+@contextmanager
+def _appended(partial: Path, have: int) -> Iterator[BinaryIO]:
+    """Open a file that keeps its first bytes; never through a link."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(partial, flags, 0o666), "wb") as file:
+        file.truncate(have)
+        file.seek(have)
+        yield file
 
 
 def _reason(error: Exception) -> str:

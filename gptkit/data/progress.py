@@ -61,7 +61,7 @@ def silent(wanted: bool) -> Iterator[None]:
 def note(line: str) -> None:
     """Say a line on stderr, unless `progress` is silent."""
     if not _SILENT.get():
-        sys.stderr.write(f"note: {line}\n")
+        say(f"note: {line}")
 
 
 def _bar(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:

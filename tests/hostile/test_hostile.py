@@ -5,6 +5,8 @@ import pytest
 from tests.hostile.harness import GOOD, run
 
 CASES = {
+    "caches": 400,
+    "data_files": 800,
     "recipes": 3000,
     "run_folders": 1500,
     "sets": 1000,

@@ -1,5 +1,6 @@
 """CharCodec: one token per character. Imports no torch."""
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -34,7 +35,8 @@ class CharCodec(TextCodec):
         """One id per character; an empty prompt becomes a newline, if the vocabulary has one.
 
         Args:
-            prompt: text made of the vocabulary's characters.
+            prompt: text made of the vocabulary's characters. Letters with marks may also be
+                written in Unicode's other form, as one or several characters.
 
         Returns:
             The ids; for "" that of the newline, or 0 if the vocabulary has none.
@@ -42,7 +44,11 @@ class CharCodec(TextCodec):
         Raises:
             PromptError: the prompt has characters that are not in the vocabulary.
         """
-        if unknown := sorted(set(prompt) - self._ids.keys()):
+        for form in ("NFC", "NFD"):  # "é" may be one character or two; take those it knows
+            if not prompt.isascii() and self._unknown(prompt):
+                same = unicodedata.normalize(form, prompt)
+                prompt = prompt if self._unknown(same) else same
+        if unknown := self._unknown(prompt):
             raise PromptError(
                 f"prompt: the model never saw {_listing(unknown)}",
                 hint=f"use only the characters that it knows: {self._known()}",
@@ -54,14 +60,27 @@ class CharCodec(TextCodec):
         """The characters in UTF-8, by id."""
         return [character.encode() for character in self.vocabulary]
 
+    def _unknown(self, prompt: str) -> list[str]:
+        return sorted(set(prompt) - self._ids.keys())
+
     def _known(self) -> str:
         shown = self.vocabulary[:SHOWN_KNOWN]
         return repr(shown) + _more(len(self.vocabulary) - SHOWN_KNOWN)
 
 
 def _listing(characters: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, characters[:SHOWN_UNKNOWN]))
+    shown = ", ".join(map(_named, characters[:SHOWN_UNKNOWN]))
     return shown + _more(len(characters) - SHOWN_UNKNOWN)
+
+
+def _named(character: str) -> str:
+    """A character in quotes; beyond ASCII with its code point, also where it cannot be seen."""
+    if character.isascii():
+        return repr(character)
+    point = f"U+{ord(character):04X}"
+    mark = unicodedata.category(character)[0] in "CMZ"  # alone, it cannot be seen
+    name = unicodedata.name(character, "")
+    return f"{point} {name}".rstrip() if mark else f"{character!r} ({point})"
 
 
 def _more(count: int) -> str:

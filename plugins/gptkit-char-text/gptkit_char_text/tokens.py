@@ -80,7 +80,8 @@ def _stored(sha256: str) -> TextStats | None:
     """What the cache has of a text; None if its tokens do not give back that very text."""
     folder = _folder(sha256)
     try:
-        text = _read_back(folder / "tokens.bin", read_json(folder / "meta.json")["vocabulary"])
+        vocabulary = str(read_json(folder / "meta.json")["vocabulary"])
+        text = _read_back(folder / "tokens.bin", vocabulary)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     return text if text and text.sha256 == sha256 else None

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import unicodedata
+from typing import Literal
 
 import pytest
 from pydantic import ValidationError
@@ -32,6 +34,21 @@ def test_unknown_characters_of_a_prompt_are_listed_once_with_the_known_ones() ->
     assert str(caught.value) == "prompt: the model never saw '!', 'z'"
     assert caught.value.hint is not None
     assert caught.value.hint.endswith(r"'\n abc'")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_prompt_in_the_other_form_of_unicode_is_taken(form: Literal["NFC", "NFD"]) -> None:
+    text = unicodedata.normalize(form, "café crème")
+    codec = CharCodec(vocabulary="".join(sorted(set(text))))
+    for prompt in (unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)):
+        assert codec.decode(codec.encode(prompt)).decode() == text
+
+
+def test_characters_that_cannot_be_seen_are_named() -> None:
+    with pytest.raises(PromptError) as caught:
+        CODEC.encode("a\u0301\u202eé\udce9")
+    told = "prompt: the model never saw 'é' (U+00E9), U+0301 COMBINING ACUTE ACCENT, "
+    assert str(caught.value) == told + "U+202E RIGHT-TO-LEFT OVERRIDE, U+DCE9"
 
 
 def test_long_lists_of_characters_are_cut() -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import tracemalloc
 from pathlib import Path
@@ -60,6 +61,45 @@ def test_a_damaged_cache_is_rebuilt(path: Path, cache: Path, name: str, harm: st
     data = CharText(path=path, block_size=4).load()
     assert encoded(cache).read_bytes() == whole
     assert data.train[torch.tensor([0])][0].tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, 1), (0, 200), (50, 3), (-1, 0)])
+def test_tokens_that_are_not_those_of_the_text_are_not_used(
+    path: Path, cache: Path, place: int, value: int
+) -> None:
+    CharText(path=path, block_size=4).load()
+    whole = encoded(cache).read_bytes()
+    harmed = bytearray(whole)
+    harmed[place] = value
+    encoded(cache).write_bytes(harmed)
+    CharText(path=path, block_size=4).load()
+    assert encoded(cache).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "vocabulary", ["abcdefghik", "abcdefghi", "abcdefghijk", "bacdefghij", "", 7, None, ["a"]]
+)
+@pytest.mark.parametrize("text", [ALPHABET, ALPHABET.replace("j", "日")], ids=["ascii", "wide"])
+def test_a_vocabulary_that_is_not_that_of_the_text_is_not_used(
+    path: Path, cache: Path, text: str, vocabulary: object
+) -> None:
+    path.write_text(text)
+    CharText(path=path, block_size=4).load()
+    meta = encoded(cache).with_name("meta.json")
+    whole = meta.read_bytes()
+    meta.write_text(json.dumps(json.loads(whole) | {"vocabulary": vocabulary}))
+    data = CharText(path=path, block_size=4).load()
+    assert meta.read_bytes() == whole
+    assert data.codec.model_dump() == {"vocabulary": "".join(sorted(set(text)))}
+
+
+@pytest.mark.parametrize("text", [ALPHABET, "日本語x" * 50, "".join(map(chr, range(300))) * 2])
+def test_a_good_cache_is_used(path: Path, cache: Path, text: str) -> None:
+    path.write_bytes(text.encode())
+    CharText(path=path, block_size=4).load()
+    os.utime(encoded(cache), ns=(0, 0))
+    CharText(path=path, block_size=4).load()
+    assert encoded(cache).stat().st_mtime_ns == 0
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gptkit.plugin import DataError, digest
+from gptkit.plugin import DataError, digest, progress
 from gptkit_cifar10.image_source import Chunk
 from gptkit_cifar10.layout import Item, listing, read_layout
 from gptkit_cifar10.picture import PictureError, Pixels, read_picture
 
 CHUNK_BYTES = 1 << 23  # of pixels in a chunk
+MOST_IMAGES = 256  # in a chunk, so that progress is shown a few times per second
 MOST_NAMED = 5  # unreadable images in an error
 
 
@@ -44,7 +45,7 @@ class Folder:
             DataError: images cannot be read; every image is tried before this is raised.
         """
         sha256, faults = self.sha256, list[str]()
-        rows = max(1, CHUNK_BYTES // (3 * size * size))
+        rows = min(MOST_IMAGES, max(1, CHUNK_BYTES // (3 * size * size)))
         for training in (True, False):
             items = [item for item in self.items if item.training == training]
             for first in range(0, len(items), rows):
@@ -80,10 +81,13 @@ class Folder:
 
     def _digest(self) -> str:
         hasher = hashlib.sha256()
-        for item in self._by_name():
-            with _reading(item.path):
-                contents = bytes.fromhex(digest(item.path))
-            hasher.update(self._name(item).encode("utf-8", "surrogateescape") + b"\0" + contents)
+        with progress("checking images", total=len(self.items), unit="images") as advance:
+            for item in self._by_name():
+                with _reading(item.path):
+                    contents = bytes.fromhex(digest(item.path))
+                name = self._name(item).encode("utf-8", "surrogateescape")
+                hasher.update(name + b"\0" + contents)
+                advance(1)
         return hasher.hexdigest()
 
     def _by_name(self) -> list[Item]:

@@ -5,19 +5,49 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from gptkit.plugin import DataError, cache_errors, cache_folder, cached, digest, progress
+from gptkit.plugin import (
+    DataError,
+    cache_errors,
+    cache_folder,
+    cached,
+    digest,
+    progress,
+    read_file,
+)
+from gptkit_cifar10.codec import Byte
 from gptkit_cifar10.image_source import ImageSource, Labels
 from gptkit_cifar10.kmeans import fit_palette
 from gptkit_cifar10.palette import Quantizer
 from gptkit_cifar10.picture import Pixels
 
-FORMAT = 1  # of the cached folder; part of its name
+FORMAT = 2  # of the cached folder; part of its name
 CHUNK = 1 << 18  # pixels encoded at a time
 FILES = ("tokens.bin", "labels.bin")
+MOST_META = 1 << 20  # bytes of meta.json, in which 4,096 colours take less than a tenth
+
+
+class _Meta(BaseModel):
+    """What meta.json holds."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    palette: tuple[tuple[Byte, Byte, Byte], ...]
+    train: PositiveInt
+    val: PositiveInt
+    sha256: dict[str, str]
+    seal: str = ""
+    """Digest of the other fields."""
+
+    def sealed(self) -> bytes:
+        """The contents of meta.json."""
+        plain = self.model_dump_json(exclude={"seal"}).encode()
+        seal = hashlib.sha256(plain).hexdigest()
+        return self.model_copy(update={"seal": seal}).model_dump_json().encode()
 
 
 @dataclass(frozen=True)
@@ -58,14 +88,17 @@ def encoded(source: ImageSource, *, size: int, colors: int | Literal["rgb"], see
     options = json.dumps([FORMAT, source.key, size, colors, seed])
     folder = cache_folder("cifar10") / hashlib.sha256(options.encode()).hexdigest()
 
+    tokens = size * size * (3 if colors == "rgb" else 1)  # of an image
+    most = 0 if colors == "rgb" else colors
+
     def build(target: Path) -> None:
         _encode(source, target, size=size, colors=colors, seed=seed)
 
     with cache_errors(folder):
-        found = _open(folder) if folder.exists() else None
+        found = _open(folder, source, tokens, most)
         if found is None:
             shutil.rmtree(folder, ignore_errors=True)
-            found = _open(cached(folder, build))
+            found = _open(cached(folder, build), source, tokens, most)
     if found is None:
         raise DataError(f"{folder}: damaged right after it was written", hint="check the disk")
     return found
@@ -83,13 +116,13 @@ def _encode(
     _write_tokens(pixels, palette, target / "tokens.bin")
     del pixels, of_training
     staged.unlink()
-    meta = {
-        "palette": [] if palette is None else palette.tolist(),
-        "train": train,
-        "val": val,
-        "sha256": {name: digest(target / name) for name in FILES},
-    }
-    (target / "meta.json").write_text(json.dumps(meta))
+    meta = _Meta(
+        palette=tuple(() if palette is None else map(tuple, palette.tolist())),
+        train=train,
+        val=val,
+        sha256={name: digest(target / name) for name in FILES},
+    )
+    (target / "meta.json").write_bytes(meta.sealed())
 
 
 def _stage(source: ImageSource, size: int, pixels: Path, labels: Path) -> tuple[int, int]:
@@ -115,13 +148,30 @@ def _write_tokens(pixels: Pixels, palette: Pixels | None, target: Path) -> None:
             advance(len(part))
 
 
-def _open(folder: Path) -> Encoded | None:
-    """The images of a cached folder, or None if it is incomplete or damaged."""
+def _open(folder: Path, source: ImageSource, tokens: int, colors: int) -> Encoded | None:
+    """The images of a cached folder, or None if it is incomplete, damaged or lies."""
     try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
-        if any(digest(folder / name) != meta["sha256"][name] for name in FILES):
+        written = read_file(folder / "meta.json", limit=MOST_META)
+        meta = _Meta.model_validate_json(written)
+        if meta.sealed() != written:
             return None
-        palette = tuple((int(r), int(g), int(b)) for r, g, b in meta["palette"])
-        return Encoded(folder, palette, int(meta["train"]), int(meta["val"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        if any(digest(folder / name) != meta.sha256[name] for name in FILES):
+            return None
+        found = Encoded(folder, meta.palette, meta.train, meta.val)
+        fits = _fits(found, len(source.classes), tokens, colors)
+        return found if fits else None
+    except (OSError, ValueError, KeyError):
         return None
+
+
+def _fits(images: Encoded, classes: int, tokens: int, colors: int) -> bool:
+    """Whether each image has a label and so many tokens, all in range; 0 colours: no palette."""
+    count, labels = images.train + images.val, images.labels()
+    stored = np.memmap(images.tokens, np.uint16, mode="r")
+    return (
+        bool(colors) <= len(images.palette) <= colors
+        and labels.shape == (count,)
+        and stored.shape == (count * tokens,)
+        and 0 <= labels.min() <= labels.max() < classes
+        and int(stored.max()) < (len(images.palette) or 256)
+    )

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import tracemalloc
 import zipfile
@@ -161,6 +163,38 @@ def test_a_damaged_cache_is_rebuilt(root: Path, cache: Path, name: str, harm: st
         file.write_bytes(whole[: 5 if harm == "cut" else 0])
     assert torch.equal(all_of(load(root).train)[1], before)
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("palette", [[0, 0, 0]]),
+        ("palette", []),
+        ("palette", [[300, 0, 0]] * 8),
+        ("train", 7),
+        ("train", "8"),
+        ("train", 10**30),
+        ("val", -3),
+        ("sha256", {}),
+        ("seal", ""),
+        ("more", 1),
+    ],
+)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_cache_that_lies_is_rebuilt(
+    root: Path, cache: Path, key: str, value: object, sealed: bool
+) -> None:
+    before = all_of(load(root).train)[1]
+    (meta,) = cache.rglob("meta.json")
+    whole = meta.read_bytes()
+    lie = json.loads(whole) | {key: value}
+    if sealed and key != "seal":
+        del lie["seal"]
+        plain = json.dumps(lie, separators=(",", ":"))
+        lie["seal"] = hashlib.sha256(plain.encode()).hexdigest()
+    meta.write_text(json.dumps(lie, separators=(",", ":")))
+    assert torch.equal(all_of(load(root).train)[1], before)
+    assert meta.read_bytes() == whole
 
 
 def test_nothing_is_left_of_images_that_cannot_be_read(root: Path, cache: Path) -> None:
