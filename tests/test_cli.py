@@ -524,3 +524,25 @@ def test_doctor_runs_a_model_and_says_what_is_missing(cli: Command) -> None:
         assert found["session on cuda"].startswith("fails: CUDA is not available: ")
     shown = cli("doctor")
     assert (shown.exit_code, "session on cpu" in shown.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fault"),
+    [
+        ("--tokens", "0", "should be at least 1, got '0'"),
+        ("--samples", "many", "should be a whole number, got 'many'"),
+        ("--temperature", "warm", "should be a number, such as 0.5, got 'warm'"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_told_in_plain_words(
+    cli: Command, option: str, value: str, fault: str
+) -> None:
+    result = cli("sample", option, value)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0].startswith("error: gptkit sample: invalid value for ")
+    assert result.stderr.splitlines()[0].endswith(f": {fault}")
+
+
+def test_a_usage_line_names_an_optional_run_once(cli: Command) -> None:
+    assert "gptkit sample [OPTIONS] [RUN] " in cli("sample", "--help").stdout
+    assert "--tokens,--max-new-tokens " in cli("sample", "--help").stdout

@@ -121,7 +121,7 @@ def evaluate(
 def probe_command(
     run_folder: RunArgument = None,
     items: Annotated[
-        int, typer.Option(min=1, help="Use at most this many items of each split.")
+        int, typer.Option(metavar="N", min=1, help="Use at most this many items of each split.")
     ] = 10_000,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
@@ -154,11 +154,15 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Write a page that runs it in a browser.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16, int8 or int4; by default float32.")
+        str | None,
+        typer.Option(metavar="NAME", help="float32, float16, int8 or int4; by default float32."),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="The device that a bundle is made for: cpu or cuda; by default cpu."),
+        typer.Option(
+            metavar="DEVICE",
+            help="The device that a bundle is made for: cpu or cuda; by default cpu.",
+        ),
     ] = None,
     overrides: Annotated[
         list[str],

@@ -4,8 +4,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from gptkit.cli import advice
 from gptkit.errors import UsageError
+from gptkit.recipe import phrases
 
 SUGGESTIONS = re.compile(r" \(Possible options: .*\)|\. Did you mean .*\?")
 """What typer adds to its messages, and gptkit's hints say in full."""
@@ -46,6 +49,8 @@ def usage_error(error: Any, arguments: Sequence[str], root: Any) -> UsageError:
     """
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
+    if isinstance(error.__cause__, ValidationError):
+        error.message = phrases.fault(error.__cause__.errors(include_url=False)[0])
     message, ctx = SUGGESTIONS.sub("", error.format_message()).rstrip("."), error.ctx
     path, command = (_path(ctx), ctx.command) if ctx else _named(arguments, root)
     words = list(arguments[len(path) :]) if tuple(arguments[: len(path)]) == path else []
@@ -90,7 +95,8 @@ def _describe(path: tuple[str, ...], command: Any) -> advice.Command:
     for param in command.params:
         if param.param_type_name == "argument":
             name = str(param.metavar or param.name.upper())
-            arguments.append(name if param.required or name.startswith("[") else f"[{name}]")
+            name = f"{name}..." if param.nargs < 0 else name
+            arguments.append(name if param.required else f"[{name}]")
         else:
             spellings = (*param.opts, *param.secondary_opts)
             options |= dict.fromkeys(spellings, not param.is_flag)

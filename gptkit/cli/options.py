@@ -14,7 +14,7 @@ RecipeArgument = Annotated[
 RunArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="A run folder; by default the newest.",
         autocompletion=completion.run_folders,
     ),
@@ -22,7 +22,7 @@ RunArgument = Annotated[
 ModelArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="A run folder; by default the newest. Or a model.onnx or a bundle.",
         autocompletion=completion.models,
     ),
@@ -41,4 +41,6 @@ WeightsOption = Annotated[
         "--weights", metavar="NAME", help="Take a further set of weights, such as an average."
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N.")
+]

@@ -57,7 +57,7 @@ def check(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Plugins' names; by default all.",
             autocompletion=completion.plugins,
         ),

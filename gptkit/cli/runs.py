@@ -33,9 +33,7 @@ def show_(run_folder: RunArgument = None, json: JsonOption = False) -> None:
 def compare(
     run_folders: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Run folders.", autocompletion=completion.run_folders
-        ),
+        typer.Argument(metavar="RUN", help="Run folders.", autocompletion=completion.run_folders),
     ],
     json: JsonOption = False,
 ) -> None:

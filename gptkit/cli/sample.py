@@ -9,7 +9,10 @@ from gptkit.cli.options import CheckpointOption, DeviceOption, ModelArgument, We
 from gptkit.terminal import say
 
 PromptOption = Annotated[
-    str, typer.Option(help="What to continue: text, or an image file; - reads standard input.")
+    str,
+    typer.Option(
+        metavar="TEXT", help="What to continue: text, or an image file; - reads standard input."
+    ),
 ]
 PromptsOption = Annotated[
     Path | None,
@@ -20,6 +23,7 @@ TokensOption = Annotated[
     typer.Option(
         "--tokens",
         "--max-new-tokens",
+        metavar="N",
         min=1,
         help="Tokens to draw; by default 500, or the rest of an image.",
     ),
@@ -30,10 +34,13 @@ StopOption = Annotated[
 ]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option(help="0 takes the likeliest token; by default 0.8 for text, 1 for pixels."),
+    typer.Option(
+        metavar="T", help="0 takes the likeliest token; by default 0.8 for text, 1 for pixels."
+    ),
 ]
 TopPOption = Annotated[
-    float, typer.Option(help="Keep the likeliest tokens up to this sum of probabilities.")
+    float,
+    typer.Option(metavar="P", help="Keep the likeliest tokens up to this sum of probabilities."),
 ]
 
 
@@ -41,19 +48,27 @@ def sample(
     run_folder: ModelArgument = None,
     prompt: PromptOption = "",
     prompts: PromptsOption = None,
-    keep: Annotated[float, typer.Option(help="Fraction of the prompt to keep, 0 to 1.")] = 1.0,
-    label: Annotated[str | None, typer.Option("--class", help="The class to draw from.")] = None,
+    keep: Annotated[
+        float, typer.Option(metavar="SHARE", help="Fraction of the prompt to keep, 0 to 1.")
+    ] = 1.0,
+    label: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="The class to draw from.")
+    ] = None,
     tokens: TokensOption = None,
     stop: StopOption = [],  # noqa: B006
     ignore_stop: Annotated[
         bool, typer.Option("--ignore-stop", help="Do not end at the data's own stop tokens.")
     ] = False,
     temperature: TemperatureOption = None,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Keep the k likeliest tokens; 0: all.")
+    ] = 0,
     top_p: TopPOption = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same sample.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="The same seed draws the same sample.")
+    ] = 0,
     samples: Annotated[
-        int, typer.Option("--samples", "-n", min=1, help="Samples to draw together.")
+        int, typer.Option("--samples", "-n", metavar="N", min=1, help="Samples to draw together.")
     ] = 1,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write to this file instead.")
