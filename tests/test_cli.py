@@ -544,5 +544,5 @@ def test_a_wrong_value_of_an_option_is_told_in_plain_words(
 
 
 def test_a_usage_line_names_an_optional_run_once(cli: Command) -> None:
-    assert "gptkit sample [OPTIONS] [RUN] " in cli("sample", "--help").stdout
+    assert " sample [OPTIONS] [RUN] " in cli("sample", "--help").stdout
     assert "--tokens,--max-new-tokens " in cli("sample", "--help").stdout
