@@ -26,7 +26,7 @@ def load(
         GptkitError: the path is none of these, or the model in it cannot be used.
     """
     folder = None if path is None else Path(path)
-    if folder and (folder.suffix == ".onnx" or (folder / "generate.onnx").is_file()):
+    if folder and _is_exported(folder):
         from gptkit.onnx.runtime.model import load_exported
 
         if checkpoint != "last":
@@ -46,3 +46,9 @@ def load(
 
     with untouched():
         return load_checkpoint(folder, checkpoint=checkpoint, weights=weights, device=device)
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a path is that of an exported model: any file, or a folder with a bundle in it."""
+    bundle = (path / "generate.onnx").exists()
+    return bundle or path.suffix.lower() == ".onnx" or (path.exists() and not path.is_dir())

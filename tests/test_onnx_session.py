@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -481,15 +482,29 @@ def test_files_that_are_not_there(name: str, refused: Callable[..., str], tmp_pa
 def test_a_file_that_cannot_be_read(
     text: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Path.open
+    opened = os.open
 
-    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
-        if self.suffix == ".onnx":
-            raise PermissionError(13, "Permission denied", str(self))
-        return opened(self, *arguments, **options)
+    def refuse(path: Path, *arguments: Any) -> int:
+        if Path(path).suffix == ".onnx":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert "model.onnx: cannot be read: Permission denied" in refused(text / "model.onnx")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_pipes_and_devices_are_no_models(
+    bundle: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "zeros.onnx").symlink_to("/dev/zero")
+    for name in ("pipe.onnx", "zeros.onnx"):
+        assert f"{name}: cannot be read: is not a regular file" in refused(tmp_path / name)
+    for name in ("model.safetensors", "generate.onnx"):  # in the order of their checks, backwards
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+        assert f"{name}: cannot be read: is not a regular file" in refused(bundle)
 
 
 @pytest.fixture
@@ -609,9 +624,66 @@ def test_a_codec_of_another_shape(
 ) -> None:
     metadata = metadata_of(text / "model.onnx")
     metadata["codec"]["options"] = {"vocabulary": 5}
-    assert "vocabulary" in refused(described(metadata), exit_code=2)
+    assert "vocabulary" in refused(described(metadata, text / "model.onnx"), exit_code=2)
     metadata["codec"] = {"name": "nope", "distribution": "acme", "options": {}}
-    assert "hint:  pip install acme" in refused(described(metadata), exit_code=2)
+    said = refused(described(metadata, text / "model.onnx"), exit_code=2)
+    assert "hint:  pip install acme" in said
+
+
+def test_a_codec_with_more_tokens_than_the_model(
+    text: Path, described: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    metadata = metadata_of(text / "model.onnx")
+    metadata["codec"]["options"]["vocabulary"] += "Ω"
+    path = described(metadata, text / "model.onnx")
+    size = metadata["vocab_size"]
+    said = refused(path, "--prompt", "aΩ")
+    assert f"its codec gives the token {size}, and the model has {size}" in said
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "said"),
+    [
+        ("Add", 10**6, "drew the token 1000"), ("Add", -(10**6), "drew the token -"),
+        ("Tile", [2, 1], r"tokens of the shape \(2, 16\) for 1 rows"),
+        ("Tile", [1, 2], r"tokens of the shape \(1, 32\) for 1 rows of at most 16"),
+        ("Tile", [1, 0], r"tokens of the shape \(1, 0\)"),
+        ("Reshape", [-1], "its output tokens is not that of gptkit's graphs"),
+        ("Tile", [10**5, 10**9], "onnxruntime cannot run it"),
+        ("Cast", None, "its output tokens is not that of gptkit's graphs"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_graph_gives_is_checked(
+    operator: str,
+    value: Any,
+    said: str,
+    text: Path,
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """A complete file whose graph was written by somebody else."""
+    model = onnx.load(text / "model.onnx")
+    last = next(node for node in model.graph.node if "tokens" in node.output)
+    last.output[:] = ["drawn"]
+    if operator == "Cast":
+        model.graph.node.append(helper.make_node("Cast", ["drawn"], ["tokens"], to=6))
+        model.graph.output[0].type.tensor_type.elem_type = 6
+    else:
+        constant = onnx.numpy_helper.from_array(np.array(value), "value")
+        model.graph.initializer.append(constant)
+        model.graph.node.append(helper.make_node(operator, ["drawn", "value"], ["tokens"]))
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+    resealed(model, tmp_path / "other.onnx")
+    assert re.search(f"other.onnx: .*{said}", refused(tmp_path / "other.onnx", "--tokens", 16))
+
+
+def resealed(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model that was changed, with a proof that fits."""
+    for entry in [entry for entry in model.metadata_props if entry.key == PROOF_KEY]:
+        model.metadata_props.remove(entry)
+    onnx.save(model, path)
+    append_proof(path, [])
 
 
 # Bundles.

@@ -21,7 +21,7 @@ from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.sampling import samples
 from gptkit.sampling.each import sample_each
-from gptkit.sampling.model import Model
+from gptkit.sampling.model import Model, check_ids
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
 from gptkit.sampling.torch_decoder import TorchDecoder, make_decoder
@@ -111,6 +111,7 @@ class LoadedModel(Model):
         return found
 
     def _row(self, tokens: Ints) -> torch.Tensor:
+        check_ids(tokens, self.model.config.vocab_size, self.block_size)
         return torch.from_numpy(tokens)[None].to(self.device)
 
     @contextmanager

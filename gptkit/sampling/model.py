@@ -83,6 +83,9 @@ class Model(ABC):
 
         Returns:
             float32 (T, vocab_size).
+
+        Raises:
+            UsageError: the tokens are no ids of the model, or too many.
         """
 
     @abstractmethod
@@ -242,6 +245,16 @@ class Model(ABC):
     ) -> SamplingOptions:
         chosen = self.temperature if temperature is None else temperature
         return SamplingOptions(temperature=chosen, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def check_ids(tokens: Ints, vocab_size: int, block_size: int) -> None:
+    """Raise a UsageError if these are no ids (T,) of the model's tokens, or too many or too few."""
+    ids = isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype.kind in "iu"
+    if not ids or not 1 <= len(tokens) <= block_size:
+        raise UsageError(f"tokens should be an array of 1 to {block_size} integers, got {tokens!r}")
+    wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if wrong.size:
+        raise UsageError(f"tokens should be ids from 0 to {vocab_size - 1}, got {wrong[0]}")
 
 
 def windows(count: int, block_size: int) -> Iterator[tuple[int, int, int]]:

@@ -51,6 +51,8 @@ class Case:
     """What is wrong, for the failure's message."""
     expect: Callable[[int, str, str], str | None] | None = None
     """(exit code, stdout, stderr) -> a further fault, or None: for what must not pass as good."""
+    call: Callable[[], object] | None = None
+    """What is called from Python, in place of the command line."""
 
 
 @dataclass
@@ -122,14 +124,18 @@ def run_here(area: str, first: int, count: int, base: Path) -> Iterator[dict[str
 def _outcome(case: Case) -> tuple[str, str]:
     """The class of what the command line does with a case, and what it printed."""
     from gptkit.cli.app import main
+    from gptkit.errors import GptkitError
 
     out, err = _stream("strict"), _stream("backslashreplace")
     signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             sys.argv = ["gptkit", *map(str, case.arguments)]
-            main()
+            (case.call or main)()
         code = 0
+    except GptkitError as error:  # a call's; the command line prints it
+        code = error.exit_code
+        err.write(f"error: {error}\n")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
     except _TooLong:

@@ -7,6 +7,7 @@ from tests.hostile.harness import GOOD, run
 CASES = {
     "caches": 400,
     "data_files": 800,
+    "exports": 1200,
     "recipes": 3000,
     "run_folders": 1500,
     "sets": 1000,

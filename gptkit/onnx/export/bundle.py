@@ -28,12 +28,12 @@ from gptkit.onnx.proof.prove_bundle import prove_decode, prove_loss, prove_step
 from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE
 from gptkit.onnx.runtime.generate_session import GenerateSession, feeds
-from gptkit.onnx.runtime.metadata import Comparison
+from gptkit.onnx.runtime.metadata import WEIGHTS_FILE, Comparison
 from gptkit.onnx.runtime.model import GENERATE_FILE, SELFTEST_FILE
 from gptkit.plugin import Data, TrainedModel
 from gptkit.sampling.rule import Ints, SamplingOptions
 
-WEIGHTS_FILE, README_FILE = "model.safetensors", "README.md"
+README_FILE = "README.md"
 GRAPHS: dict[str, GraphName] = {GENERATE_FILE: "generate", STEP_FILE: "step", DECODE_FILE: "decode"}
 """The graphs by file."""
 SAMPLED_TEXT = 128
@@ -67,7 +67,7 @@ def write_bundle(
     with ort_errors_as_export_errors(folder.name):
         comparisons = _prove(trained, source, data, folder, text)
     raise_if_failed(folder.name, comparisons)
-    weights = {WEIGHTS_FILE: digest(folder / WEIGHTS_FILE)}
+    weights = digest(folder / WEIGHTS_FILE)
     for name in GRAPHS:
         append_proof(folder / name, comparisons, weights)
     rarest = rarest_token(build.gpt(trained), text)

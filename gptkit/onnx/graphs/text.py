@@ -35,12 +35,12 @@ def text_model(generate: ModelProto, path: Path) -> tuple[ModelProto, str]:
         nodes = _nodes_before(LOGITS, token)
         head = next(n for n in reversed(nodes) if n.op_type in ("Gemm", "MatMulNBits"))
         last_token = next(n for n in reversed(nodes) if n.op_type == "Gather" and _axis(n) == 1)
-    except StopIteration:
+        last_token.input[1] = FIRST_ROW  # (1, T, C) to (T, C), instead of (B, T, C) to (B, C)
+        last_token.attribute[0].i = 0
+    except (StopIteration, IndexError):
         raise ModelFileError(
             f"{path}: its graph is not built as this gptkit builds it", hint="export it again"
         ) from None
-    last_token.input[1] = FIRST_ROW  # (1, T, C) to (T, C), instead of (B, T, C) to (B, C)
-    last_token.attribute[0].i = 0
     used, graphs = {name for n in nodes for name in n.input}, (generate.graph, block, token)
     outputs = [helper.make_empty_tensor_value_info(name) for name in (LOGITS, head.input[0])]
     weights = [tensor for graph in graphs for tensor in graph.initializer if tensor.name in used]

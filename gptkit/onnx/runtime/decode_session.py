@@ -13,7 +13,19 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from gptkit.onnx.runtime.providers import CUDA, open_session, provider
+from gptkit.errors import ModelFileError
+from gptkit.onnx.runtime import metadata
+from gptkit.onnx.runtime.interface import (
+    DTYPES,
+    FLOAT,
+    FLOAT16,
+    INT32,
+    INT64,
+    check_drawn,
+    check_ports,
+    check_shape,
+)
+from gptkit.onnx.runtime.providers import AGAIN, CUDA, open_session, provider, running
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import Ints, SamplingOptions, uniforms
 from gptkit.sampling.stops import Stops
@@ -26,11 +38,23 @@ NEXT_INPUTS = {
     "tokens_in": "tokens",
 }
 """Inputs of a step, and the outputs of the step before it that they are taken from."""
+INPUTS = {
+    "input_ids": (INT64, 2),
+    "length": (INT32, 1),
+    "draw": (INT64, 1),
+    "tokens_in": (INT64, 2),
+    "uniforms": (FLOAT, 2),
+    "temperature": (FLOAT, 1),
+    "top_k": (INT64, 1),
+    "top_p": (FLOAT, 1),
+}
+"""Of `decode`, but for the cache."""
+STEP_INPUTS = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (INT64, 2))
+"""Of `step`, but for the cache."""
 MAX_TABLE = 1024
 """Draws for which random numbers and tokens are kept on the device at a time."""
 SEARCHED = 16
 """Tokens drawn before the host looks whether all rows have come to a stop."""
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 Arrays = dict[str, NDArray[Any]]
 Buffers = dict[str, ort.OrtValue]
@@ -42,13 +66,23 @@ class DecodeSession:
     Args:
         folder: of the bundle.
         device: "cpu", "cuda", "cuda:N" or "auto".
+
+    Raises:
+        ModelFileError: a file has no metadata of gptkit's, or holds another graph.
+        UsageError: the device is not available.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
-        self.step_session = open_session(folder / STEP_FILE, device)
-        self.session = open_session(folder / DECODE_FILE, device, enable_cuda_graph="1")
-        inputs = self.session.get_inputs()
-        self.caches = [x for x in inputs if x.name.startswith("past_key_values.")]
+        self.step_path, self.path = folder / STEP_FILE, folder / DECODE_FILE
+        self.step_session = open_session(self.step_path, device)
+        self.session = open_session(self.path, device, enable_cuda_graph="1")
+        self.metadata = self._check_graphs(folder)
+        caches = [x for x in self.session.get_inputs() if x.name.startswith("past_key_values.")]
+        self.cache_names = [cache.name for cache in caches]
+        """The inputs that hold keys or values of a layer."""
+        self.cache_type = self._check_ports()
+        self.cache_shape = self._shape_of([cache.shape[1:] for cache in caches])
+        """Of the keys or values of a layer and a row: (n_kv_head, block_size, head_size)."""
         self.recorded = 0
         """Number of CUDA graphs so far."""
         self._idle: dict[int, _Steps] = {}
@@ -64,20 +98,14 @@ class DecodeSession:
         return provider(self.session) == CUDA
 
     @property
-    def cache_names(self) -> list[str]:
-        """The inputs that hold keys or values of a layer."""
-        return [cache.name for cache in self.caches]
-
-    @property
     def block_size(self) -> int:
         """Tokens that fit into the cache."""
-        size: int = self.caches[0].shape[2]
-        return size
+        return self.cache_shape[1]
 
     def empty_cache(self, batch_size: int, length: int) -> NDArray[Any]:
         """Zeros in the shape of keys or values of one layer."""
-        _, n_kv_head, _, head_size = self.caches[0].shape
-        return np.zeros((batch_size, n_kv_head, length, head_size), DTYPES[self.caches[0].type])
+        n_kv_head, _, head_size = self.cache_shape
+        return np.zeros((batch_size, n_kv_head, length, head_size), DTYPES[self.cache_type])
 
     def stream(
         self,
@@ -143,8 +171,44 @@ class DecodeSession:
             **{name: self.empty_cache(B, 0) for name in self.cache_names},
         }
         present = [_present(name) for name in self.cache_names]
-        found: list[NDArray[Any]] = self.step_session.run(present, feeds)
+        with running(self.step_path):
+            found: list[NDArray[Any]] = self.step_session.run(present, feeds)
+        n_kv_head, _, head_size = self.cache_shape
+        for cache in found:
+            check_shape(cache, (B, n_kv_head, T, head_size), self.step_path)
         return found
+
+    def _check_graphs(self, folder: Path) -> metadata.Metadata:
+        """The metadata of `decode`, if the files hold the graphs that their names say."""
+        step = metadata.of_session(self.step_session, self.step_path)
+        decode = metadata.of_session(self.session, self.path)
+        if (step.graph, decode.graph) != ("step", "decode"):
+            raise ModelFileError(
+                f"{folder}: {STEP_FILE} holds the graph {step.graph} and {DECODE_FILE} "
+                f"{decode.graph}, instead of step and decode",
+                hint=AGAIN,
+            )
+        return decode
+
+    def _check_ports(self) -> str:
+        """The type of the cache, if what both graphs take and give fits together."""
+        real = FLOAT16 if self.metadata.dtype == "float16" else FLOAT
+        past = dict.fromkeys(self.cache_names, (real, 4))
+        present = {_present(name): port for name, port in past.items()}
+        given = {output: INPUTS[name] for name, output in NEXT_INPUTS.items()}
+        check_ports(self.session, self.path, INPUTS | past, given | present)
+        given = {"logits": (FLOAT, 3)}
+        check_ports(self.step_session, self.step_path, STEP_INPUTS | past, given | present)
+        return real
+
+    def _shape_of(self, caches: list[list[Any]]) -> tuple[int, int, int]:
+        """The shape of all caches."""
+        match caches:
+            case [[int(n_kv_head), int(size), int(head_size)], *others] if (
+                size == self.metadata.block_size and all(other == caches[0] for other in others)
+            ):
+                return n_kv_head, size, head_size
+        raise ModelFileError(f"{self.path}: damaged: the shape of its cache", hint=AGAIN)
 
 
 class _Steps:
@@ -199,13 +263,17 @@ class _Steps:
         first = self.drawn % self.capacity
         if self.drawn and first == 0:  # the table of random numbers is used up
             self._fill_table()
-        for _ in range(count):
-            binding, options = self.bindings[self.turn], self.run_options[self.turn]
-            self.owner.session.run_with_iobinding(binding, options)
-            self.turn = 1 - self.turn
+        with running(self.owner.path):
+            for _ in range(count):
+                binding, options = self.bindings[self.turn], self.run_options[self.turn]
+                self.owner.session.run_with_iobinding(binding, options)
+                self.turn = 1 - self.turn
         self.drawn += count
-        tokens: Ints = self.states[self.turn]["tokens_in"].numpy()
-        return tokens[first : first + count].T.copy()  # the buffer will be written again
+        table: Ints = self.states[self.turn]["tokens_in"].numpy()
+        tokens = table[first : first + count].T.copy()  # the buffer will be written again
+        vocab_size = self.owner.metadata.vocab_size
+        check_drawn(tokens, self.batch_size, count, vocab_size, self.owner.path)
+        return tokens
 
     def _fill_table(self) -> None:
         self.constant["uniforms"].update_inplace(self._uniforms())

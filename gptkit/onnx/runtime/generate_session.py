@@ -12,14 +12,27 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gptkit.errors import UsageError
 from gptkit.onnx.runtime import metadata
-from gptkit.onnx.runtime.providers import open_session
+from gptkit.onnx.runtime.interface import FLOAT, INT64, check_drawn, check_ports
+from gptkit.onnx.runtime.providers import open_session, running
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import GOLDEN, Ints, SamplingOptions
 from gptkit.sampling.stops import Stops
 
-GROWTH = 2
-"""How many times the tokens of one run the next run draws."""
+INPUTS = {
+    "prompt_ids": (INT64, 2),
+    "max_new_tokens": (INT64, 0),
+    "temperature": (FLOAT, 0),
+    "top_k": (INT64, 0),
+    "top_p": (FLOAT, 0),
+    "seed": (INT64, 0),
+}
+STOPS = {1: {"stop_token": (INT64, 0)}, 2: {"stop_tokens": (INT64, 1)}}
+"""Further inputs by format: 1 is that of gptkit 0.1 and 0.2."""
+OUTPUTS = {"tokens": (INT64, 2)}
+FIRST_RUN, GROWTH = 16, 2
+"""Tokens of the first of several runs, and how many times as many the next run draws."""
 
 
 class GenerateSession:
@@ -30,24 +43,28 @@ class GenerateSession:
         device: "cpu", "cuda", "cuda:N" or "auto".
 
     Raises:
-        ModelFileError: the file has no metadata of gptkit's.
-        UsageError: the device is not available.
+        ModelFileError: the file has no metadata of gptkit's, or its graph is another one.
+        UsageError: the device is not available, or the graph does not draw by itself.
     """
 
     def __init__(self, path: Path, device: str) -> None:
-        self.session = open_session(path, device)
+        self.path, self.session = path, open_session(path, device)
         self.metadata = metadata.of_session(self.session, path)
-        names = {node.name for node in self.session.get_inputs()}
-        self._single_stop = "stop_token" in names  # a file of gptkit 0.1 or 0.2
+        if self.metadata.graph != "generate":
+            raise UsageError(
+                f"{path}: the graph {self.metadata.graph} cannot be sampled by itself",
+                hint="name generate.onnx beside it, or the folder",
+            )
+        check_ports(self.session, path, INPUTS | STOPS[self.metadata.format], OUTPUTS)
 
-    def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
+    def first_chunk(self, *, streaming: bool, stops: Stops) -> int:
         """Tokens of the first run: few if samples are shown or searched as they are drawn.
 
-        None draws all in one run, which ends by itself at stop tokens. Each run reads its context
-        again, which rounds differently from feeding it token by token: only in float32 are the
-        tokens still the same.
+        A run that ends within a context makes the next one read it again, which rounds differently
+        from feeding it token by token: only in float32 are the tokens still the same.
         """
-        return 16 if (streaming or stops.texts) and self.metadata.dtype == "float32" else None
+        early = (streaming or stops.texts) and self.metadata.dtype == "float32"
+        return FIRST_RUN if early else self.metadata.block_size
 
     def stream(
         self,
@@ -59,6 +76,8 @@ class GenerateSession:
         stop_tokens: Sequence[int] = (),
     ) -> Iterator[Ints]:
         """Draw tokens by the rule of `gptkit.sampling.generate`.
+
+        A run ends at the latest where the context is full, and the graph would empty its cache.
 
         Args:
             prompts: token ids, int64 (B, T).
@@ -73,8 +92,9 @@ class GenerateSession:
         context = prompts[:, -self.metadata.block_size :]
         drawn, size, ended = 0, chunk, np.zeros(len(prompts), np.bool_)
         while drawn < count and not ended.all():
-            size = min(size, count - drawn)
-            new = self.generate(context, size, sampling, draw=drawn, stop_tokens=stop_tokens)
+            room = self.metadata.block_size + 1 - context.shape[1]
+            most = min(size, room, count - drawn)
+            new = self.generate(context, most, sampling, draw=drawn, stop_tokens=stop_tokens)
             yield new
             ended |= np.isin(new, stop_tokens).any(axis=1)
             context = next_context(context, new, self.metadata.block_size)
@@ -102,20 +122,21 @@ class GenerateSession:
         Returns:
             int64 (B, at most count).
         """
-        binding = self.session.io_binding()
         inputs = feeds(prompt, count, sampling, draw=draw, stop_tokens=stop_tokens)
-        if self._single_stop:
+        if self.metadata.format == 1:
             stops = inputs.pop("stop_tokens")
             inputs["stop_token"] = np.array(stops[0] if len(stops) == 1 else -1, np.int64)
+        with running(self.path):
+            tokens = self._run(inputs)
+        check_drawn(tokens, len(prompt), count, self.metadata.vocab_size, self.path)
+        return tokens
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> Ints:
+        """Run in another thread, so that Ctrl-C reaches this one, which then ends the run."""
+        binding = self.session.io_binding()
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         binding.bind_output("tokens")
-        self._run(binding)
-        tokens: Ints = binding.copy_outputs_to_cpu()[0]
-        return tokens
-
-    def _run(self, binding: ort.IOBinding) -> None:
-        """Run in another thread, so that Ctrl-C reaches this one, which then ends the run."""
         options = ort.RunOptions()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.session.run_with_iobinding, binding, options)
@@ -124,6 +145,8 @@ class GenerateSession:
             except BaseException:
                 options.terminate = True
                 raise
+        tokens: Ints = binding.copy_outputs_to_cpu()[0]
+        return tokens
 
 
 def feeds(

@@ -5,6 +5,7 @@ checkpoint: an ONNX file is a protobuf message, and fields that follow its end b
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,8 @@ from pydantic import (
 )
 
 from gptkit.errors import ModelFileError
-from gptkit.files import digest
+from gptkit.files import digest, open_file
+from gptkit.onnx.runtime.providers import AGAIN
 from gptkit.recipe.codec_record import CodecRecord
 
 FORMAT: Literal[2] = 2
@@ -30,10 +32,12 @@ PROOF_FORMAT: Literal[1] = 1
 """The same for proofs."""
 KEY, PROOF_KEY = "gptkit", "gptkit.proof"
 
+WEIGHTS_FILE: Literal["model.safetensors"] = "model.safetensors"
+"""The weights of a bundle, which its graphs share."""
+
 MAX_PROOF_BYTES = 1 << 16
 """How far from the end of a file a proof may begin."""
 
-AGAIN = "copy the file again, or export the model again"
 FOREIGN = "gptkit samples only complete files that gptkit export wrote; if this was one, " + AGAIN
 
 
@@ -139,8 +143,8 @@ class Proof(StoredJson):
     sha256: str
     """Digest of these bytes."""
     checks: list[Comparison]
-    weights: dict[str, str] = {}
-    """Digests of the weight files beside it, by file name."""
+    weights: dict[Literal["model.safetensors"], str] = {}
+    """Digest of the weights beside it, by file name; none if they are in the file itself."""
 
 
 def read(entries: Mapping[str, str], path: Path) -> Metadata:
@@ -159,7 +163,11 @@ def read(entries: Mapping[str, str], path: Path) -> Metadata:
 
 def of_session(session: Any, path: Path) -> Metadata:
     """The metadata of the file that an onnxruntime session has loaded; see `read`."""
-    return read(session.get_modelmeta().custom_metadata_map, path)
+    try:
+        entries = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path}: damaged: metadata is not UTF-8", hint=AGAIN) from error
+    return read(entries, path)
 
 
 def check_files(*paths: Path) -> list[Proof]:
@@ -172,7 +180,12 @@ def check_files(*paths: Path) -> list[Proof]:
         ModelFileError: a proof is missing or of a newer format, or the file has changed.
     """
     sha256 = cache(digest)
-    return [_check_file(path, sha256) for path in paths]
+    try:
+        return [_check_file(path, sha256) for path in paths]
+    except OSError as error:
+        raise ModelFileError(
+            f"{error.filename}: cannot be read: {error.strerror}", hint=AGAIN
+        ) from error
 
 
 def _check_file(path: Path, sha256: Callable[[Path], str]) -> Proof:
@@ -184,8 +197,8 @@ def _check_file(path: Path, sha256: Callable[[Path], str]) -> Proof:
             f"{path}: damaged: its sha256 differs from the one in its proof", hint=AGAIN
         )
     for name, expected in proof.weights.items():
-        weights = path.parent / Path(name).name
-        if not weights.is_file():
+        weights = path.with_name(name)
+        if not weights.exists():
             raise ModelFileError(f"{path}: its weights, {weights.name}, are missing", hint=AGAIN)
         if sha256(weights) != expected:
             raise ModelFileError(
@@ -212,12 +225,9 @@ def _length(message: bytes) -> bytes:
 
 def _proof(path: Path) -> tuple[Proof, str, bytes]:
     """The proof, its JSON, and the last `MAX_PROOF_BYTES` of the file, where it was found."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - MAX_PROOF_BYTES))
-            tail = file.read()
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}", hint=AGAIN) from error
+    with open_file(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_PROOF_BYTES))
+        tail = file.read()
     at = tail.rfind(PROOF_KEY.encode())
     start = tail.find(b'{"', at)  # "{" alone may be a byte of the length before it
     if at < 0 or start < 0:

@@ -19,7 +19,7 @@ from gptkit.onnx.runtime import metadata
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.metadata import Metadata
-from gptkit.onnx.runtime.providers import provider
+from gptkit.onnx.runtime.providers import AGAIN, provider
 from gptkit.onnx.runtime.text_session import TextSession
 from gptkit.recipe import codec_record
 from gptkit.sampling.model import Model
@@ -68,32 +68,19 @@ def load_exported(path: Path, *, device: str = "auto") -> "OnnxModel":
     """
     if path.is_dir():
         return _load_bundle(path, device)
-    if not path.is_file():
+    if not path.exists():
         raise _missing(path)
     metadata.check_files(path)
     session = GenerateSession(path, device)
-    if session.metadata.graph != "generate":
-        raise UsageError(
-            f"{path}: the graph {session.metadata.graph} cannot be sampled by itself",
-            hint=f"name {GENERATE_FILE} beside it, or the folder",
-        )
     return OnnxModel(path, session.metadata, session, device)
 
 
 def _load_bundle(folder: Path, device: str) -> "OnnxModel":
-    if not (folder / GENERATE_FILE).is_file():
+    if not (folder / GENERATE_FILE).exists():
         raise _missing(folder / GENERATE_FILE)
     metadata.check_files(folder / GENERATE_FILE, folder / STEP_FILE, folder / DECODE_FILE)
     session = DecodeSession(folder, device)
-    step = metadata.of_session(session.step_session, folder / STEP_FILE)
-    decode = metadata.of_session(session.session, folder / DECODE_FILE)
-    if (step.graph, decode.graph) != ("step", "decode"):
-        raise ModelFileError(
-            f"{folder}: {STEP_FILE} holds the graph {step.graph} and {DECODE_FILE} {decode.graph}, "
-            "instead of step and decode",
-            hint=metadata.AGAIN,
-        )
-    return OnnxModel(folder, decode, session, device)
+    return OnnxModel(folder, session.metadata, session, device)
 
 
 def _missing(path: Path) -> UsageError:
@@ -150,6 +137,12 @@ class OnnxModel(Model):
         known = self.metadata.tokens
         needs_codec = request.needs_codec
         starts = request.starts(self.codec) if needs_codec else request.in_turn(known.starts)
+        if wrong := [id_ for id_ in starts[0] if not 0 <= id_ < self.metadata.vocab_size]:
+            raise ModelFileError(
+                f"{self.path}: damaged: its codec gives the token {wrong[0]}, and the model has "
+                f"{self.metadata.vocab_size}",
+                hint=AGAIN,
+            )
         count = request.count(starts[0], known.length)
         stops = request.stops(known.stop_tokens, self.codec if request.stop else None)
         parts = self.session.stream(
@@ -170,7 +163,7 @@ class OnnxModel(Model):
             ModelFileError: the graph is not built as this gptkit builds it.
         """
         path = self.path / GENERATE_FILE if self.path.is_dir() else self.path
-        return TextSession(path, self.device)
+        return TextSession(path, self.metadata, self.device)
 
     def logits(self, tokens: Ints) -> Floats:
         """Unnormalised log-probabilities of the token after each token, (T, vocab_size)."""

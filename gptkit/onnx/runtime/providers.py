@@ -9,7 +9,8 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from gptkit.errors import ModelFileError, UsageError
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's name of that setting."""
+AGAIN = "copy the file again, or export the model again"
+"""The hint where an exported file cannot be used."""
+MOST_SHOWN = 400
+"""Characters of a message of onnxruntime's that are shown."""
 FATAL_ONLY = 4
 """onnxruntime's log level for nothing but fatal errors; all others are raised as exceptions."""
 
@@ -55,12 +60,22 @@ def open_session(
     except Exception as error:  # onnxruntime's exceptions have no common base class
         name = "the graph" if isinstance(graph, bytes) else str(graph)
         raise ModelFileError(
-            f"{name}: onnxruntime cannot load it: {first_line(error)}",
-            hint="export the model again, or copy the file again",
+            f"{name}: onnxruntime cannot load it: {first_line(error)}", hint=AGAIN
         ) from error
     if number is not None and session.get_providers()[0] != CUDA:
         raise _no_cuda(f"onnxruntime took {', '.join(session.get_providers())}")
     return session
+
+
+@contextmanager
+def running(path: Path) -> Iterator[None]:
+    """Raise a ModelFileError if onnxruntime fails in the block, which runs the graph of a file."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise ModelFileError(
+            f"{path}: onnxruntime cannot run it: {first_line(error)}", hint=AGAIN
+        ) from error
 
 
 def provider(session: ort.InferenceSession) -> str:
@@ -82,7 +97,7 @@ def driver_version() -> str | None:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, without onnxruntime's error number."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", line)
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", line)[:MOST_SHOWN]
 
 
 def _omp_threads() -> int:

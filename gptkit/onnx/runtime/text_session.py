@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.onnx.runtime.providers import open_session
+from gptkit.onnx.runtime.interface import DTYPES, check_shape
+from gptkit.onnx.runtime.metadata import Metadata
+from gptkit.onnx.runtime.providers import open_session, running
+from gptkit.sampling.model import check_ids
 from gptkit.sampling.rule import Floats, Ints
-
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 class TextSession:
@@ -17,6 +18,7 @@ class TextSession:
 
     Args:
         path: of a file with the graph `generate`; a bundle's weights are beside it.
+        about: its metadata.
         device: "cpu", "cuda", "cuda:N" or "auto".
 
     Raises:
@@ -24,29 +26,35 @@ class TextSession:
         UsageError: the device is not available.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, about: Metadata, device: str) -> None:
         import onnx  # drawing samples does without this package
 
         from gptkit.onnx.graphs import text
 
+        self.path, self.about = path, about
         generate = onnx.load(path, load_external_data=False)
         model, self._features = text.text_model(generate, path)
         self._ids, self._logits = text.NEW_IDS, text.LOGITS
         self.session = open_session(model.SerializeToString(), device, weights_folder=path.parent)
         inputs = self.session.get_inputs()
-        self._empty_cache = {x.name: _empty(x) for x in inputs if x.name != self._ids}
+        with running(path):
+            self._empty_cache = {x.name: _empty(x) for x in inputs if x.name != self._ids}
 
     def logits(self, tokens: Ints) -> Floats:
         """Logits after each of the tokens (T,), float32 (T, vocab_size)."""
-        return self._run(self._logits, tokens)
+        return self._run(self._logits, tokens, self.about.vocab_size)
 
     def features(self, tokens: Ints) -> Floats:
         """Features of the tokens (T,) after the last norm, float32 (T, n_embd)."""
-        return self._run(self._features, tokens)
+        return self._run(self._features, tokens, self.about.config.get("n_embd"))
 
-    def _run(self, output: str, tokens: Ints) -> Floats:
-        found = self.session.run([output], {self._ids: tokens[None], **self._empty_cache})[0]
-        return np.asarray(found, np.float32)
+    def _run(self, output: str, tokens: Ints, width: Any) -> Floats:
+        check_ids(tokens, self.about.vocab_size, self.about.block_size)
+        inputs = {self._ids: tokens[None].astype(np.int64), **self._empty_cache}
+        with running(self.path):
+            found = np.asarray(self.session.run([output], inputs)[0], np.float32)
+        check_shape(found, (len(tokens), width), self.path)
+        return found
 
 
 def _empty(declared: Any) -> NDArray[Any]:
