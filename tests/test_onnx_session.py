@@ -673,7 +673,8 @@ def test_what_a_graph_gives_is_checked(
         constant = onnx.numpy_helper.from_array(np.array(value), "value")
         model.graph.initializer.append(constant)
         model.graph.node.append(helper.make_node(operator, ["drawn", "value"], ["tokens"]))
-        model.graph.output[0].type.tensor_type.ClearField("shape")
+        (batch, count) = model.graph.output[0].type.tensor_type.shape.dim
+        batch.dim_param = count.dim_param = ""
     resealed(model, tmp_path / "other.onnx")
     assert re.search(f"other.onnx: .*{said}", refused(tmp_path / "other.onnx", "--tokens", 16))
 
