@@ -500,11 +500,11 @@ def test_pipes_and_devices_are_no_models(
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "zeros.onnx").symlink_to("/dev/zero")
     for name in ("pipe.onnx", "zeros.onnx"):
-        assert f"{name}: cannot be read: is not a regular file" in refused(tmp_path / name)
+        assert f"{name}: cannot be read: is a " in refused(tmp_path / name)
     for name in ("model.safetensors", "generate.onnx"):  # in the order of their checks, backwards
         (bundle / name).unlink()
         os.mkfifo(bundle / name)
-        assert f"{name}: cannot be read: is not a regular file" in refused(bundle)
+        assert f"{name}: cannot be read: is a " in refused(bundle)
 
 
 @pytest.fixture

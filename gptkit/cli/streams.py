@@ -104,8 +104,14 @@ def _open(stream: Any, *, quiet: bool) -> tuple[Any, Descriptor | None]:
     descriptor = Descriptor(number, quiet=quiet)
     size = 1 if stream.write_through else io.DEFAULT_BUFFER_SIZE  # 1 as by PYTHONUNBUFFERED
     buffer: IO[bytes] = io.BufferedWriter(descriptor, size)
-    lines = stream.line_buffering
-    return io.TextIOWrapper(buffer, encoding, errors, line_buffering=lines), descriptor
+    text = io.TextIOWrapper(
+        buffer,
+        encoding,
+        errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+    return text, descriptor
 
 
 def _occupy_closed() -> None:
