@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gptkit.errors import CheckpointError
 from gptkit.model.cache import KVCache
 from gptkit.model.gpt import GPT
+from gptkit.recipe import sizes
 from gptkit.recipe.options import GPTConfig
 from tests.support import names_of, pairwise
 
@@ -129,10 +130,15 @@ def sees_no_later_token_and_no_other_row(model: GPT) -> None:
     assert (difference > 1e-4).all()  # it is seen at its own and at every later position
 
 
+def has_as_many_parameters_as_its_sizes_say(model: GPT) -> None:
+    assert sizes.n_parameters(model.config) == model.n_parameters()
+
+
 CHECKS = [
     computes_what_the_papers_say,
     computes_the_same_with_a_cache,
     sees_no_later_token_and_no_other_row,
+    has_as_many_parameters_as_its_sizes_say,
 ]
 
 

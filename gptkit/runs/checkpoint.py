@@ -100,7 +100,7 @@ def load_tensors(step_folder: Path, state: State, name: str = "model") -> Tensor
             raise damaged(path, "its sha256 is not the one in state.json")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise damaged(path, str(error)) from error
+        raise damaged(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def load_weights(step_folder: Path, state: State, weights: str | None) -> Tensors:
@@ -131,7 +131,7 @@ def load_state(step_folder: Path) -> State:
         expected = read_file(path.with_name(STATE_DIGEST), limit=100)
         state = State.model_validate_json(contents)
     except OSError as error:
-        raise damaged(path, str(error)) from error
+        raise damaged(path, error.strerror or str(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["loc"] == ("format",) and isinstance(first["input"], int):

@@ -88,8 +88,9 @@ class LoadedModel(Model):
         config, size = self.model.config, request.samples
         need = sizes.to_sample(config, size, request.tokens or config.block_size)
         need.check(memory(self.device))
-        decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
-        drawn = samples.sample(decoder, self.codec, request, sampling)
+        with need.explained():
+            decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
+            drawn = samples.sample(decoder, self.codec, request, sampling)
         return replace(drawn, steps=self._keeping(decoder, size, drawn.steps, need))
 
     def draw_each(

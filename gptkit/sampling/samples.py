@@ -12,6 +12,8 @@ from gptkit.sampling.stops import Sample, Stops
 
 DEFAULT_TEXT_TOKENS = 500
 """Default number of tokens for text."""
+MOST = {"tokens": 2**31 - 1, "samples": 1_000_000}
+"""Most of each in a request; far fewer take hours."""
 RULE = "\n----------\n"
 """What is between texts in one file."""
 
@@ -51,8 +53,8 @@ class SampleRequest:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"{name} should be 1 or more, got {number}")
-            if number is not None and number >= 2**63:
-                raise UsageError(f"{name} should be below 2**63, got {number}")
+            if number is not None and number > MOST[name]:
+                raise UsageError(f"{name} should be at most {MOST[name]:,}, got {number:,}")
         if "" in self.stop:
             raise UsageError("a stop text should not be empty", hint=r"--stop $'\n' is a newline")
         for text in self.stop:
