@@ -17,7 +17,7 @@ from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.folder import find_files
 from gptkit.data.progress import note, progress
 from gptkit.data.split import IGNORE, Split
-from gptkit.data.token_file import TokenFile
+from gptkit.data.token_file import TokenFile, map_tokens
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError
 from gptkit.files import digest, lock, open_file, read_file, read_json, staged, write_atomically
 from gptkit.terminal import harmless
@@ -49,6 +49,7 @@ __all__ = [
     "find_files",
     "harmless",
     "lock",
+    "map_tokens",
     "note",
     "open_file",
     "progress",

@@ -1,5 +1,6 @@
 import inspect
 import mmap
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gptkit.data.order import walk
 from gptkit.errors import PluginError
-from gptkit.plugin import IGNORE, Data, Split, TokenFile
+from gptkit.plugin import IGNORE, Data, DataError, Split, TokenFile
 
 BLOCK = 5
 
@@ -158,3 +159,21 @@ def test_a_token_file_refuses_other_types(tmp_path: Path) -> None:
 def test_help_tells_every_field(kind: type) -> None:
     described = re.findall(r"(?m)^ {4}(\w+): [A-Z]", inspect.getdoc(kind) or "")
     assert described == list(inspect.get_annotations(kind))
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "empty", "a pipe"])
+def test_tokens_that_go_while_they_are_read_are_named(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "tokens.bin"
+    path.write_bytes(bytes(range(100)))
+    split = TokenFile(path, "uint8", stop=100, block_size=4)
+    assert split[torch.tensor([3])][0].tolist() == [[3, 4, 5, 6]]
+    if harm in ("gone", "a pipe"):
+        path.unlink()
+    else:
+        os.truncate(path, 50 if harm == "cut" else 0)
+    if harm == "a pipe":
+        os.mkfifo(path)
+    with pytest.raises(DataError, match="cannot be read any more") as caught:
+        split[torch.tensor([3])]
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "encodes it again" in str(caught.value.hint)

@@ -2,13 +2,16 @@
 
 import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from gptkit.data.split import Split
-from gptkit.errors import PluginError
+from gptkit.errors import CacheError, PluginError
+from gptkit.files import open_file
 
 DTYPES = ("uint8", "uint16", "uint32")
 
@@ -43,12 +46,35 @@ class TokenFile(Split):
         return max(0, self.stop - self.start - self.stride)
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # Mapped anew for every batch, so that resident memory does not grow.
-        with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(mapped, "madvise"):  # random access: read-ahead would be wasted
-            mapped.madvise(mmap.MADV_RANDOM)
-        tokens = np.frombuffer(mapped, self.dtype, count=self.stop)
+        tokens = map_tokens(self.path, self.dtype, count=self.stop)
         starts = indices.numpy() + self.start
         windows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def map_tokens(path: Path, dtype: DTypeLike, *, count: int = -1) -> NDArray[Any]:
+    """The tokens in a file as an array that reads only what is looked at.
+
+    Map them anew for every batch, so that resident memory does not grow.
+
+    Args:
+        path: raw tokens without a header.
+        dtype: the type of a stored token.
+        count: how many tokens; -1 for all of them.
+
+    Raises:
+        CacheError: the file is gone, or has become shorter.
+    """
+    try:
+        with open_file(path) as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        tokens = np.frombuffer(mapped, dtype, count=count)
+    except (OSError, ValueError) as error:
+        raise CacheError(
+            f"{path}: the encoded data cannot be read any more: "
+            f"{getattr(error, 'strerror', None) or 'the file is shorter than it was'}",
+            hint="gptkit encodes it again when it loads the data set the next time",
+        ) from error
+    if hasattr(mapped, "madvise"):  # random access: read-ahead would be wasted
+        mapped.madvise(mmap.MADV_RANDOM)
+    return tokens

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptkit.plugin import Split
+from gptkit.plugin import Split, map_tokens
 from gptkit_cifar10.image_source import Labels
 
 
@@ -40,8 +40,7 @@ class PixelItems(Split):
         return len(self.starts) * self.copies
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # Re-mapped for every batch, so that resident memory does not grow.
-        tokens = np.memmap(self.path, np.uint16, mode="r").reshape(-1, *self.shape)
+        tokens = map_tokens(self.path, np.uint16).reshape(-1, *self.shape)
         images, mirrored = np.divmod(indices.numpy(), self.copies)
         pixels = tokens[self.first + images].astype(np.int64)
         pixels[mirrored == 1] = pixels[mirrored == 1, :, ::-1]
