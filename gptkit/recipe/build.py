@@ -14,6 +14,7 @@ from gptkit.errors import DataError, DownloadError, PluginError, Problem
 from gptkit.plugin import Callback, Data, Dataset
 from gptkit.recipe import recipe as recipe_file
 from gptkit.recipe import registry
+from gptkit.recipe.options import TrainOptions
 from gptkit.recipe.problems import problems_of
 from gptkit.recipe.recipe import OnError, PluginSpec, Recipe
 from gptkit.recipe.registry import Entry
@@ -135,6 +136,19 @@ def build(recipe: Recipe) -> Plugins:
     return Plugins(recipe, dataset, callbacks, on_error, tuple(entries), labels)
 
 
+def unset(recipe: Recipe) -> Recipe:
+    """The recipe as it would be if it only named its plugins and its optimizer.
+
+    Options that must be given are left out.
+    """
+    optimizer = {"optimizer": type(recipe.train.optimizer)()}
+    return Recipe(
+        dataset=_unset("dataset", recipe.dataset),
+        train=TrainOptions().model_copy(update=optimizer),
+        callbacks=tuple(_unset("callback", spec) for spec in recipe.callbacks),
+    )
+
+
 def unused_name(name: str, taken: Collection[str]) -> str:
     """The name, or the first of NAME-2, NAME-3 and so on that is not taken."""
     numbered = (f"{name}-{i}" for i in itertools.count(2))
@@ -143,6 +157,12 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 
 def _make(entry: Entry, spec: PluginSpec) -> BaseModel:
     return registry.load(entry).model_validate(spec.options)
+
+
+def _unset(kind: registry.Kind, spec: Spec) -> Spec:
+    """The plugin's name with the options that it has if none are given."""
+    plugin = registry.load(registry.find(kind, spec.use))
+    return _complete(type(spec)(use=spec.use), plugin.model_construct())
 
 
 def _complete(spec: Spec, plugin: BaseModel) -> Spec:

@@ -2,17 +2,19 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
 
 from gptkit.errors import UsageError
 from gptkit.files import write_atomically, write_json, writing
+from gptkit.recipe import build
+from gptkit.recipe.options import ModelOptions
+from gptkit.recipe.plain import plain
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import run_folder
 from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.state import State
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """Fields of a recipe to change: `key=value` texts as for `--set`, one or more, or values by key."""
@@ -105,8 +107,8 @@ def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Change], *, step
         write_recipe(run, recipe)
         new = Noted(step, {key: change.new for key, change in changes.items()})
         noted = [each._asdict() for each in (*read_noted(about), new)]
-        about |= {"recipe": recipe.flat(), "changes": noted}
-    write_json(run.environment, about)
+        about |= {"changes": noted}
+    write_json(run.environment, about | {"recipe": recipe.flat()})
 
 
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
@@ -119,13 +121,20 @@ def write_recipe(run: RunFolder, recipe: Recipe) -> None:
         write_atomically(run.recipe, recipe.to_toml().encode())
 
 
-def trained_with(run: RunFolder) -> dict[str, Any]:
+def trained_with(run: RunFolder, recipe: Recipe, state: State | None) -> dict[str, Any]:
     """The fields that the run was trained with so far, whatever its recipe.toml says now.
 
-    Empty for a run of an earlier version.
+    Args:
+        run: its environment.json has them, but for those that were not set.
+        recipe: what recipe.toml says now, for fields of which nothing else tells.
+        state: of the newest checkpoint, which tells of some for a run of an earlier version.
     """
+    fields = recipe.flat()
     found = run.read_environment().get("recipe")
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, dict) and found:
+        unset = build.unset(recipe).flat()
+        return {key: unset.get(key) for key in fields} | found
+    return fields | (_recorded_in(state) if state else {})
 
 
 def since(run: RunFolder, step: int) -> set[str]:
@@ -157,26 +166,27 @@ def _may_change(key: str) -> bool:
 
 def _toml(key: str, value: Any) -> str:
     try:
-        text = tomli_w.dumps({"value": _plain(value)})
-    except TypeError as error:
+        text = tomli_w.dumps({"value": plain(value)})
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{key}: {error}", hint="text, a number, true, false, or a list") from None
     if not text.startswith("value = "):
         raise UsageError(f"{key}: is a table", hint=f'set its fields, such as "{key}.NAME"')
     return text.removeprefix("value = ").strip()
 
 
-def _plain(value: Any) -> Any:
-    """A value with numbers of other libraries as Python's, and a path as text."""
-    match value:
-        case bool():
-            return value
-        case Integral():
-            return int(value)
-        case Real():
-            return float(value)
-        case Path():
-            return str(value)
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case _:
-            return value
+def _recorded_in(state: State) -> dict[str, Any]:
+    """The fields that a checkpoint tells of: the model's, and the numbers of the optimizer."""
+    fields = {f"model.{name}": getattr(state.config, name) for name in ModelOptions.model_fields}
+    hidden = [group for group in state.optimizer_groups if "momentum" in group]
+    others = [group for group in state.optimizer_groups if "momentum" not in group]
+    numbers = {
+        "learning_rate": _numbers(others, "initial_lr"),
+        "weight_decay": _numbers(others, "weight_decay"),
+        "muon_learning_rate": _numbers(hidden, "initial_lr"),
+        "muon_momentum": _numbers(hidden, "momentum"),
+    }
+    return fields | {f"train.optimizer.{name}": max(n) for name, n in numbers.items() if n}
+
+
+def _numbers(groups: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [group[key] for group in groups if isinstance(group.get(key), int | float)]

@@ -13,7 +13,7 @@ from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.table import Report
-from gptkit.runs import changes, environment, new_folder, origin, run_folder, signals
+from gptkit.runs import changes, checkpoint, environment, new_folder, origin, run_folder, signals
 from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
@@ -152,7 +152,7 @@ def _continue(
     caller.started(run)
     with run.lock() if ranks.first else nullcontext(run) as run:
         saved = newest_snapshot(run, ranks, report)
-        plugins, changed = _reread(run, overrides, report)
+        plugins, changed = _reread(run, saved, overrides, report)
         plugins = with_callbacks(plugins, caller.callbacks)
         step = saved.step if saved else 0
         steps = plugins.recipe.train.steps
@@ -209,7 +209,7 @@ def _complete(run: RunFolder, step: int, report: Report) -> RunFolder:
 
 
 def _reread(
-    run: RunFolder, overrides: Sequence[str], report: Report
+    run: RunFolder, saved: Snapshot | None, overrides: Sequence[str], report: Report
 ) -> tuple[Plugins, dict[str, Change]]:
     """The plugins of a run's recipe with overrides, and the fields that the run had otherwise.
 
@@ -220,7 +220,8 @@ def _reread(
     wanted = written
     if overrides:
         wanted = build.build(build.read(run.recipe, overrides, report=report))
-    before = written.recipe.flat() | changes.trained_with(run)
+    state = checkpoint.load_state(run.step_folder(saved.step)) if saved else None
+    before = changes.trained_with(run, written.recipe, state)
     changed = changes.between(before, wanted.recipe.flat())
     changes.check(run, changed, overrides)
     if "train.batch_size" in changed and wanted.recipe.train.steps is None:

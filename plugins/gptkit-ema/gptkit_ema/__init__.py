@@ -53,8 +53,8 @@ class EMA(Callback):
         return {self.name: self._average} if self._average else None
 
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Continue with an average that was saved."""
-        average = weights.get(self.name, {})
+        """Continue with an average that was saved, perhaps under another name."""
+        (average,) = weights.values()
         self._average = {name: weight.clone().float() for name, weight in average.items()}
 
 
