@@ -8,7 +8,6 @@ import tomli_w
 
 from gptkit.errors import UsageError
 from gptkit.files import write_atomically, write_json, writing
-from gptkit.recipe import build
 from gptkit.recipe.options import ModelOptions
 from gptkit.recipe.plain import plain
 from gptkit.recipe.recipe import Recipe
@@ -121,20 +120,21 @@ def write_recipe(run: RunFolder, recipe: Recipe) -> None:
         write_atomically(run.recipe, recipe.to_toml().encode())
 
 
-def trained_with(run: RunFolder, recipe: Recipe, state: State | None) -> dict[str, Any]:
+def trained_with(
+    run: RunFolder, fields: Mapping[str, Any], *, unset: Mapping[str, Any], state: State | None
+) -> dict[str, Any]:
     """The fields that the run was trained with so far, whatever its recipe.toml says now.
 
     Args:
         run: its environment.json has them, but for those that were not set.
-        recipe: what recipe.toml says now, for fields of which nothing else tells.
+        fields: what recipe.toml says now, which counts where nothing else tells.
+        unset: what these fields are if a recipe does not set them.
         state: of the newest checkpoint, which tells of some for a run of an earlier version.
     """
-    fields = recipe.flat()
     found = run.read_environment().get("recipe")
     if isinstance(found, dict) and found:
-        unset = build.unset(recipe).flat()
         return {key: unset.get(key) for key in fields} | found
-    return fields | (_recorded_in(state) if state else {})
+    return {**fields, **(_recorded_in(state) if state else {})}
 
 
 def since(run: RunFolder, step: int) -> set[str]:

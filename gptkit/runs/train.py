@@ -221,7 +221,8 @@ def _reread(
     if overrides:
         wanted = build.build(build.read(run.recipe, overrides, report=report))
     state = checkpoint.load_state(run.step_folder(saved.step)) if saved else None
-    before = changes.trained_with(run, written.recipe, state)
+    unset = build.unset(written.recipe).flat()
+    before = changes.trained_with(run, written.recipe.flat(), unset=unset, state=state)
     changed = changes.between(before, wanted.recipe.flat())
     changes.check(run, changed, overrides)
     if "train.batch_size" in changed and wanted.recipe.train.steps is None:
