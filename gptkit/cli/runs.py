@@ -38,7 +38,6 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare runs: their losses, and the recipe fields in which they differ."""
-    from gptkit.runs.run_folder import open_run
     from gptkit.show import runs as show
 
-    show.print_comparison([open_run(path) for path in run_folders], as_json=json)
+    show.print_comparison(run_folders, as_json=json)

@@ -11,7 +11,7 @@ from gptkit.files import write_atomically, write_json, writing
 from gptkit.recipe.options import ModelOptions
 from gptkit.recipe.plain import plain
 from gptkit.recipe.recipe import Recipe
-from gptkit.runs import run_folder
+from gptkit.runs import history, run_folder
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 
@@ -27,14 +27,6 @@ class Change(NamedTuple):
 
     old: Any
     new: Any
-
-
-class Noted(NamedTuple):
-    """What changed when a run was resumed."""
-
-    step: int
-    set: dict[str, Any]
-    """The new values."""
 
 
 def texts(overrides: Overrides) -> list[str]:
@@ -104,9 +96,9 @@ def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Change], *, step
     about = run.read_environment() | {"trained": run_folder.now()}
     if changes:
         write_recipe(run, recipe)
-        new = Noted(step, {key: change.new for key, change in changes.items()})
-        noted = [each._asdict() for each in (*read_noted(about), new)]
-        about |= {"changes": noted}
+        noted = {"step": step, "set": {key: change.new for key, change in changes.items()}}
+        earlier = [each.model_dump() for each in history.changed(about)]
+        about |= {"changes": [*earlier, noted]}
     write_json(run.environment, about | {"recipe": recipe.flat()})
 
 
@@ -141,18 +133,10 @@ def since(run: RunFolder, step: int) -> set[str]:
     """The fields that were changed at this step or later, so that no checkpoint has them yet."""
     return {
         key
-        for noted in read_noted(run.read_environment())
-        if noted.step >= step
-        for key in noted.set
+        for changed in history.changed(run.read_environment())
+        if changed.step >= step
+        for key in changed.set
     }
-
-
-def read_noted(environment: Mapping[str, Any]) -> list[Noted]:
-    """What changed when a run was resumed, by its environment.json; without damaged records."""
-    found = environment.get("changes")
-    records = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    pairs = [(each.get("step"), each.get("set")) for each in records]
-    return [Noted(s, new) for s, new in pairs if isinstance(s, int) and isinstance(new, dict)]
 
 
 def _may_change(key: str) -> bool:

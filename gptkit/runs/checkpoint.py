@@ -174,16 +174,29 @@ def step_folders(folder: Path) -> list[Path]:
 
 def best(folder: Path) -> Path | None:
     """The step folder with the lowest validation loss measured at its own step."""
+    return best_of(load_states(folder))
+
+
+def best_of(states: Mapping[Path, State | None]) -> Path | None:
+    """Likewise, of the step folders that `load_states` has read."""
     losses = {}
-    for path in step_folders(folder):
-        try:
-            state = load_state(path)
-        except CheckpointError:
-            continue
-        loss = state.val_loss
-        if loss is not None and math.isfinite(loss) and state.val_step == state.step:
+    for path, state in states.items():
+        loss = state.val_loss if state and state.val_step == state.step else None
+        if loss is not None and math.isfinite(loss):
             losses[path] = loss
     return min(losses, key=losses.__getitem__, default=None)
+
+
+def load_states(folder: Path) -> dict[Path, State | None]:
+    """The step folders below a run's `checkpoints/`, oldest first; a damaged one has no state."""
+    states: dict[Path, State | None] = {}
+    for path in step_folders(folder):
+        try:
+            states[path] = load_state(path)
+        except CheckpointError:
+            if path.exists():  # else a process that trains has deleted it meanwhile
+                states[path] = None
+    return states
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -165,8 +165,9 @@ def load_checkpoint(
         UsageError: the checkpoint has no such weights.
     """
     target, _ = pick_device(device)
-    step_folder = run_folder.open_run(path).step_folder(checkpoint)
-    state, tensors = checked.load_weights(step_folder, weights)
+    step_folder, state, tensors = run_folder.open_run(path).read_step(
+        checkpoint, lambda folder: (folder, *checked.load_weights(folder, weights))
+    )
     codec = codec_record.make_codec(state.codec)
     try:
         check_loaded(codec, state.config.vocab_size)

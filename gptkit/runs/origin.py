@@ -1,6 +1,7 @@
 """A run that begins with another run's weights: where they come from, and whether they fit."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from gptkit.errors import CheckpointError, RunError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.recipe import codec_record
 from gptkit.recipe.options import GPTConfig
-from gptkit.runs import checked, checkpoint, run_folder
+from gptkit.runs import checked, checkpoint, history, run_folder
 from gptkit.runs.run_folder import RunFolder, quote
 from gptkit.runs.state import State
 from gptkit.training import finite
@@ -74,8 +75,7 @@ def find(path: Path, which: str | int = "last", weights: str | None = None) -> O
         GptkitError: there is none, or it is damaged.
     """
     run = run_folder.open_run(path)
-    step_folder = run.step_folder(which)
-    state, tensors = checked.load_weights(step_folder, weights)
+    state, tensors = run.read_step(which, lambda folder: checked.load_weights(folder, weights))
     return Origin(run.path, state, tensors, weights)
 
 
@@ -83,20 +83,26 @@ def find_again(run: RunFolder) -> Origin | None:
     """The origin that a run's environment.json names, if it names one.
 
     Raises:
-        RunError: it is gone.
+        RunError: it is gone, or environment.json is damaged.
     """
-    record = run.read_environment().get("from")
-    if not isinstance(record, dict):
-        return None
+    environment = run.read_environment()
     try:
-        found = find(Path(record["run"]), record["step"], record.get("weights"))
-        if found.sha256 == record["sha256"]:
+        began = history.began(environment)
+    except ValueError:
+        environment = {}
+    if not environment:
+        raise RunError(
+            f"{run.environment}: damaged, so that the weights that the run began with are unknown",
+            hint=f"train it again: gptkit train {quote(run.recipe)}, with --from if it had one",
+        )
+    if began is None:
+        return None
+    with suppress(CheckpointError, RunError, UsageError):
+        found = find(Path(began.run), began.step, began.weights)
+        if found.sha256 == began.sha256:
             return found
-    except (CheckpointError, RunError, UsageError):
-        pass
     raise RunError(
-        f"{run.path}: the weights that it began with, step {record['step']} of {record['run']}, "
-        "are gone",
+        f"{run.path}: the weights that it began with, {began}, are gone",
         hint=f"begin with others: gptkit train {quote(run.recipe)} --from RUN",
     )
 
