@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import Any
 
 from gptkit.errors import GptkitError
 
@@ -30,10 +30,13 @@ class Descriptor(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Write to the end, also where another process made the pipe one that does not wait."""
+        rest = memoryview(data).cast("B")
         try:
-            while (count := super().write(data)) is None:
-                self._wait()
-            return count
+            while rest:
+                if (count := super().write(rest)) is None:
+                    self._wait()
+                else:
+                    rest = rest[count:]
         except OSError as error:
             self.fault = error
             with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (not worth importing pathlib)
@@ -82,8 +85,9 @@ def opened() -> Iterator[Descriptor | None]:
     try:
         yield descriptor
     finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
         sys.stdin, sys.stdout, sys.stderr = before
 
 
@@ -102,15 +106,10 @@ def _open(stream: Any, *, quiet: bool) -> tuple[Any, Descriptor | None]:
         stream.reconfigure(errors=errors)
         return stream, None
     descriptor = Descriptor(number, quiet=quiet)
-    size = 1 if stream.write_through else io.DEFAULT_BUFFER_SIZE  # 1 as by PYTHONUNBUFFERED
-    buffer: IO[bytes] = io.BufferedWriter(descriptor, size)
-    text = io.TextIOWrapper(
-        buffer,
-        encoding,
-        errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+    at_once = stream.write_through  # by PYTHONUNBUFFERED
+    buffer: Any = descriptor if at_once else io.BufferedWriter(descriptor)
+    lines = stream.line_buffering
+    text = io.TextIOWrapper(buffer, encoding, errors, line_buffering=lines, write_through=at_once)
     return text, descriptor
 
 

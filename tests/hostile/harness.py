@@ -53,6 +53,9 @@ class Case:
     """(exit code, stdout, stderr) -> a further fault, or None: for what must not pass as good."""
     call: Callable[[], object] | None = None
     """What is called from Python, in place of the command line."""
+    perform: Callable[[], tuple[int, str, str]] | None = None
+    """Gives exit code, stdout, stderr of a process of its own, in place of one in this process;
+    `expect` alone says whether it may fail without a word."""
 
 
 @dataclass
@@ -123,21 +126,9 @@ def run_here(area: str, first: int, count: int, base: Path) -> Iterator[dict[str
 
 def _outcome(case: Case) -> tuple[str, str]:
     """The class of what the command line does with a case, and what it printed."""
-    from gptkit.cli.app import main
-    from gptkit.errors import GptkitError
-
-    out, err = _stream("strict"), _stream("backslashreplace")
     signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            sys.argv = ["gptkit", *map(str, case.arguments)]
-            (case.call or main)()
-        code = 0
-    except GptkitError as error:  # a call's; the command line prints it
-        code = error.exit_code
-        err.write(f"error: {error}\n")
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        code, printed, told = case.perform() if case.perform else _perform(case)
     except _TooLong:
         return "hang", traceback.format_exc()[-3000:]
     except MemoryError:
@@ -146,15 +137,34 @@ def _outcome(case: Case) -> tuple[str, str]:
         return "traceback", traceback.format_exc()[-3000:]
     finally:
         signal.alarm(0)
-    printed, told = _text(out), _text(err)
     text = f"exit {code}\n{printed[-500:]}\n{told[-1500:]}"
     if case.expect and (fault := case.expect(code, printed, told)):
         return "silent", f"{fault}\n{text}"
-    if code and not any(line.startswith("error: ") for line in told.splitlines()):
-        return "silent", text
-    if any((c < " " and c not in "\n\t\r") or "\x7f" <= c < "\xa0" for c in told):
-        return "garbled", repr(text)
+    if not case.perform:
+        if code and not any(line.startswith("error: ") for line in told.splitlines()):
+            return "silent", text
+        if any((c < " " and c not in "\n\t\r") or "\x7f" <= c < "\xa0" for c in told):
+            return "garbled", repr(text)
     return "fine" if code == 0 else "refused", text
+
+
+def _perform(case: Case) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a case in this process."""
+    from gptkit.cli.app import main
+    from gptkit.errors import GptkitError
+
+    out, err = _stream("strict"), _stream("backslashreplace")
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            sys.argv = ["gptkit", *map(str, case.arguments)]
+            (case.call or main)()
+    except GptkitError as error:  # a call's; the command line prints it
+        code = error.exit_code
+        err.write(f"error: {error}\n")
+    except SystemExit as end:
+        code = end.code
+    return code if isinstance(code, int) else int(bool(code)), _text(out), _text(err)
 
 
 def _stream(errors: str) -> io.TextIOWrapper:
