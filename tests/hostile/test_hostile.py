@@ -11,6 +11,7 @@ CASES = {
     "recipes": 3000,
     "run_folders": 1500,
     "sets": 1000,
+    "streams": 300,
 }
 """Cases of each area in the slow run; a tenth of them in every run."""
 
