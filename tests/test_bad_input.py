@@ -462,6 +462,114 @@ def test_a_data_set_that_cannot_be_loaded_is_named(
     assert caught.value.__notes__ == ["raised by the data set bad (acme-bad 1.2) in load"]
 
 
+WRONG_DATA = """
+    import json
+    import random
+
+    import torch
+    from gptkit.plugin import IGNORE, Data, Dataset, Split
+    from gptkit.testing import LetterCodec
+
+    def bad_id(x, y, i):
+        x[i == 99] = 26
+        return x, y
+
+    CHANGES = {
+        "transposed": lambda x, y, i: (x.T, y.T),
+        "short": lambda x, y, i: (x[1:], y[1:]),
+        "random": lambda x, y, i: (torch.randint(26, x.shape), y),
+        "numpy": lambda x, y, i: (x.numpy(), y.numpy()),
+        "int32": lambda x, y, i: (x.int(), y.int()),
+        "float": lambda x, y, i: (x, y.float()),
+        "1-d": lambda x, y, i: (x.flatten(), y.flatten()),
+        "no tuple": lambda x, y, i: torch.stack([x, y]),
+        "negative": lambda x, y, i: (x - 1, y),
+        "one bad id": bad_id,
+        "masked": lambda x, y, i: (x, y.fill_(IGNORE)),
+    }
+
+    class Wrong(Split):
+        def __init__(self, kind):
+            self.change = CHANGES.get(kind, lambda x, y, i: (x, y))
+            self.labels = {
+                "labels": torch.zeros(100, dtype=torch.int64),
+                "list of labels": [0] * 100,
+                "float labels": torch.zeros(100),
+                "many labels": torch.arange(100),
+            }.get(kind)
+            if kind == "random order":
+                self.indices = lambda seed, step, size: torch.randint(100, (size,))
+            if kind == "stride":
+                self.stride = 0
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, indices):
+            x = (indices[:, None] + torch.arange(6)) % 26
+            return self.change(x, (x + 1) % 26, indices)
+
+    class Letters(LetterCodec):
+        contract = 1
+
+    class WrongData(Dataset):
+        contract = 1
+        kind: str
+
+        def load(self):
+            classes = ("a",) if "labels" in self.kind or self.kind == "classes" else ()
+            return Data(
+                Wrong(self.kind), Wrong(self.kind), Letters(), block_size=6,
+                vocab_size=0 if self.kind == "vocab_size 0" else 26,
+                classes=() if self.kind == "labels" else classes,
+            )
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (
+            "transposed",
+            "x of Wrong[indices] must have the shape (B, block_size) = (4, 6), not (6, 4)",
+        ),
+        ("short", "x of Wrong[indices] must have the shape (B, block_size) = (4, 6), not (3, 6)"),
+        ("random", "Wrong[indices] must depend on the index alone: item 0 differs"),
+        ("random order", "Wrong.indices(seed, step, batch_size) must give the same"),
+        ("numpy", "x of Wrong[indices] must be a tensor, not ndarray"),
+        ("int32", "x of Wrong[indices] must be int64, not torch.int32"),
+        ("float", "y of Wrong[indices] must be int64, not torch.float32"),
+        ("1-d", "x of Wrong[indices] must have the shape (B, block_size)"),
+        ("no tuple", "Wrong[indices] must give (x, y)"),
+        ("negative", "x of Wrong[indices] must be in 0 .. 25: there is -1"),
+        ("one bad id", "x of Wrong[indices] must be in 0 .. 25: there is 26"),
+        ("masked", "the batch of step 1 of the data set wrong-data (acme-wrong 1.2): every"),
+        ("classes", "Data has classes, but Data.train.labels is None"),
+        ("labels", "Data.train has labels, but Data.classes is empty"),
+        ("list of labels", "Data.train.labels must be a tensor, not list"),
+        ("float labels", "Data.train.labels must be int64"),
+        ("many labels", "Data.train.labels must be in 0 .. 0"),
+        ("stride", "Wrong.stride must be 1 .. block_size (6), not 0"),
+        ("vocab_size 0", "should hold ids below vocab_size, 0"),
+        ("fine", ""),
+    ],
+)
+def test_a_data_set_that_would_train_something_wrong_is_named(
+    kind: str, fault: str,
+    distribution: Install, tiny_recipe: TinyRecipe, cli: Callable[..., Any], tmp_path: Path,
+) -> None:  # fmt: skip
+    distribution(
+        "acme-wrong", WRONG_DATA, datasets="wrong-data = WrongData", codecs="letters = Letters"
+    )
+    recipe = tiny_recipe(dataset={"use": "wrong-data", "kind": kind}, callbacks=[])
+    result = cli("train", recipe, "--set", "train.steps=1", "--out", "r")
+    assert result.exit_code == (2 if fault else 0), result.output
+    if fault:
+        assert fault in result.stderr
+        assert "wrong-data (acme-wrong 1.2)" in result.stderr
+        assert not (tmp_path / "r" / "checkpoints").exists()
+
+
 def test_an_error_of_the_user_in_an_event_says_whose_it_was_without_a_traceback(
     tiny_recipe: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
 ) -> None:

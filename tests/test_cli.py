@@ -131,12 +131,9 @@ def test_divergence_is_exit_code_3(cli: Command, tiny_recipe: TinyRecipe, tmp_pa
     path = tiny_recipe(train={"optimizer": {"learning_rate": 1e30}, "eval_every": 1}, callbacks=[])
     result = cli("train", path, "--out", "r")
     assert result.exit_code == 3
-    assert re.search(r"^error: step \d: the loss .*finite$", result.stderr, re.MULTILINE)
+    assert "error: step 1: the validation loss is not finite\n" in result.stderr
     assert result.stdout == ""
-    kept = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
-    step = int(re.findall(r"step (\d)", result.stderr)[-1])
-    assert kept[-1] == f"step-{step - 1:08d}"
-    assert not [name for name in kept if not name.startswith("step-") and name != "last"]
+    assert not (tmp_path / "r" / "checkpoints").exists()  # nothing was good
 
 
 # check

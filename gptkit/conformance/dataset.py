@@ -9,9 +9,11 @@ from gptkit.conformance.codec import check_codec
 from gptkit.conformance.options import check_options
 from gptkit.contract.dataset import Data, Dataset
 from gptkit.data.split import IGNORE, Split
+from gptkit.errors import PluginError
 
-LOOKED_AT = 256
-"""Windows or items of a split that are looked at, spread over it."""
+LOOKED_AT, GLANCED_AT = 256, 4
+"""Windows or items of a split that are looked at, spread over it: in a test, before training."""
+HINT = "`check_dataset` of gptkit.testing looks at more of it, in a test of the data set"
 
 
 def check_dataset(dataset: Dataset, *, prompts: Sequence[str] = ()) -> Data:
@@ -41,20 +43,33 @@ def check_split(split: Split, *, vocab_size: int, block_size: int) -> None:
         vocab_size: how many token ids there are.
         block_size: tokens of a window or an item.
     """
+    _, y = _check_windows(split, LOOKED_AT, vocab_size=vocab_size, block_size=block_size)
     kind = type(split).__name__
-    assert 1 <= split.stride <= block_size, (
-        f"{kind}.stride must be 1 .. block_size ({block_size}), not {split.stride}"
-    )
-    count = min(LOOKED_AT, len(split))
-    chosen = torch.arange(count) * (len(split) - 1) // max(count - 1, 1)
-    batch = split[chosen]
-    assert isinstance(batch, tuple) and len(batch) == 2, f"{kind}[indices] must give (x, y)"
-    for name, part in zip(("x", "y"), batch, strict=True):
-        what = f"{name} of {kind}[indices]"
-        _check_ids(part, what, (len(chosen), block_size), vocab_size, masked=name == "y")
-    assert (batch[1] != IGNORE).any(), f"{kind}: every target is masked, nothing would be learned"
-    _check_alike(split, chosen, batch)
-    _check_indices(split)
+    assert (y != IGNORE).any(), f"{kind}: every target is masked, nothing would be learned"
+    _check_indices(split, [(1, 0, 5), (1, 1, 5), (2, 1, 8), (1, 10**6, 3)])
+
+
+def check_loaded(data: Data, name: str) -> None:
+    """Look at a few windows of each split before training, which could not see what is wrong.
+
+    Args:
+        data: as a data set has loaded it.
+        name: of the data set, for errors.
+
+    Raises:
+        PluginError: names the data set and the fault.
+    """
+    sizes = {"vocab_size": data.vocab_size, "block_size": data.block_size}
+    try:
+        for split in (data.train, data.val):
+            _check_windows(split, GLANCED_AT, **sizes)
+            _check_indices(split, [(1, 0, GLANCED_AT)])
+        check_labels(data)
+    except AssertionError as error:
+        raise PluginError(f"the data set {name}: {error}", hint=HINT) from error
+    except Exception as error:
+        error.add_note(f"raised by the data set {name}")
+        raise
 
 
 def check_labels(data: Data) -> None:
@@ -66,6 +81,7 @@ def check_labels(data: Data) -> None:
             continue
         assert data.classes, f"Data.{name} has labels, but Data.classes is empty"
         what = f"Data.{name}.labels"
+        assert isinstance(labels, Tensor), f"{what} must be a tensor, not {type(labels).__name__}"
         assert labels.dtype == torch.int64, f"{what} must be int64, not {labels.dtype}"
         assert labels.shape == (len(split),), (
             f"{what} must have a label for each item, the shape ({len(split)},), "
@@ -73,6 +89,25 @@ def check_labels(data: Data) -> None:
         )
         wrong = labels[(labels < 0) | (labels > most)]
         assert not len(wrong), f"{what} must be in 0 .. {most}: there is {int(wrong[0])}"
+
+
+def _check_windows(
+    split: Split, most: int, *, vocab_size: int, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Assert what holds for every window, for at most that many; return them."""
+    kind = type(split).__name__
+    assert 1 <= split.stride <= block_size, (
+        f"{kind}.stride must be 1 .. block_size ({block_size}), not {split.stride}"
+    )
+    count = min(most, len(split))
+    chosen = torch.arange(count) * (len(split) - 1) // max(count - 1, 1)
+    batch = split[chosen]
+    assert isinstance(batch, tuple) and len(batch) == 2, f"{kind}[indices] must give (x, y)"
+    for name, part in zip(("x", "y"), batch, strict=True):
+        what = f"{name} of {kind}[indices]"
+        _check_ids(part, what, (len(chosen), block_size), vocab_size, masked=name == "y")
+    _check_alike(split, chosen, batch)
+    return batch
 
 
 def _check_ids(
@@ -108,10 +143,9 @@ def _check_alike(split: Split, chosen: Tensor, batch: tuple[Tensor, Tensor]) -> 
     )
 
 
-def _check_indices(split: Split) -> None:
+def _check_indices(split: Split, places: Sequence[tuple[int, int, int]]) -> None:
     """Assert that the order is a function of its arguments, and within the split."""
     what = f"{type(split).__name__}.indices(seed, step, batch_size)"
-    places = [(1, 0, 5), (1, 1, 5), (2, 1, 8), (1, 10**6, 3)]
     first = [split.indices(*place) for place in places]
     again = [split.indices(*place) for place in reversed(places)]
     for (_, _, size), drawn, repeated in zip(places, first, reversed(again), strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gptkit import __version__
+from gptkit.conformance.dataset import check_loaded
 from gptkit.errors import RunError, UsageError
 from gptkit.memory import Need
 from gptkit.model.gpt import GPT
@@ -71,10 +72,12 @@ def build_trainer(
         begin: the weights to begin with; None begins with random ones.
 
     Raises:
+        PluginError: the data breaks the contract.
         UsageError: the weights do not fit.
         RunError: there is too little memory.
     """
     options = plugins.recipe.train
+    check_loaded(data, str(plugins.entries[0]))
     config = model_config(plugins.recipe, data)
     run_device = run_device or resolve_device(options, local_rank=ranks.local_rank)
     need = memory_need(config, options, run_device, ranks)
