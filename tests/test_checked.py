@@ -16,8 +16,6 @@ from torch import Tensor
 from typer.testing import Result
 
 from gptkit.errors import CheckpointError
-from gptkit.model.gpt import GPT
-from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checked, checkpoint
 from gptkit.runs.train import train
 from tests.test_checkpoint import edit
@@ -113,7 +111,7 @@ def test_tensors_that_are_not_those_of_the_model(
         ("n_layer", 1, "h.1.* is no weight of this model"),
         ("n_layer", 10**9, "config.n_layer: 1000000000, which the weights do not have"),
         ("n_embd", 16, r"has the shape \[.*8\], state.json describes \[.*16\]"),
-        ("n_embd", 2**31 - 2, "has the shape|no computer can hold"),
+        ("n_embd", 2**31 - 2, "has the shape"),
         (
             "vocab_size",
             2**31 - 1,
@@ -247,10 +245,3 @@ def test_another_model_in_the_recipe_is_refused_by_field(
     assert done.exit_code == 1
     assert "error: r: n_embd: the checkpoint of step 1 has 8, recipe.toml 16\n" in done.stderr
     assert "hint:  change r/recipe.toml" in done.stderr
-
-
-@pytest.mark.parametrize("options", [{}, {"position": "rotary", "mlp": "swiglu"}])
-def test_the_shapes_of_a_model_that_is_not_built(options: dict[str, Any]) -> None:
-    config = GPTConfig(vocab_size=5, block_size=4, n_layer=3, n_head=2, n_embd=8, **options)
-    built = {name: tensor.shape for name, tensor in GPT(config).weights().items()}
-    assert checked.parameter_shapes(config) == built

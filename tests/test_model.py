@@ -130,7 +130,9 @@ def sees_no_later_token_and_no_other_row(model: GPT) -> None:
     assert (difference > 1e-4).all()  # it is seen at its own and at every later position
 
 
-def has_as_many_parameters_as_its_sizes_say(model: GPT) -> None:
+def has_the_parameters_that_its_sizes_say(model: GPT) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.weights().items()}
+    assert sizes.parameter_shapes(model.config) == shapes
     assert sizes.n_parameters(model.config) == model.n_parameters()
 
 
@@ -138,7 +140,7 @@ CHECKS = [
     computes_what_the_papers_say,
     computes_the_same_with_a_cache,
     sees_no_later_token_and_no_other_row,
-    has_as_many_parameters_as_its_sizes_say,
+    has_the_parameters_that_its_sizes_say,
 ]
 
 

@@ -1,25 +1,31 @@
-"""How many parameters a model has and how much memory it needs, from its sizes alone.
+"""The parameters of a model and the memory that it needs, from its sizes alone.
 
 All numbers of bytes are the least: what is counted is needed in any case, and a little more is.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from gptkit.memory import Need
 from gptkit.recipe.options import GPTConfig, MuonOptions, TrainOptions
 
+Shape = tuple[int, ...]
 NUMBER = 4  # bytes of a weight, a gradient or a moment
 TOKEN = 8  # bytes of a token id in a batch
 
 
+def parameter_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """The shape of every parameter by its name, of a model that is not built; in no order."""
+    blocks = range(config.n_layer)
+    block = _block_shapes(config)
+    inside = {f"h.{i}.{name}": shape for i in blocks for name, shape in block.items()}
+    return _outer_shapes(config) | inside
+
+
 def n_parameters(config: GPTConfig) -> int:
     """Number of parameters, a tied head counted once."""
-    width, embedding = config.n_embd, config.vocab_size * config.n_embd
-    heads = 1 if config.tie_embeddings else 2
-    positions = config.block_size * width if config.position == "learned" else 0
-    norm = width * (2 if config.norm == "layernorm" and config.bias else 1)
-    blocks = config.n_layer * (_n_matrices(config) + 2 * norm + config.bias * _n_outputs(config))
-    return heads * embedding + positions + blocks + norm
+    outer, block = _outer_shapes(config), _block_shapes(config)
+    return _count(outer.values()) + config.n_layer * _count(block.values())
 
 
 def to_train(
@@ -73,23 +79,48 @@ _HINTS: Mapping[str, str] = {
 """What helps where a part of a training is the largest."""
 
 
-def _n_matrices(config: GPTConfig) -> int:
-    """Weights in the matrices of a block."""
-    width, inner = config.n_embd, config.inner_size
-    qkv = width + 2 * config.kv_heads * config.head_size
-    return width * (qkv + width) + width * inner * (_gated(config) + 1)
-
-
-def _n_outputs(config: GPTConfig) -> int:
-    """Numbers that the matrices of a block compute for a token, as many as they have biases."""
+def _outer_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """Of the parameters outside the blocks."""
     width = config.n_embd
-    return 3 * width + 2 * config.kv_heads * config.head_size + _gated(config) * config.inner_size
+    shapes: dict[str, Shape] = {"wte.weight": (config.vocab_size, width)}
+    if config.position == "learned":
+        shapes["position.wpe.weight"] = (config.block_size, width)
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes | _norm_shapes(config, "ln_f")
+
+
+def _block_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """Of the parameters of a block."""
+    width, inner = config.n_embd, config.inner_size
+    layers = {
+        "attn.qkv": (width + 2 * config.kv_heads * config.head_size, width),
+        "attn.proj": (width, width),
+        "mlp.up": (2 * inner if config.mlp == "swiglu" else inner, width),
+        "mlp.proj": (width, inner),
+    }
+    shapes: dict[str, Shape] = {f"{name}.weight": shape for name, shape in layers.items()}
+    if config.bias:
+        shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
+    return shapes | _norm_shapes(config, "ln_1") | _norm_shapes(config, "ln_2")
+
+
+def _norm_shapes(config: GPTConfig, name: str) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {f"{name}.weight": (config.n_embd,)}
+    if config.norm == "layernorm" and config.bias:
+        shapes[f"{name}.bias"] = (config.n_embd,)
+    return shapes
+
+
+def _count(shapes: Iterable[Shape]) -> int:
+    return sum(map(math.prod, shapes))
 
 
 def _n_kept(config: GPTConfig, options: TrainOptions) -> int:
     """Weights, their gradients and two moments; Muon keeps one of the blocks' matrices."""
-    saved = isinstance(options.optimizer, MuonOptions) * config.n_layer * _n_matrices(config)
-    return 4 * n_parameters(config) - saved
+    matrices = (shape for shape in _block_shapes(config).values() if len(shape) == 2)
+    muon = isinstance(options.optimizer, MuonOptions)
+    return 4 * n_parameters(config) - muon * config.n_layer * _count(matrices)
 
 
 def _n_activations(config: GPTConfig, options: TrainOptions) -> int:
@@ -99,7 +130,3 @@ def _n_activations(config: GPTConfig, options: TrainOptions) -> int:
         return config.n_layer * width
     qkv = width + 2 * config.kv_heads * config.head_size
     return config.n_layer * (3 * width + qkv + config.inner_size)
-
-
-def _gated(config: GPTConfig) -> int:
-    return 2 if config.mlp == "swiglu" else 1

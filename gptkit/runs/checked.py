@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptkit.model.gpt import BLOCKS, GPT
-from gptkit.recipe.options import GPTConfig
+from gptkit.recipe import sizes
 from gptkit.runs import checkpoint
 from gptkit.runs.checkpoint import Checkpoint, Tensors, damaged, weights_file
 from gptkit.runs.state import State
@@ -20,7 +19,7 @@ from gptkit.training.snapshot import GENERATORS
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The dtypes of weights and moments."""
-Shapes = Mapping[str, torch.Size]
+Shapes = Mapping[str, sizes.Shape]
 """The shape of every parameter by its name."""
 
 
@@ -53,33 +52,12 @@ def load_weights(step_folder: Path, weights: str | None) -> tuple[State, Tensors
     return state, tensors
 
 
-def parameter_shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """The shape of every parameter of a model that is not built: its blocks are all alike.
-
-    Raises:
-        RuntimeError: a size is beyond what torch can count.
-    """
-    with torch.device("meta"):
-        model = GPT(config.model_copy(update={"n_layer": 1}))
-    shapes: dict[str, torch.Size] = {}
-    for name, tensor in model.weights().items():
-        inner = name.removeprefix(f"{BLOCKS}0.")
-        names = [name]
-        if inner != name:
-            names = [f"{BLOCKS}{i}.{inner}" for i in range(config.n_layer)]
-        shapes |= dict.fromkeys(names, tensor.shape)
-    return shapes
-
-
 def _shapes(step_folder: Path, state: State, tensors: Tensors) -> Shapes:
     """The shapes that state.json describes, as long as the file can hold so many."""
-    path, config = step_folder / checkpoint.STATE, state.config
-    if config.n_layer > len(tensors):
-        raise damaged(path, f"config.n_layer: {config.n_layer}, which the weights do not have")
-    try:
-        return parameter_shapes(config)
-    except RuntimeError:
-        raise damaged(path, "config: describes a model that no computer can hold") from None
+    if state.config.n_layer > len(tensors):
+        fault = f"config.n_layer: {state.config.n_layer}, which the weights do not have"
+        raise damaged(step_folder / checkpoint.STATE, fault)
+    return sizes.parameter_shapes(state.config)
 
 
 def _check_weights(
@@ -117,13 +95,13 @@ def _optimizer_faults(tensors: Tensors, state: State, shapes: Shapes) -> Iterato
             yield from _moment_faults(name, found, shapes[name])
 
 
-def _moment_faults(name: str, moments: Tensors, shape: torch.Size) -> Iterator[str]:
+def _moment_faults(name: str, moments: Tensors, shape: sizes.Shape) -> Iterator[str]:
     for kind, moment in moments.items():
-        if fault := _fault(moment, torch.Size() if kind == "step" else shape):
+        if fault := _fault(moment, () if kind == "step" else shape):
             yield f"{name}:{kind} {fault}"
 
 
-def _fault(tensor: Tensor, shape: torch.Size) -> str | None:
+def _fault(tensor: Tensor, shape: sizes.Shape) -> str | None:
     """What is wrong with a weight or a moment."""
     if tensor.shape != shape:
         return f"has the shape {[*tensor.shape]}, state.json describes {[*shape]}"

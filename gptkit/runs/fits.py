@@ -7,6 +7,8 @@ from gptkit.recipe.options import GPTConfig
 
 ANYWHERE = 1 << 30
 """Bytes that every computer has."""
+MOST = 2**31 - 1
+"""The longest context that a model can have."""
 
 
 def warning(plugins: Plugins) -> str | None:
@@ -19,7 +21,7 @@ def warning(plugins: Plugins) -> str | None:
     config = GPTConfig(
         **recipe.model.model_dump(),
         vocab_size=1,
-        block_size=block_size if isinstance(block_size, int) else 1,
+        block_size=min(block_size, MOST) if isinstance(block_size, int) else 1,
     )
     need: Need = sizes.to_train(config, recipe.train, item_size=2)
     if need.size is None or need.size < ANYWHERE:
