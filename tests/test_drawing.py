@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -123,6 +125,26 @@ def test_texts_are_shown_while_they_are_drawn(text: Path) -> None:
     first, second = "".join(pieces).split(RULE)
     assert [first, second] == model.draw(request, SamplingOptions(seed=1)).texts(model.codec)
     assert len(second) == 27
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_text_reaches_a_pipe_while_it_is_drawn(
+    text: Path, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    model, seen = load_checkpoint(text, device="cpu"), []
+    drawn = model.draw(SampleRequest("Shall I", tokens=20, samples=samples), GREEDY)
+
+    def watched() -> Iterator[None]:
+        for step in drawn.steps:
+            yield step
+            seen.append(len(os.read(reader, 100)))
+
+    with open(reader, "rb"), open(writer, "w") as pipe:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", pipe)
+        drawing.show(replace(drawn, steps=watched()), model.codec)
+    assert seen == [len("Shall I") + 1, *[1] * 19]
 
 
 @pytest.mark.parametrize("samples", [1, 2])
