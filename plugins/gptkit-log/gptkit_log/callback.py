@@ -8,7 +8,7 @@ from rich.console import Console
 
 from gptkit.codec import PromptError, TextCodec
 from gptkit.plugin import Callback, TrainState
-from gptkit_log.display import Display, open_display, quote
+from gptkit_log.display import Display, open_display
 from gptkit_log.files import MetricsFile, write_file
 
 
@@ -112,4 +112,4 @@ class Log(Callback):
             name = f"step-{state.step:08}{number}{state.codec.suffix}"
             write_file(state.run_dir / "samples" / name, sample)
         if isinstance(state.codec, TextCodec):
-            self._display.say(quote(sample.decode(errors="replace")))
+            self._display.show_sample(sample.decode(errors="replace"))

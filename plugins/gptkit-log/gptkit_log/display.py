@@ -1,11 +1,11 @@
 """Training progress: one live line on a terminal, plain lines in a pipe."""
 
 import sys
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-from rich.console import Console
+from rich.cells import chop_cells
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
@@ -27,6 +27,10 @@ DROP_ORDER = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
 
 BAR = 12
 SMALLEST_BAR = 4
+QUOTED = "  | "
+"""What is left of a sample."""
+WIDEST = 2
+"""Columns of the widest character."""
 
 
 class Display(ABC):
@@ -62,6 +66,10 @@ class Display(ABC):
                 parts.append(f"{weights or 'val'} loss {loss:.4f}")
         self.say("  ".join(parts))
 
+    def show_sample(self, text: str) -> None:
+        """Print a sample with a bar at its left."""
+        self.say(quote(text))
+
     def say(self, text: str) -> None:
         """Print text as it is: not wrapped, no markup, no colours."""
         self.console.out(text, highlight=False)
@@ -87,7 +95,7 @@ class LiveDisplay(Display):
     def __init__(self, console: Console, *, step: int, steps: int) -> None:
         super().__init__(console, step=step, steps=steps)
         self._record: dict[str, float] = {"step": step}
-        self._progress = Progress(
+        self._progress = _Line(
             BarColumn(bar_width=BAR),
             _Words(console),
             console=console,
@@ -107,6 +115,10 @@ class LiveDisplay(Display):
         # A new dict, since the thread that redraws the line may be reading the old one.
         self._record = {**self._record, **record}
         self._progress.update(self._task, completed=self._record["step"], record=self._record)
+
+    def show_sample(self, text: str) -> None:
+        """Print a sample above the line, with a bar at its left."""
+        self.say(quote(text, width=self.console.width))
 
     def show_evaluation(self, losses: Mapping[str, float]) -> None:
         """Print the result above the line and put it into the line."""
@@ -140,9 +152,21 @@ def fitted(record: Mapping[str, float], steps: int, *, width: int) -> str:
     return text
 
 
-def quote(text: str) -> str:
-    """A sample with a bar at its left, harmless for a terminal."""
-    return textwrap.indent(harmless(text), "  | ", lambda _: True)
+def quote(text: str, *, width: int | None = None) -> str:
+    """A sample with a bar at its left, harmless for a terminal.
+
+    A line that is wider than the terminal goes on in lines that are indented as much, without bar.
+    """
+    lines = []
+    for line in harmless(text).splitlines() or [""]:
+        first, *others = [line] if width is None else _parts(line, width - len(QUOTED))
+        lines += [QUOTED + first, *(" " * len(QUOTED) + other for other in others)]
+    return "\n".join(lines)
+
+
+def _parts(line: str, room: int) -> list[str]:
+    """A line in parts that are not wider than the room."""
+    return chop_cells(line.expandtabs(), max(room, WIDEST)) or [""]
 
 
 def duration(seconds: float) -> str:
@@ -150,6 +174,25 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Narrow:
+    def __init__(self, line: RenderableType) -> None:
+        self.line = line
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self.line, options.update(max_width=_room(console)))
+
+
+class _Line(Progress):
+    """A line that leaves room for `^C`, which a terminal shows behind it: else it would break."""
+
+    def get_renderable(self) -> _Narrow:
+        return _Narrow(super().get_renderable())
+
+
+def _room(console: Console) -> int:
+    return max(1, console.width - len("^C"))
 
 
 class _Words(ProgressColumn):
@@ -160,5 +203,5 @@ class _Words(ProgressColumn):
         self._console = console
 
     def render(self, task: Task) -> Text:
-        room = self._console.width - SMALLEST_BAR - 1
+        room = _room(self._console) - SMALLEST_BAR - 1
         return Text(fitted(task.fields["record"], round(task.total or 0), width=room))

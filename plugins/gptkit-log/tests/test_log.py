@@ -301,7 +301,7 @@ def test_the_live_line_never_wraps(width: int) -> None:
     display.close()
     rows = ESCAPE.sub("", stream.getvalue()).split("\n")
     assert len(rows) == 2
-    assert all(len(drawn) <= width for row in rows for drawn in row.split("\r"))
+    assert all(len(drawn) <= max(1, width - len("^C")) for row in rows for drawn in row.split("\r"))
 
 
 def test_a_narrow_line_keeps_what_matters_most() -> None:
@@ -325,6 +325,17 @@ def test_duration(seconds: float, text: str) -> None:
 def test_a_sample_cannot_steer_the_terminal() -> None:
     assert quote("a\tb\x1b[2J\n\n\x9bc\r") == "  | a\tb\ufffd[2J\n  | \n  | \ufffdc\ufffd"
     assert quote("\u202eabc\u2028\u2067") == "  | \ufffdabc\ufffd\ufffd"
+
+
+def test_a_long_line_of_a_sample_goes_on_without_the_bar() -> None:
+    assert quote("ab cd ef\n\n対話で", width=9).splitlines() == [
+        "  | ab cd",
+        "     ef",
+        "  | ",
+        "  | 対話",
+        "    で",
+    ]
+    assert quote("対", width=1) == "  | 対"
 
 
 def test_a_sample_in_any_language_stays_as_it_is() -> None:
