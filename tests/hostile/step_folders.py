@@ -112,8 +112,9 @@ def _state(change: Callable[[Random, State], str]) -> Callable[[Random, Path], s
 @_state
 def any_value(random: Random, state: State) -> str:
     """Replace, remove or add a value anywhere in state.json."""
-    places = list(_places(state))
-    where, key = random.choice(places)
+    table = random.choice(list(state))
+    inside = list(_places(state[table])) if isinstance(state[table], dict | list) else []
+    where, key = random.choice([(state, table), *inside])
     if random.random() < 0.2:
         del where[key]
         return f"state: {key} removed"

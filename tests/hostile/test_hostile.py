@@ -11,6 +11,8 @@ CASES = {
     "recipes": 3000,
     "run_folders": 1500,
     "sets": 1000,
+    "sizes": 200,
+    "step_folders": 3000,
     "streams": 300,
 }
 """Cases of each area in the slow run; a tenth of them in every run."""
