@@ -12,7 +12,7 @@ from gptkit.errors import RunError
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files with the limit of a container in bytes, or "max"."""
 TOO_LITTLE = re.compile(
-    "out of memory|not enough memory|t allocate memory|bad_?alloc|size calculation overflowed",
+    "out of memory|not enough memory|allocate memory|bad_?alloc|size calculation overflowed",
     re.IGNORECASE,
 )
 """What a RuntimeError of torch or onnxruntime says then."""

@@ -76,7 +76,7 @@ def case(random: Random, base: Path, folder: Path) -> Case:
     about = f"{name}: {mutate.__name__}: {mutate(random, target)}"[:300]
     if path.suffix != ".onnx":
         path = random.choice([path, path, path / "generate.onnx"])
-    vocabulary = VOCABULARY.get(name, 57)
+    vocabulary = VOCABULARY.get(name, 59)
     if random.random() < 0.2:
         return Case([], about=about, call=lambda: use(Random(about), path))
     return Case(
@@ -90,7 +90,7 @@ def use(random: Random, path: Path) -> None:
 
     model = load(path, device="cpu")
     call = random.choice(["sample", "stream", "logits", "embed", "logprobs"])
-    ids = np.array([random.choice([0, 1, 2, 56, 57, -1, 2**40]) for _ in range(3)], np.int64)
+    ids = np.array([random.choice([0, 1, 2, 25, 25, -1, 2**40]) for _ in range(3)], np.int64)
     if call == "sample":
         model.sample("a", tokens=random.choice([1, 40]), samples=2)
     elif call == "stream":

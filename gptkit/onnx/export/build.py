@@ -42,7 +42,7 @@ def describe(trained: TrainedModel, source: ExportSource, graph: GraphName) -> M
         dtype=source.precision.name,
         opset=OPSET,
         gptkit=__version__,
-        config=config.model_dump(mode="json"),
+        config=config,
         block_size=config.block_size,
         vocab_size=config.vocab_size,
         codec=codec_record.record_codec(codec),

@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -23,7 +24,9 @@ from pydantic import (
 from gptkit.errors import ModelFileError
 from gptkit.files import digest, open_file
 from gptkit.onnx.runtime.providers import AGAIN
+from gptkit.recipe import phrases
 from gptkit.recipe.codec_record import CodecRecord
+from gptkit.recipe.options import GPTConfig
 
 FORMAT: Literal[2] = 2
 """Increased when an older gptkit could not use what a newer one exports. 2: `stop_tokens` are an
@@ -39,6 +42,13 @@ MAX_PROOF_BYTES = 1 << 16
 """How far from the end of a file a proof may begin."""
 
 FOREIGN = "gptkit samples only complete files that gptkit export wrote; if this was one, " + AGAIN
+
+
+def _without_unknown(config: Any) -> Any:
+    """A GPTConfig without the fields that a newer gptkit added."""
+    if not isinstance(config, dict):
+        return config
+    return {name: value for name, value in config.items() if name in GPTConfig.model_fields}
 
 
 class StoredJson(BaseModel):
@@ -69,7 +79,9 @@ class Metadata(StoredJson):
     """What an exported file says about its model."""
 
     @model_validator(mode="after")
-    def _check_starts(self) -> Self:
+    def _check_sizes(self) -> Self:
+        if (self.block_size, self.vocab_size) != (self.config.block_size, self.config.vocab_size):
+            raise ValueError("config should have the same block_size and vocab_size")
         starts = self.tokens.starts
         if len({len(start) for start in starts}) != 1 or not starts[0]:
             raise ValueError("tokens.starts should be lists of one length, at least 1")
@@ -85,8 +97,8 @@ class Metadata(StoredJson):
     opset: PositiveInt
     gptkit: str
     """The gptkit version that exported it."""
-    config: dict[str, Any]
-    """The GPTConfig as JSON."""
+    config: Annotated[GPTConfig, BeforeValidator(_without_unknown)]
+    """All sizes and options of the model."""
     block_size: PositiveInt
     vocab_size: PositiveInt
     codec: CodecRecord
@@ -248,4 +260,4 @@ def _malformed(path: Path, key: str, error: ValidationError) -> ModelFileError:
             hint="pip install --upgrade gptkit",
         )
     where = ".".join(map(str, (key, *first["loc"])))
-    return ModelFileError(f"{path}: damaged: metadata {where}: {first['msg']}", hint=AGAIN)
+    return ModelFileError(f"{path}: damaged: metadata {where}: {phrases.fault(first)}", hint=AGAIN)

@@ -13,15 +13,18 @@ from typing import Protocol
 import numpy as np
 import onnxruntime as ort
 
+from gptkit import memory
 from gptkit.codec import Codec
+from gptkit.contract.codec_check import check_loaded
 from gptkit.errors import ModelFileError, UsageError
+from gptkit.memory import Need
 from gptkit.onnx.runtime import metadata
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import GenerateSession
 from gptkit.onnx.runtime.metadata import Metadata
 from gptkit.onnx.runtime.providers import AGAIN, provider
 from gptkit.onnx.runtime.text_session import TextSession
-from gptkit.recipe import codec_record
+from gptkit.recipe import codec_record, sizes
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
@@ -103,8 +106,14 @@ class OnnxModel(Model):
 
         Raises:
             PluginError: its distribution is not installed.
+            ModelFileError: it does not fit the model.
         """
-        return codec_record.make_codec(self.metadata.codec)
+        codec = codec_record.make_codec(self.metadata.codec)
+        try:
+            check_loaded(codec, self.metadata.vocab_size)
+        except UsageError as error:
+            raise ModelFileError(f"{self.path}: damaged: codec: {error}", hint=AGAIN) from None
+        return codec
 
     @property
     def block_size(self) -> int:
@@ -133,8 +142,11 @@ class OnnxModel(Model):
 
         Raises:
             PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
+            RunError: so many samples need more memory than there is.
         """
-        known = self.metadata.tokens
+        known, tokens = self.metadata.tokens, request.tokens or self.block_size
+        need = sizes.to_sample(self.metadata.config, request.samples, tokens)
+        need.check(memory.total())
         needs_codec = request.needs_codec
         starts = request.starts(self.codec) if needs_codec else request.in_turn(known.starts)
         if wrong := [id_ for id_ in starts[0] if not 0 <= id_ < self.metadata.vocab_size]:
@@ -152,8 +164,7 @@ class OnnxModel(Model):
             chunk=self.session.first_chunk(streaming=streaming, stops=stops) or count,
             stop_tokens=stops.tokens,
         )
-        drawn = (row for part in parts for row in part.T.tolist())
-        return Samples.start(request.prompt, starts, stops, drawn, count=count)
+        return Samples.start(request.prompt, starts, stops, _rows(parts, need), count=count)
 
     @cached_property
     def text_session(self) -> TextSession:
@@ -172,3 +183,10 @@ class OnnxModel(Model):
     def features(self, tokens: Ints) -> Floats:
         """The residual stream after the last norm, (T, n_embd)."""
         return self.text_session.features(tokens)
+
+
+def _rows(parts: Iterator[Ints], need: Need) -> Iterator[list[int]]:
+    """The next token of every sample, from parts (B, n)."""
+    with need.explained():
+        for part in parts:
+            yield from part.T.tolist()

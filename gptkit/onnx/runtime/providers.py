@@ -17,6 +17,7 @@ from typing import Any
 import onnxruntime as ort
 
 from gptkit.errors import ModelFileError, UsageError
+from gptkit.memory import TOO_LITTLE
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -69,10 +70,17 @@ def open_session(
 
 @contextmanager
 def running(path: Path) -> Iterator[None]:
-    """Raise a ModelFileError if onnxruntime fails in the block, which runs the graph of a file."""
+    """Say what it means if onnxruntime fails in the block, which runs the graph of a file.
+
+    Raises:
+        MemoryError: there is too little memory.
+        ModelFileError: it cannot run the graph.
+    """
     try:
         yield
     except Exception as error:  # onnxruntime's exceptions have no common base class
+        if TOO_LITTLE.search(str(error)):
+            raise MemoryError(first_line(error)) from error
         raise ModelFileError(
             f"{path}: onnxruntime cannot run it: {first_line(error)}", hint=AGAIN
         ) from error

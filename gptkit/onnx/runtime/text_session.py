@@ -46,9 +46,9 @@ class TextSession:
 
     def features(self, tokens: Ints) -> Floats:
         """Features of the tokens (T,) after the last norm, float32 (T, n_embd)."""
-        return self._run(self._features, tokens, self.about.config.get("n_embd"))
+        return self._run(self._features, tokens, self.about.config.n_embd)
 
-    def _run(self, output: str, tokens: Ints, width: Any) -> Floats:
+    def _run(self, output: str, tokens: Ints, width: int) -> Floats:
         check_ids(tokens, self.about.vocab_size, self.about.block_size)
         inputs = {self._ids: tokens[None].astype(np.int64), **self._empty_cache}
         with running(self.path):
