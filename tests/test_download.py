@@ -286,6 +286,24 @@ def test_a_folder_is_built_once(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["er"]
 
 
+def test_a_folder_that_does_not_fit_is_built_anew(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "a").write_text("right")
+
+    def fits(folder: Path) -> bool:
+        return (folder / "a").read_text() == "right"
+
+    target = cached(tmp_path / "target", build, fits=fits)
+    (target / "left").touch()
+    assert cached(target, lambda folder: pytest.fail("built twice"), fits=fits) == target
+    (target / "a").write_text("wrong")
+    assert [path.name for path in cached(target, build, fits=fits).iterdir()] == ["a"]
+    (target / "a").write_bytes(b"\xff")
+    assert (cached(target, build, fits=fits) / "a").read_text() == "right"
+    (target / "a").unlink()
+    assert (cached(target, build, fits=fits) / "a").read_text() == "right"
+
+
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def build(folder: Path) -> None:

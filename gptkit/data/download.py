@@ -1,6 +1,7 @@
 """Downloads and caches on disk, for plugins; written atomically."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,23 @@ def cache_folder(name: str) -> Path:
     return (Path(root) if root else user_cache_path("gptkit", appauthor=False)) / name
 
 
-def cached(folder: Path, build: Callable[[Path], None]) -> Path:
+def cached(
+    folder: Path, build: Callable[[Path], None], *, fits: Callable[[Path], bool] | None = None
+) -> Path:
     """Build `folder` atomically, by `build(temporary folder)`, unless it exists; return it.
 
     Two processes may build at the same time; the first to finish wins.
+
+    Args:
+        folder: the complete folder, afterwards.
+        build: fills an empty folder.
+        fits: whether a folder that is there may be used; if not, or if it raises OSError or
+            ValueError, it is built anew. Without it every folder is used.
     """
     if folder.is_dir():
-        return folder
+        if fits is None or _fits(folder, fits):
+            return folder
+        shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
     with staged(folder, replace=False) as new:
@@ -89,6 +100,13 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
             )
         partial.replace(target)
     return target
+
+
+def _fits(folder: Path, fits: Callable[[Path], bool]) -> bool:
+    try:
+        return fits(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_there(target: Path, sha256: str) -> bool:

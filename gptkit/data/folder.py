@@ -34,7 +34,7 @@ def find_files(*folders: Path, endings: Collection[str], in_folders: bool = Fals
         The paths, each beginning with one of `folders`.
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: a folder cannot be read, or one of `folders` is in /proc or /sys.
     """
     walk = _Walk(frozenset(endings))
     with progress(f"looking through {folders[0].name}", unit="files") as advance:
@@ -63,7 +63,12 @@ class _Walk:
 
     def run(self, folders: Collection[Path], advance: Callable[[int], None]) -> None:
         for folder in folders:
-            self._take_folder(folder, _real(folder), advance)
+            if _is_of_system(real := _real(folder)):
+                raise DataError(
+                    f"{folder}: is made up by the system, and holds no data",
+                    hint="set path to a folder of files",
+                )
+            self._take_folder(folder, real, advance)
         while self._links:
             links, self._links = sorted(self._links, key=Path.as_posix), []
             for link in links:

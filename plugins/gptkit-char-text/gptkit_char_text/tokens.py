@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,9 +50,7 @@ def encode(files: Sequence[Path], text: TextStats) -> None:
         (target / "meta.json").write_bytes(_meta(text))
 
     with cache_errors(folder):
-        if folder.exists() and _stored(text.sha256) is None:
-            shutil.rmtree(folder)
-        cached(folder, build)
+        cached(folder, build, fits=lambda folder: _stored(text.sha256) is not None)
 
 
 def _encode(files: Sequence[Path], text: TextStats, target: Path) -> None:

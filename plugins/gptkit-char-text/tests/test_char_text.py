@@ -113,6 +113,41 @@ def test_a_folder_is_its_text_files_in_order(tmp_path: Path) -> None:
     assert data.sha256 == hashlib.sha256(whole.encode()).hexdigest()
 
 
+def test_a_folder_is_what_one_sees_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    write(folder / "a.txt", "one " * 20)
+    write(folder / "B.TXT", "two " * 20)
+    write(folder / ".ipynb_checkpoints/a-checkpoint.txt", "hidden " * 20)
+    write(tmp_path / "real/c.txt", "three " * 20)
+    (folder / "sub").symlink_to("../real")
+    (folder / "loop").symlink_to(".")
+    data = load(folder, val_fraction=0.3)
+    whole = "\n".join(["two " * 20, "one " * 20, "three " * 20])
+    assert text_of(data, data.train) + text_of(data, data.val) == whole
+    assert capsys.readouterr().err == f"note: {folder}: 1 hidden, 1 linked twice: skipped\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_what_is_there_but_no_file_is_named_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read, write = os.pipe()
+    for path, fault in {
+        str(tmp_path / "pipe"): "is a pipe, not a regular file",
+        f"/dev/fd/{read}": "is a pipe, not a regular file",
+        "/dev/null": "is a device, not a regular file",
+        "/dev/zero": "is a device, not a regular file",
+    }.items():
+        with pytest.raises(DataError) as caught:
+            load(Path(path))
+        assert str(caught.value) == f"{path}: cannot be read: {fault}"
+    os.close(read)
+    os.close(write)
+    with pytest.raises(DataError, match="/proc: is made up by the system"):
+        load(Path("/proc"))
+
+
 def test_path_is_made_absolute_and_takes_the_place_of_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +235,13 @@ def test_folder_without_text(tmp_path: Path) -> None:
     write(tmp_path / "folder/notes.md", ALPHABET)
     with pytest.raises(DataError, match=r"no file in this folder ends in \.txt"):
         load(tmp_path / "folder")
+
+
+def test_a_file_in_utf_16_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_bytes(ALPHABET.encode("utf-16"))
+    with pytest.raises(DataError, match="bad byte 0xff at offset 0") as caught:
+        load(tmp_path / "my.txt")
+    assert caught.value.hint == "save the text as UTF-8; it seems to be UTF-16"
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,11 +93,13 @@ def encoded(source: ImageSource, *, size: int, colors: int | Literal["rgb"], see
     def build(target: Path) -> None:
         _encode(source, target, size=size, colors=colors, seed=seed)
 
+    def opened(folder: Path) -> Encoded | None:
+        return _open(folder, source, tokens, most)
+
     with cache_errors(folder):
-        found = _open(folder, source, tokens, most)
+        found = opened(folder)
         if found is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            found = _open(cached(folder, build), source, tokens, most)
+            found = opened(cached(folder, build, fits=lambda folder: opened(folder) is not None))
     if found is None:
         raise DataError(f"{folder}: damaged right after it was written", hint="check the disk")
     return found

@@ -60,6 +60,59 @@ def test_only_images_count_at_any_depth_and_nothing_hidden(
     assert len(folder.items) == 4
 
 
+def test_hidden_folders_links_and_other_endings(
+    image_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder({"a": 2, "a/.ipynb_checkpoints": 2, "b": 2})
+    (root / "a" / "self").symlink_to(".")
+    (root / "b" / "up").symlink_to("..")
+    (root / "all").symlink_to(".")
+    (root / "b" / "again.png").symlink_to("../a/000.png")
+    (root / "b" / "notes.txt").write_text("hello")
+    for ending in ("gif", "JFIF", "avif", "pcx"):
+        Image.new("RGB", (4, 4)).save(root / "b" / f"x.{ending}")
+    folder = opened(root)
+    assert folder.classes == ("a", "b")
+    assert [item.label for item in folder.items].count(0) == 2
+    assert len(folder.items) == 2 + 2 + 4
+    told = "1 hidden, 4 linked twice, 1 with other endings (.txt)"
+    assert capsys.readouterr().err == f"note: {root}: {told}: skipped\n"
+
+
+def test_a_class_of_gifs(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"a": 2, "b": 0})
+    for name in ("1.gif", "2.GIF"):
+        Image.new("RGB", (4, 4)).save(root / "b" / name)
+    assert len(opened(root).items) == 4
+
+
+def test_an_image_is_in_one_split_alone(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"train/a": 3, "val/a": 1})
+    (root / "val/a/more.png").symlink_to(root / "train/a/000.png")
+    (root / "train/a/linked").symlink_to(root / "val/a")
+    folder = opened(root)
+    assert len(names(folder, training=True)) == 3
+    assert names(folder, training=False) == ["val/a/000.png"]
+
+
+def test_the_order_within_a_class_is_by_folder_then_by_name(
+    image_folder: Callable[..., Path],
+) -> None:
+    root = image_folder({"train/a": 1, "train/a/b": 1, "train/a-b": 1, "val/a": 1, "val/a-b": 1})
+    assert names(opened(root), training=True) == [
+        "train/a/000.png",
+        "train/a/b/000.png",
+        "train/a-b/000.png",
+    ]
+
+
+def test_progress_comes_in_small_steps(image_folder: Callable[..., Path]) -> None:
+    folder = opened(image_folder({"a": 300}))
+    assert [len(chunk.labels) for chunk in folder.chunks(1)] == [225, 75]
+    many = Folder(folder.root, folder.classes, folder.items[:1] * 600)
+    assert max(len(chunk.labels) for chunk in many.chunks(1)) == 256
+
+
 def test_pixels_and_labels(image_folder: Callable[..., Path]) -> None:
     folder = opened(image_folder({"train/b": 1, "train/a": 1, "test/a": 1, "test/b": 1}))
     train, val = folder.chunks(4)
