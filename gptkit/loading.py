@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+from gptkit.arguments import checked
 from gptkit.errors import UsageError
 from gptkit.sampling.model import Model
 
 
+@checked
 def load(
     path: str | os.PathLike[str] | None = None,
     *,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from gptkit import loading
 from gptkit.analysis.evaluation import RunEvaluation, evaluate_run
+from gptkit.arguments import checked
 from gptkit.data.progress import silent
 from gptkit.errors import GptkitError
 from gptkit.plugin import Callback, Data
@@ -59,6 +60,7 @@ class Run:
 
     path: Path
 
+    @checked
     def __init__(self, path: str | os.PathLike[str]) -> None:
         object.__setattr__(self, "path", Path(path))
 
@@ -96,6 +98,7 @@ class Run:
         """Load the model of a checkpoint; see `gptkit.load`."""
         return loading.load(self.path, checkpoint=checkpoint, weights=weights, device=device)
 
+    @checked
     def evaluate(
         self,
         *,
@@ -124,6 +127,7 @@ class Run:
                 by_class=classify,
             )
 
+    @checked
     def export(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -155,6 +159,7 @@ class Run:
             return export(self.path, form, out=out, checkpoint=checkpoint, weights=weights)
 
 
+@checked
 def train(
     recipe: RecipeSource,
     overrides: Overrides = (),
@@ -200,6 +205,7 @@ def train(
     return Run(found.path)
 
 
+@checked
 def resume(
     path: str | os.PathLike[str] | None = None,
     overrides: Overrides = (),
@@ -225,6 +231,7 @@ def resume(
     return Run(found.path)
 
 
+@checked
 def trainer(
     recipe: RecipeSource,
     overrides: Overrides = (),

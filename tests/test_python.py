@@ -245,7 +245,7 @@ def test_errors_are_gptkits_and_name_the_run_if_there_is_one(run: gptkit.Run) ->
     with pytest.raises(UsageError, match="train: is a table") as table:
         gptkit.train(TINY, {"train": {"steps": 3}})
     assert table.value.run is None
-    with pytest.raises(UsageError, match="is no object of a class that extends Callback"):
+    with pytest.raises(UsageError, match=r"^callbacks should be a Callback or a list of"):
         gptkit.train(TINY, callbacks=[Note])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="already exists"):
         gptkit.train(TINY, out=run.path)
@@ -262,11 +262,64 @@ def test_errors_are_gptkits_and_name_the_run_if_there_is_one(run: gptkit.Run) ->
 @pytest.mark.parametrize("overrides", [None, 3, b"train.steps=3", [3], ("train.steps", 3)])
 def test_overrides_are_texts_or_values_by_key(overrides: Any, run: gptkit.Run) -> None:
     for call in (gptkit.train, gptkit.trainer):
-        with pytest.raises(UsageError, match=r"^overrides should be a dict, or a list of texts"):
+        with pytest.raises(UsageError, match=r"^overrides should be a list of texts or a dict"):
             call(TINY, overrides)
     with pytest.raises(UsageError, match=r"^overrides should be"):
         gptkit.resume(run, overrides)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "said"),
+    [
+        (gptkit.train, {"recipe": 3}, "recipe should be a text, a path, a Recipe or a dict, got 3"),
+        (gptkit.train, {"recipe": None}, "recipe should be a text, a path, a Recipe or a dict"),
+        (gptkit.train, {"recipe": TINY, "out": 3}, "out should be a text, a path or None, got 3"),
+        (gptkit.train, {"recipe": "a\0b"}, "recipe has a null character"),
+        (gptkit.train, {"recipe": TINY, "quiet": 1}, "quiet should be True or False, got 1"),
+        (gptkit.resume, {"path": ["r"]}, "path should be a text, a path or None, got ['r']"),
+        (gptkit.load, {"path": 3}, "path should be a text, a path or None, got 3"),
+        (gptkit.load, {"path": "r", "device": None}, "device should be a text, got None"),
+        (gptkit.load, {"path": "r", "checkpoint": True}, "checkpoint should be a text or a whole"),
+        (gptkit.Run, {"path": 3}, "path should be a text or a path, got 3"),
+        (gptkit.trainer, {"recipe": TINY, "data": 3}, "data should be a Data or None, got 3"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_in_words(
+    call: Callable[..., Any], arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}"):
+        call(**arguments)
+
+
+@pytest.mark.parametrize("draw", ["sample", "stream"])
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("tokens", 2.5, "a whole number or None"), ("tokens", True, "a whole number or None"),
+     ("seed", "1", "a whole number"), ("temperature", "hot", "a number or None"),
+     ("top_k", 0.5, "a whole number"), ("top_p", None, "a number"), ("keep", "all", "a number"),
+     ("ignore_stop", 1, "True or False")],
+)  # fmt: skip
+def test_options_of_samples_of_other_types_are_refused(
+    draw: str, option: str, value: object, words: str, run: gptkit.Run
+) -> None:
+    with pytest.raises(UsageError, match=f"^{option} should be {words}, got "):
+        getattr(run.load(), draw)(**{option: value})
+
+
+def test_a_recipe_in_python_may_have_paths_and_numbers_of_numpy(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 40)
+    dataset = {**TINY["dataset"], "path": tmp_path / "a.txt", "block_size": np.int64(8)}
+    trainer = gptkit.trainer({**TINY, "dataset": dataset, "seed": np.int32(3)})
+    assert trainer.model.config.block_size == 8
+    for wrong, said in (
+        ({3: 1}, "recipe: has a key of the type int; keys are texts"),
+        ({**TINY, "seed": {3}}, "recipe: seed: is of the type set, which TOML has not"),
+        ({**TINY, "seed": 2**63}, "recipe: seed: is beyond 64 bits"),
+        ({**TINY, "dataset": {"use": "caf\udce9"}}, "recipe: dataset.use: is not UTF-8"),
+    ):
+        with pytest.raises(RecipeError, match=f"^{re.escape(said)}"):
+            gptkit.trainer(wrong)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -318,7 +371,7 @@ def test_a_sample_ends_at_a_text_at_several_or_at_none(run: gptkit.Run) -> None:
 def test_prompts_and_stop_texts_of_other_types_are_refused(draw: str, run: gptkit.Run) -> None:
     call = getattr(run.load(), draw)
     for stop in (5, b"END", [5], ["END", None], {"END": 1}):
-        with pytest.raises(UsageError, match=r"^stop should be a text or several, got"):
+        with pytest.raises(UsageError, match=r"^stop should be a text, a list of texts or None"):
             call(stop=stop)
     for prompt in (["the"], b"the", None, Path("the.png")):
         with pytest.raises(UsageError, match=r"^prompt should be a text, got"):

@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 
+from gptkit.arguments import checked
 from gptkit.codec import Codec, TextCodec
 from gptkit.errors import UsageError
 from gptkit.sampling.generate import restart_length
@@ -96,6 +97,7 @@ class Model(ABC):
             float32 (T, n_embd).
         """
 
+    @checked
     def sample(
         self,
         prompt: str = "",
@@ -150,6 +152,7 @@ class Model(ABC):
         contents = [codec.decode(row) for row in drawn.token_ids()]
         return contents[0] if samples is None else contents
 
+    @checked
     def stream(
         self,
         prompt: str = "",
@@ -195,6 +198,7 @@ class Model(ABC):
         sampling = self._sampling(temperature, top_k, top_p, seed)
         return self.draw(request, sampling, streaming=True).pieces(self.codec)
 
+    @checked
     def logprobs(self, text: str) -> Floats:
         """How likely a text is: the logarithm of the probability of each token but the first.
 
@@ -217,6 +221,7 @@ class Model(ABC):
             found.append(_log_softmax(logits, tokens[start + skip + 1 : stop + 1]))
         return np.concatenate(found)
 
+    @checked
     def embed(self, text: str) -> Floats:
         """A text as one vector: the features after the last norm, averaged over its tokens.
 
@@ -274,10 +279,7 @@ def windows(count: int, block_size: int) -> Iterator[tuple[int, int, int]]:
 def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     if stop is None:
         return ()
-    texts = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"stop should be a text or several, got {stop!r}", hint=r'stop=["\n\n"]')
-    return tuple(texts)
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _log_softmax(logits: Floats, tokens: Ints) -> Floats:
