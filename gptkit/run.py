@@ -18,6 +18,7 @@ from gptkit.analysis.evaluation import RunEvaluation, evaluate_run
 from gptkit.arguments import checked
 from gptkit.data.progress import silent
 from gptkit.errors import GptkitError
+from gptkit.files import open_file
 from gptkit.plugin import Callback, Data
 from gptkit.recipe import build, formats
 from gptkit.recipe.recipe import Recipe
@@ -72,14 +73,14 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, oldest first; empty if no callback wrote it.
 
-        A line that a killed process left unfinished is left out.
+        A damaged line is left out, as one that a killed process left unfinished.
         """
-        path = open_run(self.path).path / "metrics.jsonl"
-        records = []
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with suppress(ValueError):
-                records.append(json.loads(line))
-        return records
+        path, records = open_run(self.path).path / "metrics.jsonl", []
+        with suppress(OSError), open_file(path) as file:
+            for line in file:
+                with suppress(ValueError, RecursionError):
+                    records.append(json.loads(line))
+        return [record for record in records if isinstance(record, dict)]
 
     @property
     def best(self) -> SavedStep | None:

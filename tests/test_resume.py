@@ -40,6 +40,7 @@ SABOTEUR = '''
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from pydantic import PrivateAttr
@@ -56,6 +57,30 @@ class PausingText(CharText):
         return super().load()
 
 
+class DyingText(CharText):
+    """A text after which the process dies before a file operation, if there is an order."""
+
+    order: str
+    """The path of a file with the number of the operation among those in its folder."""
+
+    def load(self):
+        data, order = super().load(), Path(self.order)
+        if order.exists():
+            left = [int(order.read_text())]
+            sys.addaudithook(lambda event, args: die(left, event, args, str(order.parent)))
+        return data
+
+
+def die(left, event, args, folder):
+    """Count an operation that changes files, or opens one in the folder; die before the last."""
+    if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
+        event == "open" and str(args[0]).startswith(folder)
+    ):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Saboteur(Callback):
     """Interrupts its own process; keeps a state of numbers and of tensors besides."""
 
@@ -68,20 +93,20 @@ class Saboteur(Callback):
 
     _steps_seen: int = PrivateAttr(default=0)
     _losses: torch.Tensor = PrivateAttr(default_factory=lambda: torch.zeros(0))
-    _left: int = PrivateAttr(default=0)
+    _left: list[int] = PrivateAttr(default=[0])
     _counting: bool = PrivateAttr(default=False)
 
     def on_fit_start(self, state):
         if 0 in self.stop_at and not (state.run_dir / "checkpoints").exists():
             signal.raise_signal(signal.SIGINT)
         order = state.run_dir / "die-at-file-operation"
-        self._left = int(order.read_text()) if order.exists() else 0
-        if self._left:
+        self._left = [int(order.read_text()) if order.exists() else 0]
+        if self._left[0]:
             sys.addaudithook(lambda event, args: self._count(event, args, str(state.run_dir)))
 
     def on_step_start(self, state):
         if self._counting:
-            self._left, self._counting = 0, False
+            self._left, self._counting = [0], False
 
     def on_step_end(self, state):
         self._steps_seen += 1
@@ -99,13 +124,8 @@ class Saboteur(Callback):
         self._steps_seen, self._losses = state["steps_seen"], state["losses"]
 
     def _count(self, event, args, folder):
-        if not self._counting or not self._left:
-            return
-        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
-        if changes or (event == "open" and str(args[0]).startswith(folder)):
-            self._left -= 1
-            if not self._left:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if self._counting and self._left[0]:
+            die(self._left, event, args, folder)
 '''
 
 TRAIN = {"steps": 12, "eval_every": 5, "save_every": 4}
@@ -179,7 +199,10 @@ def start(fork_server: None) -> Iterator[Start]:
 @pytest.fixture
 def recipe(tiny_recipe: Callable[..., Path], distribution: Callable[..., Path]) -> WriteRecipe:
     """Writes a recipe that evaluates, logs and has a saboteur, who does nothing unless told."""
-    entries = {"callbacks": "saboteur = Saboteur", "datasets": "pausing-text = PausingText"}
+    entries = {
+        "callbacks": "saboteur = Saboteur",
+        "datasets": "pausing-text = PausingText\ndying-text = DyingText",
+    }
     distribution("gptkit-saboteur", SABOTEUR, **entries)
 
     def write(*, log_every: int = 1, **tables: Any) -> Path:
@@ -231,8 +254,8 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
                 "train": SAVING | {"optimizer": {"use": "muon"}, "micro_batch_size": 2},
                 "model": {"dropout": 0.2},
             },
-            100,
-            id="100",
+            200,
+            id="200",
             marks=pytest.mark.slow,
         ),
     ],
@@ -295,6 +318,43 @@ def test_kill_9_before_a_file_operation(
     assert operation > 20
     assert_same_outcome(killed, straight)
     assert records(killed) == records(straight)
+
+
+@pytest.mark.parametrize(
+    "stride",
+    [pytest.param(4, id="every fourth"), pytest.param(1, id="every", marks=pytest.mark.slow)],
+)
+def test_kill_9_while_a_run_is_made(
+    stride: int, recipe: WriteRecipe, start: Start, tmp_path: Path
+) -> None:
+    order = tmp_path / "runs" / "order"
+    dataset = {"use": "dying-text", "order": str(order), "block_size": 16}
+    path = recipe(train=TRAIN, dataset=dataset)
+    straight, folder = tmp_path / "straight", tmp_path / "runs" / "r"
+    assert exit_code(start("train", path, "--out", straight)) == 0
+
+    ways = []
+    for operation in count(1, stride):
+        order.parent.mkdir()
+        order.write_text(str(operation))
+        assert exit_code(start("train", path, "--out", folder)) == -signal.SIGKILL
+        order.unlink()
+        made, trained = (folder / "recipe.toml").exists(), newest(folder)
+        if made:  # gptkit train says so, and names the other way
+            assert exit_code(start("train", path, "--out", folder)) == 2
+            assert exit_code(start("resume", folder)) == 0
+        else:
+            assert exit_code(start("resume", folder)) == 2
+            assert exit_code(start("train", path, "--out", folder)) == 0
+        assert_same_outcome(folder, straight)
+        assert records(folder) == records(straight)
+        shutil.rmtree(order.parent)
+        ways.append(made)
+        if trained:  # the run is made; what follows is saving
+            break
+
+    assert True in ways[:-1]
+    assert False in ways
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_a_file, empty_the_state])

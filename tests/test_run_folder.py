@@ -4,15 +4,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
+from time import process_time
 from typing import Any
 
 import pytest
 from typer.testing import Result
 
-from gptkit.errors import GptkitError, RunError
+from gptkit.errors import CheckpointError, GptkitError, RunError
 from gptkit.plugin import Callback, TrainState
 from gptkit.runs import checkpoint, train
+from gptkit.runs.loaded import load_checkpoint
 from gptkit.runs.run_folder import RunFolder, list_runs
 from gptkit.runs.train import Caller
 
@@ -105,16 +109,9 @@ def test_a_resumed_run_whose_folder_goes_away_ends_likewise(
 def test_a_run_that_cannot_begin_leaves_what_was_there(
     made_before: list[str], tiny_recipe: TinyRecipe, tmp_path: Path
 ) -> None:
-    class Refusing(Callback):
-        contract = 1
-
-        def on_fit_start(self, state: TrainState) -> None:
-            raise AssertionError("it should not come so far")
-
     for folder in made_before:
         (tmp_path / folder).mkdir(parents=True)
     before = contents(tmp_path / "a")
-    recipe = tiny_recipe(model={"n_layer": 2, "n_embd": 16}, dataset={"block_size": 8})
     train.train(tiny_recipe(), out=tmp_path / "other", report=print)
     with pytest.raises(GptkitError, match="n_layer"):  # as late as possible: the model is made
         train.train(
@@ -122,10 +119,8 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
             out=tmp_path / "a/b/r",
             start=tmp_path / "other",
             report=print,
-            caller=Caller(Refusing()),
         )
     assert contents(tmp_path / "a") == before
-    assert recipe.exists()
 
 
 # The newest run.
@@ -160,6 +155,120 @@ def test_runs_without_the_time_come_before_the_others_by_their_recipes(
         run.environment.write_text(json.dumps(run.read_environment() | {"trained": trained}))
         os.utime(run.recipe, (0, -ord(name)))
     assert names() == ["c", "b", "a", "d"]
+
+
+# Damaged runs, and runs beside a training.
+
+
+@pytest.fixture
+def damaged(cli: Command, tiny_recipe: TinyRecipe) -> Path:
+    """A run, runs/bad, with nothing that can be read but its checkpoints, beside a good one."""
+    assert cli("train", tiny_recipe(), "--out", "runs/good").exit_code == 0
+    bad = Path("runs/bad")
+    shutil.copytree("runs/good", bad, symlinks=True)
+    (bad / "recipe.toml").write_bytes(b"seed = \xff\n")
+    (bad / "environment.json").write_text('{"changes": ' + "[" * 99_999)
+    (bad / "metrics.jsonl").unlink()
+    os.mkfifo(bad / "metrics.jsonl")
+    return bad
+
+
+def test_a_damaged_run_is_listed_and_shown(cli: Command, damaged: Path) -> None:
+    shown = cli("runs", "list").stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:]] == [["runs/bad", "4"], ["runs/good", "4"]]
+    shown = cli("runs", "show", damaged).stdout.splitlines()
+    assert shown[-1] == "seed = \ufffd"
+    assert json.loads(cli("runs", "show", damaged, "--json").stdout)["environment"] == {}
+    assert cli("sample", damaged, "--tokens", 4).exit_code == 0
+
+
+def test_what_cannot_be_compared_is_left_out(cli: Command, damaged: Path) -> None:
+    Path("runs/other").mkdir()
+    result = cli("runs", "compare", "runs/good", damaged, "runs/other", "--json")
+    assert [row["run"] for row in json.loads(result.stdout)] == ["runs/good"]
+    left_out = result.stderr.splitlines()
+    assert left_out[0].startswith("left out: runs/bad/recipe.toml: cannot be read: ")
+    assert left_out[1] == "left out: runs/other: not a run folder (no recipe.toml)"
+    assert cli("runs", "compare", damaged).exit_code == 2
+    assert cli("runs", "compare", "runs/good", "runs/goof").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "record",
+    [3, {"run": "runs/good"}, {"run": "r", "step": "1", "weights": None, "sha256": ""}, "damaged"],
+)
+def test_a_run_whose_beginning_is_unknown_does_not_begin_anew(
+    record: object, cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    run = RunFolder(Path("r"))
+    assert cli("train", tiny_recipe(), "--out", "r").exit_code == 0
+    shutil.rmtree(run.checkpoints)
+    about = run.read_environment() | {"from": record}
+    run.environment.write_text("{" if record == "damaged" else json.dumps(about))
+    result = cli("resume", "r")
+    assert result.exit_code == 1
+    assert "error: r/environment.json: damaged, so that the weights" in result.stderr
+    assert not run.checkpoints.exists()
+
+
+def test_a_step_folder_that_is_pruned_meanwhile_is_looked_for_again(
+    tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    train.train(tiny_recipe(train={"keep": 2}), out=tmp_path / "r", report=print)
+    run = RunFolder(tmp_path / "r")
+
+    def read(step_folder: Path) -> int:
+        if step_folder.name == "step-00000004":  # a training deletes it at this moment
+            shutil.rmtree(step_folder)
+        return checkpoint.load_state(step_folder).step
+
+    assert run.read_step("last", read) == 2
+    with pytest.raises(RunError, match="no checkpoint 4"):
+        run.read_step(4, read)
+    (run.step_folder(2) / "state.json").write_text("")
+    with pytest.raises(CheckpointError, match="damaged"):
+        run.read_step(2, checkpoint.load_state)
+
+
+def test_a_run_is_sampled_while_its_checkpoints_come_and_go(
+    tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    train.train(tiny_recipe(), out=tmp_path / "r", report=print)
+    folder, ended = tmp_path / "r" / "checkpoints", Event()
+    state, tensors = checkpoint.load(folder / "step-00000004")
+
+    def save_and_prune() -> None:
+        for step in count(5):
+            checkpoint.save(folder, state.model_copy(update={"step": step}), tensors)
+            checkpoint.prune(folder, 1)
+            if ended.is_set():
+                break
+
+    training = Thread(target=save_and_prune)
+    training.start()
+    try:
+        steps = [load_checkpoint(tmp_path / "r", device="cpu").state.step for _ in range(30)]
+    finally:
+        ended.set()
+        training.join()
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 3
+
+
+def test_a_thousand_runs_are_listed_in_less_than_a_second(
+    cli: Command, tiny_recipe: TinyRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("train", tiny_recipe(), "--out", "good").exit_code == 0
+    good = Path("good").absolute()
+    for number in range(1001):
+        run = Path(f"runs/shakespeare-20261128-{number:06}")
+        run.mkdir(parents=True)
+        for name in ("recipe.toml", "environment.json", "checkpoints"):
+            (run / name).symlink_to(good / name)
+    began = process_time()  # other processes of the machine do not count
+    result = cli("runs", "list")
+    assert process_time() - began < 1
+    assert len(result.stdout.splitlines()) == 1002
 
 
 def names() -> list[str]:

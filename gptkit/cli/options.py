@@ -15,7 +15,7 @@ RunArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="RUN",
-        help="A run folder; by default the newest.",
+        help="A run folder; by default the newest, which is the one trained last.",
         autocompletion=completion.run_folders,
     ),
 ]

@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show and compare runs.")
 
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
-    """List the runs under runs/, newest last."""
+    """List the runs under runs/, the one trained last at the end."""
     from gptkit.runs.run_folder import list_runs
     from gptkit.show import runs as show
 
