@@ -21,7 +21,7 @@ def main() -> None:
     image = next(Shapes(0).chunks(96)).pixels[ITEM]
     x, y = data.train[torch.tensor([ITEM])]
     tokens = [int(x[0, 0]), *y[0].tolist()]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
     original, quantised, numbers = figure.subplots(1, 3)
     original.imshow(image)
     original.set_title("an image")

@@ -215,5 +215,6 @@ def test_the_page_from_nothing_to_a_grid(
             outputs[arguments[0]] = done.stdout
     accuracy = float(re.search(r"accuracy +([\d.]+)", outputs["eval"])[1])
     assert accuracy >= 95
-    assert min(size(tmp_path / "shapes.png")) > 400
+    columns, rows = 10, 2
+    assert size(tmp_path / "shapes.png") == ((columns * 13 + 1) * 11, (rows * 13 + 1) * 11)
     assert "after block 4" in outputs["probe"]

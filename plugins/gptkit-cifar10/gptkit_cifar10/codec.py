@@ -9,13 +9,14 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from gptkit.codec import ImageCodec, PromptError
-from gptkit_cifar10.grid import from_png, half_blocks, square, tile, to_png
+from gptkit_cifar10.grid import from_png, half_blocks, in_rows, tile, to_png
 from gptkit_cifar10.palette import nearest
 from gptkit_cifar10.picture import PictureError, Pixels, read_picture
 
 GREY = 128  # for values without a token
 SHOWN = 128  # smallest side of a PNG file in pixels, so that a small image can be seen
 ONE_ROW = 6  # up to so many completions are put into one row
+MOST_COLUMNS = 16  # up to so many classes have a column each
 MOST_TOKENS = 1 << 16
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -122,7 +123,8 @@ class PixelCodec(ImageCodec):
     def sheet(self, samples: Sequence[Sequence[int]], *, prompt: str = "", kept: int = 0) -> bytes:
         """Images side by side in a PNG file, magnified as by `decode`, a thin line between them.
 
-        Without a prompt they form about a square. With a prompt, its kept part is on the left, then
+        Without a prompt they form about a square; if all classes are drawn in turn, each has a
+        column. With a prompt, its kept part is on the left, then
         come the samples, and on the right is the whole prompt as the model sees it.
 
         Args:
@@ -134,7 +136,9 @@ class PixelCodec(ImageCodec):
             PromptError: the prompt is missing, or is not a readable image.
         """
         pictures = [self.decode_array(sample) for sample in samples]
-        rows = [[*pictures]] if prompt and len(pictures) <= ONE_ROW else square(pictures)
+        alone = prompt and len(pictures) <= ONE_ROW
+        columns = len(pictures) if alone else self._columns(samples)
+        rows = in_rows(pictures, columns=columns)
         if prompt:
             given = self.decode_array(samples[0][:kept])
             whole = self.decode_array(self.encode(prompt))
@@ -152,6 +156,14 @@ class PixelCodec(ImageCodec):
         except OSError:
             return None
         return half_blocks(pixels, width=width)
+
+    def _columns(self, samples: Sequence[Sequence[int]]) -> int | None:
+        """The number of classes if samples of a few classes come in turn, more than once."""
+        count = len(self.classes)
+        if not 1 < count <= min(MOST_COLUMNS, len(samples)):
+            return None
+        drawn = [sample[0] - self.first_start for sample in samples]
+        return count if drawn == [i % count for i in range(len(samples))] else None
 
     def _read(self, prompt: str) -> Pixels:
         try:

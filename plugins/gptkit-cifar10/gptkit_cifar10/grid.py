@@ -26,9 +26,9 @@ def tile(rows: Sequence[Sequence[Pixels | None]]) -> Pixels:
     return sheet
 
 
-def square(pictures: Sequence[Pixels]) -> list[list[Pixels | None]]:
-    """Pictures in rows that form about a square."""
-    columns = int(np.ceil(np.sqrt(len(pictures))))
+def in_rows(pictures: Sequence[Pixels], *, columns: int | None = None) -> list[list[Pixels | None]]:
+    """Pictures in rows of that length; by default they form about a square."""
+    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
     return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
 
 

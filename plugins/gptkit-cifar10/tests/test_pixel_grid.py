@@ -45,6 +45,16 @@ def test_samples_make_up_about_a_square(samples: int, rows: int, columns: int) -
     assert (sheet[:, ::5] == 255).all()
 
 
+@pytest.mark.parametrize(("samples", "rows", "columns"), [(2, 1, 2), (3, 1, 3), (7, 3, 3)])
+def test_each_of_a_few_classes_has_a_column(samples: int, rows: int, columns: int) -> None:
+    codec = PixelCodec(size=4, palette=PALETTE, classes=("red", "green", "blue"))
+    drawn = [[16 + i % 3] + [i] * 16 for i in range(samples)]
+    assert opened(codec.sheet(drawn)).shape == (rows * 5 + 1, columns * 5 + 1, 3)
+    of_one_class = [[17] + [i] * 16 for i in range(samples)]
+    side = {2: 2, 3: 2, 7: 3}[samples]
+    assert opened(codec.sheet(of_one_class)).shape[1] == side * 5 + 1
+
+
 def test_a_prompt_stands_beside_what_continues_it(image_file: Callable[..., Path]) -> None:
     prompt = str(image_file())
     start = CODEC.start(prompt, keep=0.5)
