@@ -143,7 +143,7 @@ def case(random: Random, base: Path, folder: Path) -> Case:
     def expect(code: int, printed: str, told: str) -> str | None:
         return _fault(command, out, err, run, code)
 
-    return Case(list(map(ascii, arguments)), about, expect, perform)
+    return Case(list(map(ascii, arguments)), about, expect=expect, perform=perform)
 
 
 def _arguments(command: str, base: Path, folder: Path, run: Path) -> list[object]:
