@@ -16,6 +16,7 @@ BENCHMARKS = {
     "step_memory": "benchmarks.step_memory",
     "time_to_loss": "benchmarks.time_to_loss",
     "memory": "benchmarks.memory",
+    "long_run": "benchmarks.long_run",
     "tokens": "benchmarks.tokens",
     "read_ahead": "benchmarks.read_ahead",
     "sample": "benchmarks.sample",

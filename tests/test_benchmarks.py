@@ -14,6 +14,7 @@ NAMES = [
     "step_memory",
     "time_to_loss",
     "memory",
+    "long_run",
     "tokens",
     "read_ahead",
     "sample",

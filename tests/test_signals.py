@@ -128,6 +128,29 @@ def test_the_second_ctrl_c_ends_it_at_once_and_gives_the_terminal_its_cursor_bac
     assert saved_steps(tmp_path / "run") == [1]
 
 
+def test_a_closed_terminal_ends_training_after_a_checkpoint(
+    tiny_recipe: Callable[..., Path], launch: Launch, tmp_path: Path
+) -> None:
+    import fcntl
+    import termios
+
+    keyboard, terminal = os.openpty()
+    process = launch(
+        "train", tiny_recipe(train=ENDLESS, callbacks=LOG), "--out", "run",
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # its own terminal, as a shell's
+    )  # fmt: skip
+    os.close(terminal)
+    with open(keyboard, "rb", buffering=0) as screen:  # noqa: PTH123 (a descriptor, no path)
+        shown = b""
+        while b"step 3/" not in shown and b"3/1" not in shown:
+            shown += screen.read(1024)
+    assert process.wait(timeout=60) == 129
+    (step,) = saved_steps(tmp_path / "run")
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == list(range(1, step + 1))
+
+
 def test_ctrl_c_while_sampling(
     tiny_recipe: Callable[..., Path], cli: Callable[..., Any], launch: Launch, tmp_path: Path
 ) -> None:
