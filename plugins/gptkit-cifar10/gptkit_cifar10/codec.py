@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from gptkit.codec import ImageCodec, PromptError
-from gptkit_cifar10.grid import from_png, half_blocks, in_rows, tile, to_png
+from gptkit_cifar10.grid import from_png, half_blocks, halved, in_rows, tile, to_png
 from gptkit_cifar10.palette import nearest
 from gptkit_cifar10.picture import PictureError, Pixels, read_picture
 
@@ -148,14 +148,17 @@ class PixelCodec(ImageCodec):
         return to_png(tile(rows), scale=self.scale)
 
     def preview(self, contents: bytes, *, width: int) -> str | None:
-        """A PNG file from `decode` or `sheet` as half blocks in 24-bit colours."""
+        """A PNG file from `decode` or `sheet` as half blocks in 24-bit colours.
+
+        A sheet that is too wide is shown in two halves; one for which that is too wide is reduced.
+        """
         if width < 1:
             return None
         try:
             pixels = from_png(contents, scale=self.scale)
         except OSError:
             return None
-        return half_blocks(pixels, width=width)
+        return half_blocks(halved(pixels, size=self.size, width=width), width=width)
 
     def _columns(self, samples: Sequence[Sequence[int]]) -> int | None:
         """The number of classes if samples of a few classes come in turn, more than once."""

@@ -32,6 +32,24 @@ def in_rows(pictures: Sequence[Pixels], *, columns: int | None = None) -> list[l
     return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
 
 
+def halved(sheet: Pixels, *, size: int, width: int) -> Pixels:
+    """A sheet that is too wide, as two halves one below the other; as it is if these do not fit.
+
+    Args:
+        sheet: from `tile`, of pictures of this size.
+        size: pixels per side of a picture.
+        width: how wide it may be.
+    """
+    step = size + 1
+    columns = sheet.shape[1] // step
+    left = -(-columns // 2) * step + 1
+    if sheet.shape[1] <= width or left > width or columns < 2:
+        return sheet
+    lower = np.full((len(sheet) - 1, left, 3), GAP, np.uint8)
+    lower[:, : sheet.shape[1] - left + 1] = sheet[1:, left - 1 :]
+    return np.vstack([sheet[:, :left], lower])
+
+
 def to_png(pixels: Pixels, *, scale: int) -> bytes:
     """A PNG file in which every pixel is a block of `scale` by `scale`."""
     file = io.BytesIO()

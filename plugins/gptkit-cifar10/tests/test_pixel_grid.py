@@ -9,7 +9,7 @@ from PIL import Image
 
 from gptkit.codec import PromptError
 from gptkit_cifar10.codec import PixelCodec
-from gptkit_cifar10.grid import half_blocks
+from gptkit_cifar10.grid import half_blocks, halved
 
 PALETTE = tuple((level, 0, 255 - level) for level in range(0, 256, 17))
 CODEC = PixelCodec(size=4, palette=PALETTE)
@@ -105,7 +105,8 @@ def test_two_pixels_make_a_character() -> None:
         (1, 11, 6, 3),
         (1, 6, 6, 3),
         (16, 80, 63, 32),
-        (16, 10, 10, 5),  # 21 pixels do not fit
+        (16, 20, 11, 21),  # 21 pixels do not fit, so two columns are below the others
+        (16, 10, 10, 5),  # nor do 11
         (100, 1, 1, 1),
     ],
 )
@@ -114,6 +115,16 @@ def test_a_preview_fits_the_terminal(samples: int, width: int, columns: int, lin
     assert text is not None
     rows = [CELL.findall(line) for line in text.split("\n")]
     assert (len(rows), {len(row) for row in rows}) == (lines, {columns})
+
+
+def test_the_right_half_of_a_wide_sheet_is_below_the_left_one() -> None:
+    sheet = np.asarray(Image.open(io.BytesIO(CODEC.sheet([sample(i) for i in range(9)]))))
+    cells = halved(sheet[::SCALE, ::SCALE], size=4, width=12)[1::5, 1::5]
+    white = tuple(WHITE)
+    assert [[tuple(cell) for cell in row] for row in cells.tolist()] == [
+        [PALETTE[0], PALETTE[1]], [PALETTE[3], PALETTE[4]], [PALETTE[6], PALETTE[7]],
+        [PALETTE[2], white], [PALETTE[5], white], [PALETTE[8], white],
+    ]  # fmt: skip
 
 
 def test_a_preview_shows_the_colours_of_a_sample() -> None:
