@@ -16,7 +16,6 @@ from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, TrainOptions
-from gptkit.recipe.recipe import Recipe
 from gptkit.runs import checked, checkpoint
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder, quote
@@ -30,8 +29,6 @@ from gptkit.training.trainer import Trainer
 
 SAVED = tuple(saved.name for saved in fields(Snapshot) if saved.name != "tensors")
 """What `state.json` says of a snapshot, under the same names."""
-OF_DATA = ("vocab_size", "block_size")
-"""Fields of a model's description that come from the data set."""
 
 
 def with_callbacks(plugins: Plugins, callbacks: Callback | Sequence[Callback]) -> Plugins:
@@ -69,7 +66,8 @@ def build_trainer(
     """
     options = plugins.recipe.train
     check_loaded(data, str(plugins.entries[0]))
-    config = model_config(plugins.recipe, data)
+    shape = plugins.recipe.model.model_dump()
+    config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
     run_device = run_device or resolve_device(options, local_rank=ranks.local_rank)
     need = memory_need(config, options, run_device, ranks)
     need.check(device.memory(run_device.device))
@@ -138,12 +136,6 @@ def read_snapshot(step_folder: Path) -> Snapshot:
     return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors=tensors)
 
 
-def model_config(recipe: Recipe, data: Data) -> GPTConfig:
-    """What the recipe and its data make of a model."""
-    shape = recipe.model.model_dump()
-    return GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
-
-
 def memory_need(
     config: GPTConfig, options: TrainOptions, run_device: RunDevice, ranks: Ranks
 ) -> Need:
@@ -152,18 +144,18 @@ def memory_need(
     return sizes.to_train(config, options, item_size=item_size, processes=ranks.size)
 
 
-def check_same_model(run: RunFolder, saved: Snapshot, config: GPTConfig) -> None:
-    """Raise a RunError if a checkpoint is of another model than the recipe and the data make."""
-    theirs, ours = saved.config.model_dump(), config.model_dump()
+def check_same_sizes(run: RunFolder, saved: Snapshot, data: Data) -> None:
+    """Raise a RunError if the data makes another model than the checkpoint's.
+
+    What the recipe makes is compared by `changes`.
+    """
     faults = [
-        f"{run.path}: {key}: the checkpoint of step {saved.step} has {theirs[key]!r}, "
-        f"{'the data' if key in OF_DATA else 'recipe.toml'} {own!r}"
-        for key, own in ours.items()
-        if own != theirs[key] and key not in ("preset", "dropout")
+        f"{run.path}: {key}: the checkpoint of step {saved.step} has {theirs}, the data {ours}"
+        for key in ("vocab_size", "block_size")
+        if (theirs := getattr(saved.config, key)) != (ours := getattr(data, key))
     ]
     if faults:
         raise RunError(
             "\n".join(faults),
-            hint=f"change {quote(run.recipe)} or the data back, or start another run: "
-            f"gptkit train {quote(run.recipe)}",
+            hint=f"restore the data, or start again: gptkit train {quote(run.recipe)}",
         )

@@ -19,9 +19,8 @@ from gptkit.runs.loaded import check_same_data
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import (
     build_trainer,
-    check_same_model,
+    check_same_sizes,
     memory_need,
-    model_config,
     with_callbacks,
 )
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
@@ -167,7 +166,7 @@ def _continue(
         data = ranks.rank0_first(plugins.load_data)
         check_same_data(run, data)
         if saved:
-            check_same_model(run, saved, model_config(plugins.recipe, data))
+            check_same_sizes(run, saved, data)
         begin = None if saved else origin.find_again(run)
         trainer = build_trainer(
             plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin

@@ -1,14 +1,17 @@
 """Snapshot: what a checkpoint captures of a training, and restores."""
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptkit.contract import state_tree
-from gptkit.errors import CheckpointError, PluginError
+from gptkit.errors import CheckpointError, GptkitError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import TrainState
 from gptkit.recipe.options import GPTConfig
@@ -179,7 +182,10 @@ def _restore_callbacks(
     parameters = dict(model.named_parameters())
     for name, values in _states_by_name(snapshot, callbacks, parameters).items():
         if name in callbacks:
-            with callbacks.blaming(name, "load_state_dict", state):
+            with (
+                callbacks.blaming(name, "load_state_dict", state),
+                _explained(callbacks.label(name)),
+            ):
                 callbacks[name].load_state_dict(values)
     for name in callbacks:
         sets = {
@@ -188,8 +194,24 @@ def _restore_callbacks(
             if owner == name
         }
         if sets:
-            with callbacks.blaming(name, "load_weights", state):
+            with callbacks.blaming(name, "load_weights", state), _explained(callbacks.label(name)):
                 callbacks[name].load_weights(sets)
+
+
+@contextmanager
+def _explained(label: str) -> Iterator[None]:
+    """Say in two lines that a callback cannot take what the checkpoint has of it."""
+    try:
+        yield
+    except GptkitError:
+        raise
+    except Exception as error:
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise CheckpointError(
+            f"{label} cannot restore its state: {type(error).__name__}: {error} ({place})",
+            hint="resume with the version of its package that saved it, or without this callback",
+        ) from error
 
 
 def _states_by_name(
