@@ -24,8 +24,12 @@ DAY = 86_400.0  # seconds
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-def open_file(path: Path) -> BufferedReader:
+def open_file(path: Path, *, pipes: bool = False) -> BufferedReader:
     """Open a regular file for reading: never a pipe or a device, which may have no end.
+
+    Args:
+        path: of the file.
+        pipes: take a pipe, too, such as `/dev/stdin`; one that nobody writes to is empty.
 
     Raises:
         OSError: it is missing, cannot be read, or is no regular file.
@@ -34,20 +38,23 @@ def open_file(path: Path) -> BufferedReader:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a null character
         raise OSError(errno.EINVAL, str(error), str(path)) from None
-    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if pipes and stat.S_ISFIFO(mode):
+        os.set_blocking(descriptor, True)
+    elif not stat.S_ISREG(mode):
         os.close(descriptor)
         kind = KINDS.get(stat.S_IFMT(mode), "a device")
         raise OSError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
-def read_file(path: Path, *, limit: int) -> bytes:
-    """The contents of a regular file of at most `limit` bytes.
+def read_file(path: Path, *, limit: int, pipes: bool = False) -> bytes:
+    """The contents of a regular file of at most `limit` bytes; if `pipes`, also of a pipe.
 
     Raises:
         OSError: it is missing, cannot be read, is no regular file, or is larger.
     """
-    with open_file(path) as file:
+    with open_file(path, pipes=pipes) as file:
         contents = file.read(limit + 1)
     if len(contents) > limit:
         raise OSError(errno.EFBIG, f"is larger than {limit:,} bytes", str(path))

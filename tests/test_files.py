@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from gptkit.errors import RunError
 from gptkit.files import (
     digest,
     lock,
+    open_file,
+    read_file,
     recover,
     remove_abandoned,
     remove_temporaries,
@@ -245,3 +248,23 @@ def test_a_digest_is_of_the_whole_file_or_its_beginning(tmp_path: Path) -> None:
     assert digest(tmp_path / "f") == hashlib.sha256(contents).hexdigest()
     for size in (0, 1, 1 << 20, (1 << 20) + 1, 3_000_000, 4_000_000):
         assert digest(tmp_path / "f", size) == hashlib.sha256(contents[:size]).hexdigest()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.timeout(10)
+def test_pipes_are_read_where_they_are_wanted_and_never_wait_for_a_writer(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is a pipe, not a regular file"):
+        open_file(path)
+    assert read_file(path, limit=100, pipes=True) == b""
+
+    reader, writer = os.pipe()
+    later = threading.Timer(0.1, lambda: (os.write(writer, b"late"), os.close(writer)))
+    later.start()
+    assert read_file(Path(f"/dev/fd/{reader}"), limit=100, pipes=True) == b"late"
+    later.join()
+    os.close(reader)
+    for name, kind in {"/dev/zero": "a device", str(tmp_path): "a folder"}.items():
+        with pytest.raises(OSError, match=f"is {kind}, not a regular file"):
+            read_file(Path(name), limit=100, pipes=True)

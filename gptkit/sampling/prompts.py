@@ -10,9 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptkit.codec import Codec, TextCodec
 from gptkit.errors import UsageError
+from gptkit.files import read_file
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
+
+MOST_BYTES = 1 << 28
+"""Of a file of prompts."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def read_prompts(path: Path, request: SampleRequest, *, seed: int) -> Prompts:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path, limit=MOST_BYTES, pipes=True).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"{path}: cannot be read: {reason}", hint="--prompts FILE") from error
