@@ -42,6 +42,13 @@ const known = {
   },
   generate: (request) => page.evaluate((asked) => window.gptkit.generate(asked), request),
   fetch: (address) => page.evaluate((to) => fetch(to).then(() => "", () => "failed"), address),
+  inject: (address) => page.evaluate((from) => new Promise((resolve) => {
+    const script = document.createElement("script");
+    script.onload = () => resolve("loaded");
+    script.onerror = () => resolve("failed");
+    script.src = from;
+    document.head.append(script);
+  }), address),
   screenshot: (path) => page.screenshot({ path, fullPage: true }).then(() => null),
 };
 

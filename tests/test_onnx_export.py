@@ -653,12 +653,47 @@ def test_quantising_needs_the_data_and_says_so(r: Path, cli: Command, tmp_path: 
 
 
 def test_an_earlier_file_is_replaced(r: Path, cli: Command, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_text("an earlier file")
-    with (tmp_path / "model.onnx").open("rb") as reader:
+    assert cli("export", r).exit_code == 0
+    with (tmp_path / "model.onnx").open("r+b") as reader:
+        reader.write(b"an earlier file")
+        reader.seek(0)
         assert cli("export", r).exit_code == 0
-        assert reader.read() == b"an earlier file", "who reads it goes on reading it"
+        assert reader.read(15) == b"an earlier file", "who reads it goes on reading it"
     check_files(tmp_path / "model.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "r"]
+
+
+def test_a_file_of_another_program_is_left_alone(r: Path, cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"a year's work")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for arguments in (["--out", "model.onnx"], ["--web", "."], ["--out", "pipe.onnx"]):
+        result = cli("export", r, *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert ".onnx: already exists, and gptkit did not write it\nhint:  choose" in result.stderr
+    assert (tmp_path / "model.onnx").read_bytes() == b"a year's work"
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert cli("export", r).exit_code == 0
+
+
+def test_a_bundle_of_another_program_is_left_alone(r: Path, cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("generate.onnx", "selftest.json"):
+        (tmp_path / "b" / name).write_text("mine")
+    result = cli("export", r, "--out", "b")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "b: already exists and is not a bundle" in result.stderr
+    assert (tmp_path / "b/generate.onnx").read_text() == "mine"
+
+
+def test_the_ending_may_have_any_case(r: Path, cli: Command, tmp_path: Path) -> None:
+    assert cli("export", r, "--out", "UP.ONNX").exit_code == 0
+    (tmp_path / "UP.ONNX").rename(tmp_path / "Up.Onnx")
+    shutil.copy(tmp_path / "Up.Onnx", tmp_path / "without")
+    drawn = [
+        cli("sample", name, "--tokens", 9, "--device", "cpu") for name in ("Up.Onnx", "without")
+    ]
+    assert [result.exit_code for result in drawn] == [0, 0]
+    assert drawn[0].stdout == drawn[1].stdout
 
 
 def test_an_earlier_bundle_is_replaced(r: Path, cli: Command, tmp_path: Path) -> None:

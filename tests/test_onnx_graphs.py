@@ -20,12 +20,15 @@ from gptkit import __version__
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.decode import decode_model
 from gptkit.onnx.graphs.generate import generate_model
+from gptkit.onnx.graphs.scope import OPSET
 from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.graphs.weights import BLOCK, PRECISIONS, quantise
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
+from gptkit.onnx.runtime.metadata import Metadata, Tokens
 from gptkit.onnx.runtime.text_session import TextSession
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions, uniforms
@@ -102,7 +105,29 @@ def tensors(model: GPT) -> dict[str, Array]:
 
 def build(maker: Any, model: GPT, *, dtype: str = "float32", **changes: Any) -> Any:
     """A graph as a protobuf, of a source with changes."""
-    return ir.to_proto(maker(replace(ExportSource.of(model, dtype), **changes)))
+    metadata = about(model, dtype, maker.__name__.removesuffix("_model")).entries()
+    source = replace(ExportSource.of(model, dtype), metadata=metadata, **changes)
+    return ir.to_proto(maker(source))
+
+
+def about(model: GPT, dtype: str = "float32", graph: Any = "generate") -> Metadata:
+    """What a file with such a graph says about itself."""
+    config = model.config
+    return Metadata(
+        graph=graph,
+        dtype=dtype,
+        opset=OPSET,
+        gptkit=__version__,
+        config=config,
+        block_size=config.block_size,
+        vocab_size=config.vocab_size,
+        codec=CodecRecord(name="none", distribution="none", options={}),
+        tokens=Tokens(starts=[[0]], length=None, temperature=1, suffix="", legend=None),
+        dataset="none",
+        step=0,
+        val_loss=None,
+        checkpoint_sha256="",
+    )
 
 
 def session(proto: onnx.ModelProto) -> ort.InferenceSession:
@@ -251,7 +276,7 @@ def check_decode(config: GPTConfig, folder: Path) -> None:
 def check_text(config: GPTConfig, folder: Path) -> None:
     model = make(config)
     onnx.save(build(generate_model, model), folder / "text.onnx")
-    text = TextSession(folder / "text.onnx", "cpu")
+    text = TextSession(folder / "text.onnx", about(model), "cpu")
     for length in {1, model.config.block_size}:
         ids = prompts_of(model, 1, length)
         expected = torch_logits(model, ids)[0]
@@ -409,6 +434,38 @@ def test_a_graph_takes_the_likeliest_token_below_0_too() -> None:
         graph.run(None, greedy | {"temperature": np.array(t, np.float32)})[0] for t in (0, -1)
     )
     assert found.tolist() == expected.tolist()
+
+
+def test_options_that_are_not_numbers_are_the_ones_that_change_nothing() -> None:
+    model = make(n_layer=1, vocab_size=33)
+    graph, prompts = session(build(generate_model, model)), prompts_of(model, 3, 2)
+    for name, value in (("temperature", 0), ("top_p", 1)):
+        for top_k in (0, 5):
+            asked = feeds(prompts, 12, SamplingOptions(top_k=top_k))
+            expected, found = (
+                graph.run(None, asked | {name: np.array(x, np.float32)})[0] for x in (value, np.nan)
+            )
+            assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])
+def test_a_graph_refuses_ids_that_the_model_does_not_have(dtype: str) -> None:
+    """So that a program in any language hears of it; quantised operators read any id."""
+    model = make(n_layer=1, vocab_size=33, n_embd=32)
+    generate, step = (session(build(m, model, dtype=dtype)) for m in (generate_model, step_model))
+    real = np.float16 if dtype == "float16" else np.float32
+    shape = (1, model.config.kv_heads, 0, model.config.head_size)
+    rest = {"attention_mask": np.ones((1, 2), np.int64), "position_ids": np.array([[0, 1]])}
+    for past in step.get_inputs()[3:]:
+        rest[past.name] = np.zeros(shape, real)
+    for wrong in (33, -1, -33, -34, 10**9, 2**63 - 1, -(2**63)):
+        ids = np.array([[1, wrong]])
+        with pytest.raises(Exception, match=r"Name:'vocabulary/Gather'.* idx=-?[0-9]+ must be"):
+            generate.run(None, feeds(ids, 3, SamplingOptions()))
+        with pytest.raises(Exception, match=r"Name:'vocabulary/Gather'.* idx=-?[0-9]+ must be"):
+            step.run(None, {"input_ids": ids, **rest})
+    assert generate.run(None, feeds(np.array([[0, 32]]), 3, SamplingOptions()))
+    assert step.run(None, {"input_ids": np.array([[0, 32]]), **rest})
 
 
 # Other precisions.
@@ -614,7 +671,7 @@ PARTS = {
 }  # fmt: skip
 """Operators by role, for some of the roles in the second block."""
 ROLES = r"(wte|position|position\.wpe|embed_norm|ln_f|lm_head|shape|cache|sampling"
-ROLES += r"|prompt|blocks|tokens|stops|next|cache\.\w+|sampling\.\w+|h\.[01]"
+ROLES += r"|prompt|vocabulary|blocks|tokens|stops|next|cache\.\w+|sampling\.\w+|h\.[01]"
 ROLES += r"|h\.[01]\.(ln_[12]|attn|attn\.(qkv|qk_norm|rotary|cache|proj)|mlp\.(up|act|proj)))"
 
 
@@ -663,7 +720,7 @@ def test_onnxruntimes_errors_and_profiles_tell_the_part(tmp_path: Path) -> None:
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
     graph = ort.InferenceSession(build(generate_model, model).SerializeToString(), options)
-    with pytest.raises(Exception, match="Name:'wte/Gather'"):
+    with pytest.raises(Exception, match=r"running Gather node. Name:'vocabulary/Gather'"):
         graph.run(None, feeds(np.array([[99]]), 2, SamplingOptions()))
     graph.run(None, feeds(np.array([[1]]), 2, SamplingOptions()))
     profile = Path(graph.end_profiling()).read_text()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from gptkit.errors import UsageError
 from gptkit.onnx.export.export import export
 from gptkit.onnx.export.page import ONNXRUNTIME_WEB
 from gptkit.onnx.runtime.generate_session import GenerateSession
@@ -136,9 +137,16 @@ def test_the_page_is_complete_and_names_what_it_needs(text_page: Path) -> None:
 
 def test_a_package_json_that_is_there_stays(text_page: Path, tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
-    (tmp_path / "page/package.json").write_text("{}")
+    for own in ("{}", "[]", "no JSON", '{"dependencies": {"react": "19"}}'):
+        (tmp_path / "page/package.json").write_text(own)
+        with pytest.raises(UsageError, match=r"its dependencies lack onnxruntime-web") as error:
+            export(text_page.parent / "r", web=tmp_path / "page")
+        assert f"npm install onnxruntime-web@{ONNXRUNTIME_WEB}" in str(error.value.hint)
+        assert [path.name for path in (tmp_path / "page").iterdir()] == ["package.json"]
+    own = '{"devDependencies": {"onnxruntime-web": "^1.20"}}'
+    (tmp_path / "page/package.json").write_text(own)
     export(text_page.parent / "r", web=tmp_path / "page")
-    assert (tmp_path / "page/package.json").read_text() == "{}"
+    assert (tmp_path / "page/package.json").read_text() == own
     assert (tmp_path / "page/index.html").is_file()
 
 
@@ -158,10 +166,11 @@ def test_text_is_what_the_command_line_writes(
         ["set", "length", "100000"], ["stop"],
         ["set", "prompt", "thé é"], ["write"],
         ["fetch", "http://example.com/anything"],
+        ["inject", "http://example.com/script.js"], ["inject", "data:text/javascript,x = 1"],
     )  # fmt: skip
     assert found["title"] == "A GPT that writes"
     assert "dataset char-text" in found["facts"]
-    prompted, empty, rows, stopped, unknown, outside = (
+    prompted, empty, rows, stopped, unknown, *outside = (
         result for result in found["results"] if result is not None
     )
     model = site.folder / "model.onnx"
@@ -181,8 +190,8 @@ def test_text_is_what_the_command_line_writes(
     assert not unknown["shown"], "the result of an earlier request"
     assert prompted["shown"]
     assert prompted["options"] == ["--prompt", "--tokens 200", "--temperature 0.8", "--seed 5"]
-    assert outside == "failed"
-    assert site.foreign == ["GET http://example.com/anything HTTP/1.1"]  # asked for by this test
+    assert outside == ["failed"] * 3
+    assert site.foreign == [], "the page's security policy lets no request leave"
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 

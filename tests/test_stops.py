@@ -80,14 +80,15 @@ def folders(gpt: GPT, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         found[dtype] = tmp_path_factory.mktemp(dtype)
         for name, build in graphs.items():
             source = ExportSource.of(gpt, dtype)
-            metadata = described(gpt, dtype, ends=()).entries()
+            graph = {"model": "step"}.get(name, name)
+            metadata = described(gpt, dtype, ends=(), graph=graph).entries()
             ir.save(build(replace(source, metadata=metadata)), found[dtype] / f"{name}.onnx")
     return found
 
 
-def described(gpt: GPT, dtype: str, ends: tuple[int, ...]) -> Metadata:
+def described(gpt: GPT, dtype: str, ends: tuple[int, ...], graph: Any = "generate") -> Metadata:
     return Metadata(
-        graph="generate", dtype=dtype, opset=21, gptkit="0", config={}, block_size=SIZE,
+        graph=graph, dtype=dtype, opset=21, gptkit="0", config=gpt.config, block_size=SIZE,
         vocab_size=len(VOCAB), codec=CodecRecord(name="words", distribution="acme", options={}),
         tokens=Tokens(
             starts=[[0]], stop_tokens=list(ends), length=None, temperature=1, suffix=".txt",

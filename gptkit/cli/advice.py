@@ -77,7 +77,7 @@ def for_command(
     name = (with_recipe and theirs) or closest(first, known) or theirs
     if not path and first.endswith(".toml"):
         name, rest = "train", words
-    if not path and (first.endswith(".onnx") or Path(first, "recipe.toml").is_file()):
+    if not path and (first.lower().endswith(".onnx") or Path(first, "recipe.toml").is_file()):
         name, rest = "sample", words
     if name is None:
         return line(*path, "--help")

@@ -28,7 +28,7 @@ from gptkit.onnx.proof.prove_bundle import prove_decode, prove_loss, prove_step
 from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE
 from gptkit.onnx.runtime.generate_session import GenerateSession, feeds
-from gptkit.onnx.runtime.metadata import WEIGHTS_FILE, Comparison
+from gptkit.onnx.runtime.metadata import WEIGHTS_FILE, Comparison, is_exported
 from gptkit.onnx.runtime.model import GENERATE_FILE, SELFTEST_FILE
 from gptkit.plugin import Data, TrainedModel
 from gptkit.sampling.rule import Ints, SamplingOptions
@@ -44,7 +44,7 @@ SELFTEST_TOKENS = 32
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder is a bundle."""
-    return (path / GENERATE_FILE).is_file() and (path / SELFTEST_FILE).is_file()
+    return is_exported(path / GENERATE_FILE) and (path / SELFTEST_FILE).is_file()
 
 
 def foreign_files(path: Path) -> list[str]:

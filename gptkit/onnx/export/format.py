@@ -15,7 +15,7 @@ from gptkit.onnx.proof.compare import TOLERANCES, ort_errors_as_export_errors, r
 from gptkit.onnx.proof.prove import prove_generate
 from gptkit.onnx.proof.prove_bundle import prove_loss
 from gptkit.onnx.proof.seal import append_proof
-from gptkit.onnx.runtime.metadata import Comparison
+from gptkit.onnx.runtime.metadata import Comparison, is_exported
 from gptkit.plugin import Data, Format, TrainedModel
 
 MAX_FILE_WEIGHTS = 1_500_000_000
@@ -25,7 +25,7 @@ MAX_FILE_WEIGHTS = 1_500_000_000
 class Onnx(Format):
     """ONNX models for other programs: one file, or a bundle of files in a folder.
 
-    A path that ends in .onnx becomes a single file, any other one a bundle.
+    A path that ends in .onnx, in any case, becomes a single file, any other one a bundle.
     """
 
     contract = 1
@@ -55,7 +55,7 @@ class Onnx(Format):
             raise UsageError(
                 "--web and --out are both given", hint="--web DIR writes DIR/model.onnx"
             )
-        if path.suffix == ".onnx" and self.device != "cpu":
+        if is_single(path) and self.device != "cpu":
             raise UsageError(
                 f"{path}: a single file is for CPUs",
                 hint=f"--device {self.device} --out FOLDER writes a bundle",
@@ -67,7 +67,7 @@ class Onnx(Format):
     def write(self, model: TrainedModel, path: Path) -> None:
         """Write a file or a bundle and compare it with the model."""
         source = ExportSource.of(build.gpt(model), self.dtype, device=self.device)
-        single = path.suffix == ".onnx"
+        single = is_single(path)
         if single and source.weight_bytes > MAX_FILE_WEIGHTS:
             raise UsageError(
                 f"{source.weight_bytes / 1e9:.1f} GB of weights are too large for a single file",
@@ -80,12 +80,24 @@ class Onnx(Format):
             page.write_page(self.web)
 
 
+def is_single(path: Path) -> bool:
+    """Whether an export to that path is a single file."""
+    return path.suffix.lower() == ".onnx"
+
+
 def _check_place(path: Path) -> None:
     """Raise a UsageError if the export would replace something that gptkit did not write."""
-    single = path.suffix == ".onnx"
-    if single and path.is_dir():
-        raise UsageError(f"{path}: is a folder", hint="--out FILE.onnx, or a folder for a bundle")
-    if single or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if is_single(path):
+        if path.is_dir():
+            hint = "--out FILE.onnx, or a folder for a bundle"
+            raise UsageError(f"{path}: is a folder", hint=hint)
+        if path.exists() and not is_exported(path):
+            raise UsageError(
+                f"{path}: already exists, and gptkit did not write it",
+                hint="choose another place: --out FILE.onnx",
+            )
+        return
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not is_bundle(path):
         raise UsageError(

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptkit.onnx.graphs.cache import BlockedCache, LayerCache
-from gptkit.onnx.graphs.gpt import GPTGraph
+from gptkit.onnx.graphs.gpt import GPTGraph, checked_ids
 from gptkit.onnx.graphs.sampling import LAST, SamplingInputs, SamplingRule, all_true, uniforms
 from gptkit.onnx.graphs.scope import BOOL, INT64, Scope, declare, typed
 from gptkit.onnx.graphs.source import ExportSource
@@ -53,6 +53,7 @@ class _GenerateGraph:
             self.batch = g.Slice(g.Shape(self.prompt), [0], [1])
             self.total = g.Max(self.count, 0)
             context = g.Slice(self.prompt, [-self.config.block_size], [LAST], [1])
+        context = checked_ids(g, context, self.config.vocab_size)
         with g.named("sampling"):
             self.rule = SamplingRule(g, self.options, self.config.vocab_size)
         with g.named("sampling.uniforms"):

@@ -205,6 +205,18 @@ class GPTGraph:
             return g.Concat(first, second, axis=-1)
 
 
+def checked_ids(g: Scope, ids: ir.Value, vocab_size: int) -> ir.Value:
+    """Ids int64 as they are; an id below 0 or from vocab_size on ends the run with an error.
+
+    ONNX has no operator for it, and operators with quantised weights read any id. So ids are looked
+    up in a list of all of them; a negative one, which would count from the end, is made too small.
+    """
+    with g.named("vocabulary"):
+        below = g.Sub(ids, vocab_size)
+        own = g.Where(g.Less(ids, 0), below, ids)
+        return g.Gather(g.Range(0, vocab_size, 1), own)
+
+
 def rotary(config: GPTConfig) -> dict[str, NDArray[np.float64]]:
     """The tables of rotary positions, "cos" and "sin", each (block_size, hs / 2)."""
     half = config.head_size // 2

@@ -59,15 +59,17 @@ class SamplingRule:
 
     def __init__(self, g: Scope, options: SamplingInputs, vocab_size: int) -> None:
         self.last = vocab_size - 1
-        greedy = g.Less(options.temperature, MIN_TEMPERATURE)
+        # written so that a temperature that is not a number is 0, and such a top_p 1
+        greedy = g.Not(g.GreaterOrEqual(options.temperature, MIN_TEMPERATURE))
         keeps_all = g.LessOrEqual(options.top_k, 0)
         k = g.Where(keeps_all, vocab_size, g.Min(options.top_k, vocab_size))
         k = g.Where(greedy, 1, k)
         self.k = g.Reshape(k, [1])
         self.temperature = g.Where(greedy, 1.0, options.temperature)
         smallest = float(np.finfo(np.float32).tiny)  # above 0, so that the first token is kept
-        self.top_p = g.Max(options.top_p, smallest)
-        self.sorts = g.Or(g.Less(k, vocab_size), g.Less(options.top_p, 1.0))
+        cuts = g.Less(options.top_p, 1.0)
+        self.top_p = g.Where(cuts, g.Max(options.top_p, smallest), 1.0)
+        self.sorts = g.Or(g.Less(k, vocab_size), cuts)
         """Whether the options need the logits sorted, bool."""
 
     def choose(self, g: Scope, logits: ir.Value, u: ir.Value) -> ir.Value:

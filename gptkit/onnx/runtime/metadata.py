@@ -182,6 +182,15 @@ def of_session(session: Any, path: Path) -> Metadata:
     return read(entries, path)
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a file ends with a proof of gptkit's, or is empty, so that an export may replace it."""
+    try:
+        with open_file(path) as file:
+            return not file.read(1) or bool(_proof(path))
+    except (OSError, ModelFileError):
+        return False
+
+
 def check_files(*paths: Path) -> list[Proof]:
     """Verify the proofs at the ends of files, and return them.
 
