@@ -183,7 +183,7 @@ def of_session(session: Any, path: Path) -> Metadata:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file ends with a proof of gptkit's, or is empty, so that an export may replace it."""
+    """Whether an export may replace a file: it ends with a proof of gptkit's, or is empty."""
     try:
         with open_file(path) as file:
             return not file.read(1) or bool(_proof(path))
