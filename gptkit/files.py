@@ -86,7 +86,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
     target = path.resolve()
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    temporary = _unused_name(target)
+    temporary = unused_name(target)
     try:
         with temporary.open("xb") as file:
             file.write(contents)
@@ -156,7 +156,7 @@ def staged(target: Path, *, replace: bool = True) -> Iterator[Path]:
         OSError: the folder around `target` is missing or not writable, or the disk is full.
     """
     target = target.absolute()
-    staging = _unused_name(target)
+    staging = unused_name(target)
     staging.mkdir()
     try:
         yield staging / target.name
@@ -267,7 +267,7 @@ def _put(new: Path, target: Path, *, old: Path) -> None:
     sync(target.parent)
 
 
-def _unused_name(target: Path) -> Path:
+def unused_name(target: Path) -> Path:
     """An unused hidden path beside `target`, a different one for each writer.
 
     Not by mkstemp or mkdtemp, whose files and folders only their owner can read.
@@ -277,5 +277,5 @@ def _unused_name(target: Path) -> Path:
 
 def _stagings(target: Path) -> Iterator[Path]:
     for path in target.absolute().parent.glob(f".{escape(target.name)}.*.tmp"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             yield path

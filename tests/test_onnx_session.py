@@ -240,7 +240,7 @@ def test_ctrl_c_ends_a_long_drawing(
             assert process.wait(60) == 130
         finally:
             process.kill()
-        told = "written: s.txt\n\nstopped" if options else "stopped"
+        told = "written: s.txt\nstopped" if options else "stopped"
         assert process.stderr.read().strip() == told
     written = [path.read_text() for path in tmp_path.iterdir()]
     assert len(written) == bool(options)

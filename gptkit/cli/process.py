@@ -61,7 +61,7 @@ def _exit_code(
             raise
         code = 1
     if code and received:
-        say("\nstopped")
+        say("\nstopped" if sys.stderr.isatty() else "stopped")  # a terminal shows ^C before it
         return 128 + received[0]
     if code in (0, 1) and stdout and stdout.fault and not stdout.reader_left:
         print_error(stdout.error())

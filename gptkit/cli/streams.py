@@ -32,7 +32,7 @@ class Descriptor(io.FileIO):
         """Write to the end, also where another process made the pipe one that does not wait."""
         rest = memoryview(data).cast("B")
         try:
-            while rest:
+            while rest and self.fault is None:
                 if (count := super().write(rest)) is None:
                     self._wait()
                 else:

@@ -1,5 +1,6 @@
 """Codecs in checkpoints and exported models: the name of their entry point, and their options."""
 
+import re
 import sys
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gptkit.codec import Codec
 from gptkit.errors import PluginError
 from gptkit.recipe.registry import Entry, check_contract, find, installed, is_from, load
+
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+"""The names of distributions."""
 
 
 class CodecRecord(BaseModel):
@@ -58,11 +62,14 @@ def make_codec(record: CodecRecord) -> Codec:
     Raises:
         PluginError: its distribution is not installed, or it does not take these options.
     """
+    named = NAME.fullmatch(record.distribution)  # else it is no part of a line to paste
     claims = [entry for entry in installed("codec") if entry.name == record.name]
     if not claims:
         raise PluginError(
             f'the codec "{record.name}" that this model needs is not installed',
-            hint=f"pip install {record.distribution}",
+            hint=f"pip install {record.distribution}"
+            if named
+            else "install the plugin that has it",
         )
     own = [entry for entry in claims if is_from(entry, record.distribution)]
     codec = load(own[0] if own else find("codec", record.name))
@@ -71,7 +78,8 @@ def make_codec(record: CodecRecord) -> Codec:
     except ValidationError as error:
         raise PluginError(
             f'the codec "{record.name}" does not accept the options in the model: {error}',
-            hint=f"install the version of {record.distribution} that the model was trained with",
+            hint="install the version that the model was trained with of "
+            + (record.distribution if named else "the plugin that has it"),
         ) from None
     assert isinstance(made, Codec)
     return made

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
-from gptkit.files import digest, read_file, staged
+from gptkit.files import digest, read_file, staged, unused_name
 from gptkit.runs.state import FORMAT, State
 
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
@@ -228,9 +228,8 @@ def delete_later(folder: Path, step: int) -> None:
 def link(folder: Path) -> None:
     """Point the links `last` and `best` to their step folders, where the system has links."""
     for name, target in (("last", step_folders(folder)[-1:]), ("best", [best(folder)])):
-        new = folder / f".{name}.tmp"
+        new = unused_name(folder / name)
         with suppress(OSError):
-            new.unlink(missing_ok=True)
             if target and target[0]:
                 new.symlink_to(target[0].name, target_is_directory=True)
                 new.replace(folder / name)

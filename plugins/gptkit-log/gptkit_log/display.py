@@ -71,8 +71,8 @@ class Display(ABC):
         self.say(quote(text))
 
     def say(self, text: str) -> None:
-        """Print text as it is: not wrapped, no markup, no colours."""
-        self.console.out(text, highlight=False)
+        """Print text harmless for a terminal: not wrapped, no markup, no colours."""
+        self.console.out(harmless(text), highlight=False)
 
 
 class PlainDisplay(Display):
