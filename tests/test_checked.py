@@ -212,6 +212,13 @@ def test_every_command_refuses_it_in_two_lines(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("path", ["x", "ema/x", "log/average/0", ""])
+def test_a_tensor_that_belongs_to_no_callback(step_folder: Path, path: str) -> None:
+    rewrite(step_folder, lambda files: files.update(callbacks={path: torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=f"{path} has no place in the state of a callback"):
+        checked.load(step_folder)
+
+
 def test_a_state_that_a_callback_cannot_take(
     step_folder: Path, tmp_path: Path, cli: Command, distribution: Callable[..., Path]
 ) -> None:

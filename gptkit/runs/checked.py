@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gptkit.contract import state_tree
 from gptkit.recipe import sizes
 from gptkit.runs import checkpoint
 from gptkit.runs.checkpoint import Checkpoint, Tensors, damaged, weights_file
@@ -36,6 +37,9 @@ def load(step_folder: Path) -> Checkpoint:
     path = step_folder / "optimizer.safetensors"
     for fault in _optimizer_faults(files["optimizer"], state, shapes):
         raise damaged(path, fault)
+    path = step_folder / "callbacks.safetensors"
+    for name in _misplaced(files.get("callbacks", {}), state):
+        raise damaged(path, f"{name[:80]} has no place in the state of a callback")
     return Checkpoint(state, files)
 
 
@@ -106,6 +110,17 @@ def _fault(tensor: Tensor, shape: sizes.Shape) -> str | None:
     if tensor.shape != shape:
         return f"has the shape {[*tensor.shape]}, state.json describes {[*shape]}"
     return None if tensor.dtype in FLOATS else f"should hold floats, got {tensor.dtype}"
+
+
+def _misplaced(tensors: Tensors, state: State) -> set[str]:
+    """The paths of callbacks' tensors that state.json has no null for; format 1 has no paths."""
+    if isinstance(state.callbacks, list):
+        return set()
+    placed: Tensors = {}
+    named = {path: tensor for path, tensor in tensors.items() if path}  # "" would be all of them
+    for name, tree in state_tree.join(state.callbacks, named).items():
+        placed |= state_tree.separate(tree, name=name, place=name)[1]
+    return tensors.keys() - placed.keys()
 
 
 def _is_generator_state(tensor: Tensor, device: str) -> bool:
