@@ -168,6 +168,16 @@ def test_check_lists_every_problem(cli: Command, tiny_recipe: TinyRecipe) -> Non
     assert lines[5:] == ["hint:  gptkit plugins show log lists its options"]
 
 
+def test_check_warns_of_a_path_at_which_there_is_nothing(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    result = cli("check", tiny_recipe(dataset={"path": "nope.txt"}))
+    assert result.exit_code == 0
+    assert f": dataset.path: {tmp_path}/nope.txt: no such file or folder\n" in result.stderr
+    error = cli("check", tiny_recipe(), "--set", "dataset.path=caf\udce9").stderr
+    assert error.startswith("error: --set dataset.path: is not UTF-8\n")
+
+
 # plugins
 
 

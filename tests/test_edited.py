@@ -11,7 +11,7 @@ import tomli_w
 from safetensors.torch import load_file
 
 import gptkit
-from gptkit.errors import UsageError
+from gptkit.errors import RunError, UsageError
 from gptkit.recipe import registry
 from gptkit.recipe.options import AdamWOptions, ModelOptions, MuonOptions, TrainOptions
 from gptkit.recipe.recipe import Recipe
@@ -224,6 +224,12 @@ def test_what_a_resumed_run_may_change_is_in_use(
     assert state.steps == {"train.steps": 6, "train.tokens": 6, "train.epochs": state.steps}.get(
         key, 4
     )
+
+
+def test_the_loss_is_not_measured_on_other_data(stopped: Path) -> None:
+    edit(stopped, "dataset.val_fraction", 0.3)
+    with pytest.raises(RunError, match=r"was trained with dataset\.val_fraction 0\.1, .* has 0\.3"):
+        gptkit.Run(stopped).evaluate()
 
 
 def test_an_average_that_gets_another_name_goes_on(stopped: Path) -> None:

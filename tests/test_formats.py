@@ -89,6 +89,8 @@ def test_what_fails_leaves_what_was_there(cli: Command, r: Path, tmp_path: Path)
          "gptkit plugins show npz lists its options"),
         (["--set", "digits"], "--set digits: not of the form option=value",
          "for example --set dtype=float16"),
+        (["--dtype", "int8", "--set", "dtype=int4"],
+         "--set dtype=int4: --dtype int8 is given, too", "give one of them"),
         (["--out", "r"], "r: already exists", "choose another place: --out PATH"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
 import math
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import tomli_w
 
 from gptkit.errors import GptkitError, Problem, RecipeError, UsageError
-from gptkit.recipe import recipe
+from gptkit.recipe import build, recipe
 from gptkit.recipe.overriding import HINT
 from gptkit.recipe.recipe import Recipe
 
@@ -213,6 +214,51 @@ def test_set_reaches_every_field(read: Read, override: str, place: str, value: o
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2024", "2024"), ("1e5", "1e5"), ("true", "true"), ("[1, 2]", "[1, 2]"), ("a#b", "a#b"),
+     ("2024-01-01", "2024-01-01"), ("inf", "inf"), ("'7'", "7"), ("0x1f", "0x1f"),
+     ("9" * 30, "9" * 30), ("{a = 1}", "{a = 1}")],
+)  # fmt: skip
+def test_a_set_is_read_by_the_type_of_its_field(text: str, value: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(SMALLEST + '[[callbacks]]\nuse = "log"\n')
+    found = build.read(recipe, [f"dataset.path={text}", "callbacks.log.sample_seed=3"])
+    assert build.build(found).dataset.path == Path(value).absolute()  # type: ignore[attr-defined]
+    assert found.callbacks[0].options == {"sample_seed": 3}
+    assert build.read(recipe, [f"dataset.path={value!r}"]).dataset.options["path"] == value
+
+
+def test_an_empty_set_is_refused(read: Read) -> None:
+    for text in ("", " "):
+        with pytest.raises(UsageError, match=r"^--set dataset\.path: is empty$"):
+            read(SMALLEST, [f"dataset.path={text}"])
+
+
+def test_what_a_set_makes_wrong_names_the_set_and_what_the_file_has_wrong_the_file(
+    read: Read,
+) -> None:
+    text = SMALLEST + "[model]\nn_embd = 10\nn_head = 3\n[train]\nsteps = 0\n"
+    with pytest.raises(RecipeError) as caught:
+        read(text, ["model.bias=true", "train.keep=no", "train={eval_every = 0}", "sed=1"])
+    lines = [line.partition("/r.toml: ")[2] or line for line in str(caught.value).splitlines()]
+    assert lines == [
+        "model: n_embd 10 should be divisible by n_head 3",
+        "--set train: train.eval_every: should be greater than 0, got 0",
+        '--set sed: unknown key; did you mean "seed"?',
+    ]
+    with pytest.raises(RecipeError, match=r"^--set model\.n_head: model: n_embd 384 should be"):
+        read(SMALLEST, ["model.n_head=5"])
+
+
+def test_another_optimizer_drops_what_only_the_recipes_takes(read: Read) -> None:
+    muon = SMALLEST + '[train.optimizer]\nuse = "muon"\nmuon_momentum = 0.5\nweight_decay = 0.3\n'
+    optimizer = read(muon, ["train.optimizer.use=adamw"]).train.optimizer
+    assert (optimizer.use, optimizer.weight_decay) == ("adamw", 0.3)
+    with pytest.raises(RecipeError, match=r"^--set train\.optimizer\.muon_momentum: is an option"):
+        read(muon, ["train.optimizer.use=adamw", "train.optimizer.muon_momentum=0.1"])
+
+
 def test_a_later_set_wins_over_an_earlier_one(read: Read) -> None:
     found = read(SMALLEST, ["train.steps=1", "train={keep=3}", "train.steps=2"])
     assert (found.train.steps, found.train.keep) == (2, 3)
@@ -310,6 +356,64 @@ def test_a_missing_file_names_the_closest(tmp_path: Path) -> None:
     assert caught.value.hint == f'did you mean "{tmp_path / "shakespeare.toml"}"?'
     with pytest.raises(UsageError, match="no such recipe"):
         recipe.read(tmp_path / "no folder" / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("contents", "fault", "hint"),
+    [
+        (b"\xff\xfes\0", "cannot be read: it is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 "),
+        (b"a = '\xe9'", "cannot be read: it is not UTF-8: bad byte 0xe9 at offset 5", "LATIN1"),
+        (b"#" * (1 << 20 | 1), "cannot be read: is larger than 1,048,576 bytes", ""),
+        (b"a = " + b"[" * 100_000, "is nested too deeply", ""),
+        (b"a = " + b"[" * 40 + b"]" * 40, "a: is nested too deeply", ""),
+        (b"a" + b".a" * 100_000 + b" = 1", "not valid TOML: a key of 1,000 parts", ""),
+        (b"a = {" + b"a." * 50_000 + b"a = 1}", "not valid TOML: a key of 1,000 parts", ""),
+        (b"a = " + b"9" * 5000, "not valid TOML: a whole number beyond 64 bits", ""),
+        (b"a = 0x" + b"f" * 5000, "a: is beyond 64 bits, in which TOML has whole numbers", ""),
+        (b"[callbacks]\n[[callbacks]]", "not valid TOML: Cannot overwrite a value", ""),
+        (b"[callbacks]\n[callbacks]", "not valid TOML: Cannot declare [callbacks] twice", "[[call"),
+        (b"a = 1\n" * 2, "not valid TOML: Cannot overwrite a value", ""),
+    ],
+)
+def test_a_hostile_text_is_refused_at_once_in_a_short_line(
+    tmp_path: Path, contents: bytes, fault: str, hint: str
+) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(contents)
+    with pytest.raises(UsageError) as caught:
+        recipe.read(path)
+    assert str(caught.value).startswith(f"{path}: {fault}")
+    assert len(str(caught.value)) < 300
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(SMALLEST, encoding="utf-8-sig")
+    assert recipe.read(tmp_path / "r.toml").dataset.use == "char-text"
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "r.toml")
+    for path in (tmp_path / "r.toml", Path("/dev/zero")):
+        with pytest.raises(UsageError, match=r"cannot be read: .*not a regular file"):
+            recipe.read(path)
+
+
+@pytest.mark.parametrize("text", ['callbacks = ["log"]', '[callbacks]\nuse = "log"'])
+def test_callbacks_that_are_no_list_of_tables_are_told_of_the_brackets(
+    problems: Callable[..., Any], text: str
+) -> None:
+    ((place, fault),) = problems(f"{text}\n{SMALLEST}").items()
+    assert place.startswith("callbacks")
+    assert fault.endswith("; write [[callbacks]], with two brackets, and use = NAME below")
+
+
+def test_a_broken_recipe_of_thousands_of_lines_has_a_short_error(read: Read) -> None:
+    lines = "".join(f"k{i} = 1\n" for i in range(20_000))
+    with pytest.raises(RecipeError) as caught:
+        read(lines + SMALLEST)
+    assert len(str(caught.value).splitlines()) == 21
+    assert str(caught.value).endswith("r.toml: has more problems")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -195,8 +195,9 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
 
     plugins = build.build(build.read(recipe, overrides, report=say))
     print_result(plugins.recipe.to_toml(), end="")
-    if warning := fits.warning(plugins):
-        say(f"{recipe}: {warning}")
+    warnings = [*plugins.missing_paths(), fits.warning(plugins)]
+    for warning in filter(None, warnings):
+        say(f"warning: {recipe}: {warning}")
     say(f"{recipe}: ok")
 
 

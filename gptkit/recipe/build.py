@@ -1,6 +1,7 @@
 """A recipe with its plugins: `read` checks their options, `build` makes the objects."""
 
 import itertools
+import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -62,6 +63,14 @@ class Plugins:
             error.add_note(f"raised by the data set {self.entries[0]} in load")
             raise
         return data
+
+    def missing_paths(self) -> list[str]:
+        """The options of the data set that are paths at which there is nothing."""
+        return [
+            f"dataset.{name}: {value}: no such file or folder"
+            for name, value in self.dataset
+            if isinstance(value, Path) and not os.path.exists(value)  # noqa: PTH110, never raises
+        ]
 
 
 def read(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gptkit.codec import Codec
 from gptkit.errors import PluginError
+from gptkit.recipe.problems import first_fault
 from gptkit.recipe.registry import Entry, check_contract, find, installed, is_from, load
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -77,7 +78,8 @@ def make_codec(record: CodecRecord) -> Codec:
         made = codec.model_validate(record.options)
     except ValidationError as error:
         raise PluginError(
-            f'the codec "{record.name}" does not accept the options in the model: {error}',
+            f'the codec "{record.name}" does not accept the options in the model: '
+            f"{first_fault(error)}",
             hint="install the version that the model was trained with of "
             + (record.distribution if named else "the plugin that has it"),
         ) from None

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import UsageError
+from gptkit.files import read_file
 
+LIMIT = 1 << 20
+"""The size of the largest file, in bytes."""
 LARGEST = 2**64
 """Larger results of arithmetic are refused, so that a file cannot cost minutes."""
 
@@ -53,7 +56,7 @@ def read_constants(path: Path, known: Mapping[str, Any]) -> Constants:
         UsageError: the file cannot be read, or is not Python.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path, limit=LIMIT).decode("utf-8-sig")
         statements = ast.parse(text, path.name).body
     except SyntaxError as error:
         place = f"line {error.lineno}: {error.msg}" if error.lineno else error.msg

@@ -36,6 +36,13 @@ def problems_of(
     return [Problem(written(key, place), _joined(texts), key=key) for key, texts in faults.items()]
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first of pydantic's errors about a value of our own, such as a line of JSON."""
+    details = error.errors(include_url=False)[0]
+    place = phrases.short(".".join(map(str, details["loc"])))
+    return f"{place}: {phrases.fault(details)}" if place else phrases.fault(details)
+
+
 def written(key: Key, place: str = "") -> str:
     """A key as a recipe's readers write it, e.g. `callbacks[1].every`, below `place`."""
     for part in key:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from gptkit.errors import UsageError
+from gptkit.errors import RunError, UsageError
 from gptkit.files import write_atomically, write_json, writing
 from gptkit.recipe.options import ModelOptions
 from gptkit.recipe.plain import plain
@@ -120,6 +120,19 @@ def trained_with(
     if isinstance(found, dict) and found:
         return {key: unset.get(key) for key in fields} | found
     return {**fields, **(_recorded_in(state) if state else {})}
+
+
+def check_dataset(run: RunFolder, recipe: Recipe) -> None:
+    """Raise a RunError if recipe.toml has other options of the data set than the run began with."""
+    found = run.read_environment().get("recipe")
+    recorded = found if isinstance(found, dict) else {}
+    for key, change in between(recorded, recipe.flat()).items():
+        if key in recorded and key.startswith("dataset.") and not _may_change(key):
+            raise RunError(
+                f"{run.path}: was trained with {key} {change.old!r}, recipe.toml has "
+                f"{change.new!r}",
+                hint=f"set it back in {run_folder.quote(run.recipe)}",
+            )
 
 
 def since(run: RunFolder, step: int) -> set[str]:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import digest, read_file, staged, unused_name
+from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
 
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
@@ -139,8 +140,7 @@ def load_state(step_folder: Path) -> State:
                 f"{path}: written in format {first['input']}, this gptkit reads {FORMAT}",
                 hint="pip install --upgrade gptkit",
             ) from None
-        where = ".".join(map(str, first["loc"]))[:80] or "contents"
-        raise damaged(path, f"{where}: {first['msg']}") from None
+        raise damaged(path, first_fault(error)) from None
     if hashlib.sha256(contents).hexdigest().encode() != expected.strip():
         raise damaged(path, f"its sha256 is not the one in {STATE_DIGEST}")
     if fault := _files_fault(state):

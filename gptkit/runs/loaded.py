@@ -15,7 +15,7 @@ from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.build import Plugins
-from gptkit.runs import checked, run_folder
+from gptkit.runs import changes, checked, run_folder
 from gptkit.runs.checkpoint import STATE, damaged, weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
@@ -228,6 +228,7 @@ def check_same_data(run: RunFolder, data: Data) -> None:
 
 
 def _load_data(run: RunFolder, plugins: Plugins) -> Data:
+    changes.check_dataset(run, plugins.recipe)
     data = plugins.load_data()
     check_same_data(run, data)
     return data

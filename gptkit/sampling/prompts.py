@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gptkit.codec import Codec, TextCodec
 from gptkit.errors import UsageError
 from gptkit.files import read_file
+from gptkit.recipe.problems import first_fault
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest, Samples
@@ -127,10 +128,8 @@ def _parse(line: str, place: str) -> _Row:
     try:
         row = _Row.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = "".join(f"{name}: " for name in first["loc"])
         raise UsageError(
-            f"{place}: {where}{first['msg']}", hint='a line is an object: {"prompt": "Once upon"}'
+            f"{place}: {first_fault(error)}", hint='a line is an object: {"prompt": "Once upon"}'
         ) from None
     for name in json.loads(line):
         if name.lower().replace("-", "_") in NOT_IN_A_ROW:
