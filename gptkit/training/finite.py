@@ -113,8 +113,7 @@ def try_model(model: GPT, place: str, *, hint: str = TRAINING) -> None:
     """
     device, config = model.wte.weight.device, model.config
     tokens = torch.arange(min(config.block_size, TRIED), device=device)[None] % config.vocab_size
-    # Another shape would be compiled anew.
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
+    with evaluating(model):
         require_finite(model(tokens, tokens).item(), f"{place}: the loss", hint=hint)
 
 

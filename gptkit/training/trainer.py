@@ -266,7 +266,8 @@ class Trainer:
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
         if self.state.val_step != self.state.step:
-            with self.run_device.autocast():
+            # Another shape would be compiled anew.
+            with self.run_device.autocast(), torch.compiler.set_stance("force_eager"):
                 finite.try_model(self.model, f"step {self.state.step}")
         size = self.state.batch_size
         micro_batches.part_of(size, self.ranks)  # a resumed run could not continue with a wrong one
