@@ -85,7 +85,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
     """
     target = path.resolve()
     if target.exists() and not (target.is_file() or target.is_dir()):
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a regular file", str(path))
     temporary = unused_name(target)
     try:
         with temporary.open("xb") as file:
@@ -179,12 +179,12 @@ def recover(target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def remove_abandoned(target: Path) -> None:
-    """Delete temporary folders of `staged(target)` that did not change for a day."""
-    for staging in _stagings(target):
+def remove_abandoned(folder: Path) -> None:
+    """Delete temporary folders of `staged` in a folder that did not change for a day."""
+    for staging in folder.glob(".*.tmp"):
         with suppress(OSError):  # another process may finish at this moment
-            changed = max(path.stat().st_mtime for path in (staging, *staging.rglob("*")))
-            if time.time() - changed > DAY:
+            changed = max(path.lstat().st_mtime for path in (staging, *staging.rglob("*")))
+            if staging.is_dir() and time.time() - changed > DAY:
                 shutil.rmtree(staging)
 
 

@@ -38,7 +38,7 @@ def cached(
             return folder
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder)
+    remove_abandoned(folder.parent)
     with staged(folder, replace=False) as new:
         new.mkdir()
         build(new)

@@ -213,7 +213,9 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
 def test_metrics_that_are_no_file_are_refused(state: TrainState) -> None:
     assert state.run_dir
     os.mkfifo(state.run_dir / "metrics.jsonl")
-    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be written: is not a regular file"):
+    with pytest.raises(
+        RunError, match=r"metrics.jsonl: cannot be written: is a pipe, not a regular file"
+    ):
         Log().on_fit_start(state)
 
 
@@ -463,7 +465,7 @@ def test_a_start_that_fails_is_cleaned_up(state: TrainState) -> None:
     assert state.run_dir
     (state.run_dir / "metrics.jsonl").mkdir()
     log = Log()
-    with pytest.raises(RunError, match="is not a regular file"):
+    with pytest.raises(RunError, match="is a folder, not a regular file"):
         train(log, state)
     (state.run_dir / "metrics.jsonl").rmdir()
     train(log, state)
