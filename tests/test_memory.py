@@ -59,6 +59,14 @@ def test_check_says_nothing_of_a_training_that_fits(tiny_recipe: TinyRecipe, cli
     assert "memory" not in cli("check", tiny_recipe()).stderr
 
 
+def test_check_does_not_know_the_memory_of_a_device_elsewhere(
+    tiny_recipe: TinyRecipe, cli: Command
+) -> None:
+    elsewhere = "mps" if torch.cuda.is_available() else "cuda:7"
+    done = cli("check", tiny_recipe(train={"device": elsewhere}, model={"n_embd": 10**6}))
+    assert (done.exit_code, "memory" in done.stderr) == (0, False)
+
+
 @pytest.mark.parametrize(
     ("setting", "limit"),
     [

@@ -1,5 +1,6 @@
 """Whether a training fits into memory, from its sizes alone. Imports torch only if in doubt."""
 
+from gptkit.errors import UsageError
 from gptkit.memory import Need
 from gptkit.recipe import sizes
 from gptkit.recipe.build import Plugins
@@ -21,13 +22,16 @@ def warning(plugins: Plugins) -> str | None:
     config = GPTConfig(
         **recipe.model.model_dump(),
         vocab_size=1,
-        block_size=min(block_size, MOST) if isinstance(block_size, int) else 1,
+        block_size=max(1, min(block_size, MOST)) if isinstance(block_size, int) else 1,
     )
     need: Need = sizes.to_train(config, recipe.train, item_size=2)
     if need.size is None or need.size < ANYWHERE:
         return None
     from gptkit.training import device  # takes two seconds
 
-    there = device.memory(device.resolve_device(recipe.train).device)
+    try:
+        there = device.memory(device.resolve_device(recipe.train).device)
+    except UsageError:  # it is for another computer, which has that device
+        return None
     fault = need.fault(there)
-    return f"{fault}: {need.hint}" if fault else None
+    return f"in one process {fault}: {need.hint}" if fault else None
