@@ -1,6 +1,7 @@
 """What is printed: text made harmless for a terminal, and streams whose reader may leave."""
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 REPLACEMENT = "\ufffd"
+LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Lone surrogates that stand for no byte of a path, so that no file can hold them."""
 STEERING = ("Cc", "Cs", "Zl", "Zp")
 """Categories of control characters, lone surrogates and separators of lines."""
 OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -46,9 +49,10 @@ def say(text: str) -> None:
 
 
 def print_result(text: object, *, end: str = "\n") -> None:
-    """Print on stdout: harmless on a terminal; in a pipe or a file every character as it is."""
+    """Print on stdout: harmless on a terminal; in a pipe or a file as it is."""
     whole = f"{text}{end}"
-    sys.stdout.write(harmless(whole) if sys.stdout.isatty() else whole)
+    is_terminal = sys.stdout.isatty()
+    sys.stdout.write(harmless(whole) if is_terminal else LONE.sub(REPLACEMENT, whole))
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
-import gptkit.analysis.evaluation, gptkit.onnx.export.format, gptkit.show.exports, gptkit.show.results
+import gptkit.analysis.evaluation, gptkit.onnx.export.format
+import gptkit.show.exports, gptkit.show.results
 import gptkit_char_text.dataset, rich.progress, rich.table, torch._dynamo
 from gptkit.cli.app import main
 

@@ -179,6 +179,8 @@ def test_a_damaged_run_is_listed_and_shown(cli: Command, damaged: Path) -> None:
     shown = cli("runs", "show", damaged).stdout.splitlines()
     assert shown[-1] == "seed = \ufffd"
     assert json.loads(cli("runs", "show", damaged, "--json").stdout)["environment"] == {}
+    (damaged / "environment.json").write_text('{"device": "\\ud800"}')
+    assert "device       \ufffd\n" in cli("runs", "show", damaged).stdout
     assert cli("sample", damaged, "--tokens", 4).exit_code == 0
 
 
