@@ -137,6 +137,7 @@ def letters(**attributes: Any) -> Codec:
             "newline",
         ),
         ({"encode": lambda self, prompt: [-1]}, 'encode("") should hold ids below', "0 .. vocab"),
+        ({"model_dump_json": lambda self: "{"}, "cannot hold its fields", "finite"),
         ({"starts": [[0], [99]]}, "Mine.starts[1] should hold ids below vocab_size, 26", "100"),
     ],
 )
@@ -147,6 +148,17 @@ def test_a_wrong_codec_is_refused_when_the_data_is_loaded(
         data_with(letters(**{"contract": 1, **attributes}))
     assert fault in str(caught.value)
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "caf\udce9", b"\xff", object()])
+def test_a_codec_that_no_checkpoint_can_hold_is_refused_before_training(value: object) -> None:
+    class Odd(LetterCodec):
+        contract = 1
+        more: Any = None
+
+    data_with(Odd(more=[1, {"a": None}]))
+    with pytest.raises(PluginError, match="they do not survive JSON"):
+        data_with(Odd(more=value))
 
 
 def test_a_codec_that_declares_no_contract_is_refused_before_training() -> None:

@@ -1,5 +1,6 @@
 """What a data set's codec must be before anything is trained with it. Imports no torch."""
 
+import json
 from typing import Any
 
 from gptkit.codec import CONTRACT, Codec, TextCodec, contract_fault, declared_contract
@@ -30,6 +31,11 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
             if undeclared
             else "install versions of gptkit and of the codec that fit together",
         )
+    if not _survives_json(codec):
+        raise PluginError(
+            f"{kind}: a checkpoint cannot hold its fields: they do not survive JSON",
+            hint="fields may hold text in Unicode, finite numbers, true, false, lists and dicts",
+        )
     stops = codec.stop_tokens
     if not isinstance(stops, tuple):
         raise PluginError(
@@ -52,6 +58,13 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
             f"{kind}.token_bytes has {len(codec.token_bytes)} items for {vocab_size} token ids",
             hint='give every id below vocab_size its bytes; b"" if it is no text',
         )
+
+
+def _survives_json(codec: Codec) -> bool:
+    try:
+        return type(codec).model_validate(json.loads(codec.model_dump_json())) == codec
+    except ValueError:  # pydantic's errors, too
+        return False
 
 
 def _check_ids(ids: Any, what: str, vocab_size: int) -> None:

@@ -114,7 +114,15 @@ def _check_same(parts: Sequence[Path], found: Sequence[ByClass]) -> None:
 
 def _class_folders(folder: Path) -> list[str]:
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    return sorted(entry.name for entry in entries if entry.is_dir())
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{folder}: a class folder has a name that is not UTF-8: {listing(names)}",
+            hint="rename the folder",
+        ) from error
+    return names
 
 
 def _validation(root: Path) -> Path | None:

@@ -192,6 +192,14 @@ def test_folders_that_cannot_be_used(
     assert advice in str(caught.value.hint)
 
 
+def test_a_class_whose_name_is_not_utf8_is_named(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"a": 2, "caf\udce9": 2})
+    with pytest.raises(DataError, match="a name that is not UTF-8: a, caf\udce9"):
+        opened(root)
+    (root / "caf\udce9").rename(root / "café")
+    assert opened(root).classes == ("a", "café")
+
+
 def test_a_file_is_no_folder(image_file: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="not a folder"):
         opened(image_file())
