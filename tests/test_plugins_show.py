@@ -1,5 +1,7 @@
 """`gptkit plugins show`: plain types, and the classes of the contract."""
 
+import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +12,7 @@ from pydantic import BaseModel, Field, PositiveInt
 from typer.testing import Result
 
 from gptkit.plugin import Data, LocalPath, TrainState
+from gptkit.show.prose import print_prose
 from gptkit.show.types import field_default, field_type
 
 Command = Callable[..., Result]
@@ -23,6 +26,8 @@ class Inner(BaseModel):
     ("annotation", "default", "type_", "shown"),
     [
         (PositiveInt, 3, "int, above 0", "3"),
+        (Annotated[int, Field(ge=0, lt=2**63)], 1, "int, at least 0, below 2**63", "1"),
+        (Annotated[int, Field(le=2**31 - 1)], 1, "int, at most 2**31 - 1", "1"),
         (float, float("inf"), "number", "inf"),
         (str, "a", "text", '"a"'),
         (str, 'é"\n', "text", r'"é\"\n"'),
@@ -79,6 +84,23 @@ def test_a_part_of_the_contract_is_shown(cli: Command, name: str, expected: list
     assert result.exit_code == 0
     for text in expected:
         assert text in result.stdout
+
+
+class Terminal(io.StringIO):
+    """A stdout that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_long_line_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    print_prose("One sentence that is too long.\n\n    field: what it means for you.\nShort.")
+    assert shown.getvalue().split("\n") == [
+        "One sentence that is too", "long.", "", "    field: what it means", "    for you.",
+        "Short.", "",
+    ]  # fmt: skip
 
 
 def test_a_name_like_a_part_of_the_contract(cli: Command) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, get_origin
 
 from gptkit import codec, plugin, testing
 from gptkit.errors import PluginError, closest
+from gptkit.show.prose import print_prose
 from gptkit.show.types import type_word
-from gptkit.terminal import print_result
 
 OPERATORS = ("__len__", "__getitem__")
 """Methods with such names are part of the contract of `Split`."""
@@ -29,15 +29,15 @@ def print_part(name: str) -> None:
     """Print a class with its methods, a function or a constant."""
     part = names()[name]
     if inspect.isclass(part):
-        print_result(f"class {name}\n\n{inspect.getdoc(part) or ''}")
+        print_prose(f"class {name}\n\n{inspect.getdoc(part) or ''}")
         for title, text in _members(part):
-            print_result(f"\n{title}\n{_indented(text)}")
+            print_prose(f"\n{title}\n{_indented(text)}")
     elif inspect.isroutine(part):
-        print_result(f"{name}{_signature(part)}\n{_indented(inspect.getdoc(part) or '')}")
+        print_prose(f"{name}{_signature(part)}\n{_indented(inspect.getdoc(part) or '')}")
     elif get_origin(part) is Annotated:
-        print_result(f"{name}: {type_word(part)}")
+        print_prose(f"{name}: {type_word(part)}")
     else:
-        print_result(f"{name} = {part!r}")
+        print_prose(f"{name} = {part!r}")
 
 
 def _members(kind: type) -> Iterator[tuple[str, str]]:

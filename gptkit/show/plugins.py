@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from gptkit.errors import PluginError
 from gptkit.recipe.registry import Entry
+from gptkit.show.prose import print_prose
 from gptkit.show.tables import print_rows
 from gptkit.show.types import field_default, field_type
 from gptkit.terminal import print_result
@@ -24,7 +25,7 @@ def print_entries(found: Iterable[Entry], *, as_json: bool) -> None:
 
 def print_plugin(entry: Entry, model: type[BaseModel]) -> None:
     """Print a plugin's description and options."""
-    print_result(f"{entry.kind} {entry}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
+    print_prose(f"{entry.kind} {entry}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
     if not model.model_fields:
         print_result("no options")
         return

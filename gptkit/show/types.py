@@ -63,10 +63,19 @@ def _limits(metadata: Sequence[Any]) -> list[str]:
     for each in metadata:
         parts = list(each) if isinstance(each, Interval | Len) else [each]
         for part in parts:
-            found += [f"{w} {getattr(part, a)}" for c, a, w in LIMITS if isinstance(part, c)]
+            known = [(w, getattr(part, a)) for c, a, w in LIMITS if isinstance(part, c)]
+            found += [f"{word} {_limit(value)}" for word, value in known]
             if isinstance(part, MinLen) and part.min_length:
                 found.append("not empty" if part.min_length == 1 else f"{part.min_length} or more")
     return found
+
+
+def _limit(value: Any) -> str:
+    """A limit; those of a computer's numbers as powers of 2, such as "2**63 - 1"."""
+    for number, more in ((value, ""), (value + 1, " - 1")) if isinstance(value, int) else ():
+        if number >= 2**31 and number & (number - 1) == 0:
+            return f"2**{number.bit_length() - 1}{more}"
+    return str(value)
 
 
 def _literal(value: Any) -> str:
