@@ -170,6 +170,12 @@ def test_an_exception_carries_name_event_and_step(data: Data, event: str) -> Non
         assert (("last", event, step) in log) == (complete and event != "on_step_start")
 
 
+def test_a_step_by_hand_raises_what_a_callback_raised(data: Data) -> None:
+    failing = recorder("a", [], on_step_end=raiser(ValueError("mine"), at_step=1))
+    with pytest.raises(ValueError, match="mine"):
+        trainer(data, {"a": failing}).step()
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_on_fit_end_comes_after_an_interruption(data: Data, error: BaseException) -> None:
     log: Log = []

@@ -25,15 +25,17 @@ class Failure:
         """Keep an exception of the block, unless it is of divergence or left a `final` block."""
         try:
             yield
-        except DivergedError:
-            raise
         except Exception as error:
-            if self._final:
+            if self.is_final(error):
                 raise
             if self.error is None:
                 self.error = error
-            else:
+            elif error is not self.error:
                 self.error.add_note(f"afterwards {type(error).__name__}: {error}")
+
+    def is_final(self, error: Exception) -> bool:
+        """Whether an exception is to be raised at once."""
+        return self._final or isinstance(error, DivergedError)
 
     @contextmanager
     def final(self) -> Iterator[None]:

@@ -136,7 +136,8 @@ class Trainer:
                     with self._failure.kept():
                         self.evaluate()
                 if self._due(self.options.save_every or self.options.eval_every):
-                    self.save()
+                    with self._failure.kept():
+                        self.save()
                 yield state
             if self.stopping():
                 self._end_early()
@@ -245,13 +246,20 @@ class Trainer:
             return self._preview(tokens, seed, prompt)
 
     def tell_all(self, event: str) -> None:
-        """Call an event's method on every callback, in order, also if one of them fails.
+        """Call an event's method on every callback, in order; then raise what the first one raised.
 
         So the states of all of them belong to the same step when it is saved.
         """
+        first: Exception | None = None
         for name in self.callbacks:
-            with self._failure.kept():
+            try:
                 self.callbacks.call(name, event, self.state)
+            except Exception as error:
+                if self._failure.is_final(error):
+                    raise
+                first = first or error
+        if first:
+            raise first
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one.
@@ -263,6 +271,13 @@ class Trainer:
         """
         if self._save is None or self.saved_step == self.state.step:
             return
+        with self._failure.final():
+            self._write(self._save)
+        self.saved_step = self.state.step
+        self.tell_all("on_save_end")
+
+    def _write(self, save: Callable[[Snapshot], Path]) -> None:
+        """Write a checkpoint, if the weights are good."""
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
         if self.state.val_step != self.state.step:
@@ -280,10 +295,8 @@ class Trainer:
             batch_size=changed,
         )
         if self.ranks.first:
-            self.state.checkpoint = self._save(taken)
+            self.state.checkpoint = save(taken)
         self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
-        self.saved_step = self.state.step
-        self.tell_all("on_save_end")
 
     def load(self, saved: Snapshot) -> None:
         """Continue from a snapshot, exactly.
@@ -340,7 +353,8 @@ class Trainer:
             if step:  # else nothing is lost
                 self.save()
         except Exception as fault:
-            error.add_note(f"step {step} was not saved: {fault}")
+            if self.saved_step != step:
+                error.add_note(f"step {step} was not saved: {fault}")
         if self.saved_step == step:
             error.add_note(f"step {step} is saved: gptkit resume continues after it")
         raise error
