@@ -96,11 +96,21 @@ class Terminal(io.StringIO):
 def test_a_long_line_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "24")
     monkeypatch.setattr(sys, "stdout", shown := Terminal())
-    print_prose("One sentence that is too long.\n\n    field: what it means for you.\nShort.")
-    assert shown.getvalue().split("\n") == [
-        "One sentence that is too", "long.", "", "    field: what it means", "    for you.",
-        "Short.", "",
-    ]  # fmt: skip
+    print_prose(
+        "A text: one that is\ntoo long.\n\nArgs:\n    field: what it means,\n        for you.\n"
+        "    x: y.\nf(x)\n    Short."
+    )
+    assert shown.getvalue().splitlines() == [
+        "A text: one that is too",
+        "long.",
+        "",
+        "Args:",
+        "    field: what it",
+        "        means, for you.",
+        "    x: y.",
+        "f(x)",
+        "    Short.",
+    ]
 
 
 def test_a_name_like_a_part_of_the_contract(cli: Command) -> None:
