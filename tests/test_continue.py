@@ -186,6 +186,19 @@ def test_a_run_without_a_checkpoint_is_started_from_its_recipe(cli: Command, tra
     assert weights(trained) == expected
 
 
+def test_a_run_without_a_checkpoint_takes_every_change_of_its_recipe(
+    cli: Command, trained: Path, tmp_path: Path
+) -> None:
+    changed = ["--set", "seed=2", "--set", "train.optimizer.learning_rate=0.5"]
+    assert cli("train", "tiny.toml", *changed, "--out", "whole").exit_code == 0
+    shutil.rmtree(trained / "checkpoints")
+    result = cli("resume", "r", *changed)
+    assert (result.exit_code, result.stdout) == (0, "r\n")
+    assert "changed: seed=2, train.optimizer.learning_rate=0.5\n" in result.stderr
+    assert weights(trained) == weights(tmp_path / "whole")
+    assert cli("resume", "r", "--set", "seed=3").exit_code == 2
+
+
 def test_a_folder_that_a_kill_left_without_a_recipe_can_be_trained_into(
     cli: Command, trained: Path
 ) -> None:

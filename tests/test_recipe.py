@@ -333,7 +333,8 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[...
          "should be a finite number"),
         (["model.dropout=1.0"], "model.dropout", "should be less than 1"),
         (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'relu2' or 'swiglu'"),
-        (["train.device=gpu"], "train.device", "got 'gpu'"),
+        (["train.device=gpu"], "train.device",
+         "should be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
     ],
 )  # fmt: skip
 def test_a_limit_is_named_with_its_place(

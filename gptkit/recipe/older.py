@@ -59,6 +59,7 @@ def drop_unused(table: dict[str, Any], moved: Collection[str]) -> None:
 
 def table_line(optimizer: dict[str, Any]) -> str:
     """The table `[train.optimizer]` in one line, for a hint."""
-    pairs = (tomli_w.dumps({key: value}).strip() for key, value in optimizer.items())
+    given = {key: value for key, value in optimizer.items() if value is not None}
+    pairs = (tomli_w.dumps({key: value}).strip() for key, value in given.items())
     text = ", ".join(re.sub(r"\s+", " ", pair) for pair in pairs)
     return f"[train.optimizer] {text}".replace("[ ", "[").replace(", ]", "]")

@@ -1,5 +1,6 @@
 """The options of `[model]` and `[train]` with its optimizer, and the full description of a GPT."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -11,6 +12,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from gptkit.recipe.phrases import shown
 
 Preset = Literal[
     "gpt2",
@@ -184,6 +187,7 @@ OPTIMIZERS: dict[str, type[OptimizerOptions]] = {"adamw": AdamWOptions, "muon": 
 """The options of each optimizer, by its name in recipes."""
 
 
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 LENGTHS = ("steps", "tokens", "epochs")
 """The options of `[train]` that say how long a training is; one of them is set."""
 
@@ -217,7 +221,7 @@ class TrainOptions(Options):
     """Steps between checkpoints; unset: after each evaluation. The last step is always saved."""
     keep: Count = 2
     """How many of the newest checkpoints stay on disk, besides the best by validation loss."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = "auto"
     """"auto", "cpu", "mps", "cuda" or "cuda:N"; auto takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
@@ -232,6 +236,13 @@ class TrainOptions(Options):
         if isinstance(values, dict) and any(values.get(name) is not None for name in LENGTHS[1:]):
             return {"steps": None} | values
         return values
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not DEVICE.fullmatch(value):
+            raise ValueError(f"should be auto, cpu, mps, cuda or cuda:N, got {shown(value)}")
+        return value
 
     @field_validator("tokens", mode="before")
     @classmethod

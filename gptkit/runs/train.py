@@ -223,6 +223,8 @@ def _reread(
     unset = build.unset(written.recipe).flat()
     before = changes.trained_with(run, written.recipe.flat(), unset=unset, state=state)
     changed = changes.between(before, wanted.recipe.flat())
+    if saved is None:
+        return wanted, changed  # nothing is trained yet that a field would have to fit
     changes.check(run, changed, overrides)
     if "train.batch_size" in changed and wanted.recipe.train.steps is None:
         raise UsageError(
