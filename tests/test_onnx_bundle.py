@@ -312,6 +312,9 @@ def test_tokenizers_read_and_write_every_character(name: str) -> None:
         ids = theirs.encode(text).ids
         assert ids == [symbols.index(character) for character in text]
         assert theirs.decode(ids) == text
+    for unknown in ("ü", "a🦊", "\ud7ff"):
+        if not set(unknown) <= set(symbols):
+            assert max(theirs.encode(unknown).ids) >= len(symbols), "an id that graphs refuse"
 
 
 @pytest.mark.slow

@@ -685,6 +685,17 @@ def test_a_bundle_of_another_program_is_left_alone(r: Path, cli: Command, tmp_pa
     assert (tmp_path / "b/generate.onnx").read_text() == "mine"
 
 
+def test_one_process_of_torchrun_exports(
+    r: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for rank, exported in (("1", ""), ("0", "model.onnx\n")):
+        monkeypatch.setenv("RANK", rank)
+        result = cli("export", r)
+        assert (result.exit_code, result.stdout) == (0, exported), result.stderr
+        assert (tmp_path / "model.onnx").exists() == bool(exported)
+
+
 def test_the_ending_may_have_any_case(r: Path, cli: Command, tmp_path: Path) -> None:
     assert cli("export", r, "--out", "UP.ONNX").exit_code == 0
     (tmp_path / "UP.ONNX").rename(tmp_path / "Up.Onnx")

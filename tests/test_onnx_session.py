@@ -36,6 +36,7 @@ from gptkit.onnx.runtime.providers import gpus
 from gptkit.runs.loaded import load_checkpoint
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
+from gptkit.sampling.stops import Stops
 from tests.support import execute, stir, train
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,25 @@ def test_drawing_in_parts_is_drawing_at_once(
         expected = trained.draw(request, sampling).token_ids()
         assert model.draw(request, sampling, streaming=True).token_ids() == expected
         assert model.draw(request, sampling).token_ids() == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
+def test_other_precisions_come_a_context_at_a_time(dtype: str, text: Path, tmp_path: Path) -> None:
+    """Where the graph would begin with an empty cache, so that nothing is rounded differently."""
+    export(text / "r", out=tmp_path / "a.onnx", dtype=dtype)
+    model = load_exported(tmp_path / "a.onnx", device="cpu")
+    session, size = model.session, model.block_size
+    assert isinstance(session, GenerateSession)
+    for prompts in (np.array([[1], [2]]), np.array([[3] * 7]), np.array([[4] * (2 * size)])):
+        at_once = session.generate(prompts, 90, SamplingOptions(seed=3))
+        chunk = session.first_chunk(streaming=True, stops=Stops())
+        parts = list(session.stream(prompts, 90, SamplingOptions(seed=3), chunk=chunk))
+        assert np.concatenate(parts, axis=1).tolist() == at_once.tolist()
+        assert max(part.shape[1] for part in parts) <= size
+        assert len(parts) >= 90 // size
+    drawing = model.draw(SampleRequest(tokens=10**8), SamplingOptions(), streaming=True)
+    for _ in range(40):
+        next(drawing.steps)
 
 
 @pytest.mark.timeout(40)

@@ -174,6 +174,9 @@ def export(
     weights: WeightsOption = None,
 ) -> None:
     """Write a model for other programs, proven equal to its checkpoint; prints the path."""
+    if torchrun.rank() != 0:
+        return  # one process is enough
+
     from gptkit.recipe import formats
     from gptkit.runs import export as exporting
     from gptkit.show import exports

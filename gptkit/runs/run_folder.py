@@ -171,7 +171,7 @@ def open_run(path: Path | None) -> RunFolder:
             which = path.name.removeprefix("step-").lstrip("0")
             fault = "a checkpoint, not a run folder"
             hint = f"gptkit sample {quote(run)} --checkpoint {which}"
-        if path.suffix == ".onnx" and path.is_file():
+        if path.suffix.lower() == ".onnx" and path.is_file():
             fault, hint = "an exported model can only be sampled", "give the run that was exported"
         raise UsageError(f"{path}: {fault}", hint=hint)
     return RunFolder(path)

@@ -21,6 +21,16 @@ from gptkit.sampling.rule import Ints
 CONFIG_FILES = ("config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
+def _visible_bytes() -> list[str]:
+    """A visible character for each byte, as byte-level BPE has them (Radford et al. 2019)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [code for code in range(256) if code not in visible]
+    return [chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in range(256)]
+
+
+_BYTES = _visible_bytes()
+
+
 def config_files(
     config: GPTConfig, codec: Codec, *, device: str, rarest: int
 ) -> dict[str, dict[str, Any]]:
@@ -169,7 +179,8 @@ def _one_or_all(ids: Sequence[int]) -> int | list[int]:
 def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
     """A tokenizer of single characters, as byte-level BPE, which onnxruntime-genai can read.
 
-    Merges join the bytes of a character; the ids of incomplete characters follow the model's.
+    Merges join the bytes of a character. The ids of single bytes follow the model's: a character
+    that the model never saw becomes such ids, which the graphs refuse, instead of disappearing.
     """
     vocab = {_byte_level(symbol): i for i, symbol in enumerate(symbols)}
     merges: dict[str, None] = {}
@@ -179,6 +190,8 @@ def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
             merges[f"{start} {byte}"] = None
             for piece in (start, byte):
                 vocab.setdefault(piece, len(vocab))
+    for byte in _BYTES:
+        vocab.setdefault(byte, len(vocab))
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -210,9 +223,5 @@ def tokenizer(symbols: Sequence[str]) -> dict[str, Any]:
 
 
 def _byte_level(character: str) -> str:
-    """A character in byte-level BPE: a visible character per byte (Radford et al. 2019)."""
-    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = [code for code in range(256) if code not in visible]
-    return "".join(
-        chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in character.encode()
-    )
+    """A character in byte-level BPE."""
+    return "".join(_BYTES[byte] for byte in character.encode())
