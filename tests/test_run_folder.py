@@ -25,15 +25,20 @@ TinyRecipe = Callable[..., Path]
 
 
 class AtStep(Callback):
-    """Does something to the run folder during a step."""
+    """Does something to the run folder during a step, or before its evaluation is logged."""
 
     contract = 1
 
     step: int
     act: Callable[[Path], object]
+    evaluating: bool = False
 
     def on_step_start(self, state: TrainState) -> None:
-        if state.step + 1 == self.step and state.run_dir:
+        if state.step + 1 == self.step and state.run_dir and not self.evaluating:
+            self.act(state.run_dir)
+
+    def on_eval_end(self, state: TrainState) -> None:
+        if state.step == self.step and state.run_dir and self.evaluating:
             self.act(state.run_dir)
 
 
@@ -121,6 +126,18 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
             report=print,
         )
     assert contents(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("act", [move, delete])
+@pytest.mark.parametrize("sample_tokens", [0, 4])  # saving fails, or writing the sample
+def test_what_cannot_be_written_because_the_folder_is_gone_says_so(
+    act: Callable[[Path], object], sample_tokens: int, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(callbacks=[{"use": "log", "sample_tokens": sample_tokens}])
+    caller = Caller(AtStep(step=2, act=act, evaluating=True))
+    with pytest.raises(RunError, match="was moved or deleted while it was trained"):
+        train.train(recipe, out=tmp_path / "r", report=print, caller=caller)
+    assert not (tmp_path / "r").exists()
 
 
 # The newest run.

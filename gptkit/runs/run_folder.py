@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gptkit.errors import CheckpointError, RunError, UsageError
+from gptkit.errors import CheckpointError, GptkitError, RunError, UsageError
 from gptkit.files import lock, read_json, writing
 from gptkit.runs import checkpoint
 
@@ -113,7 +113,7 @@ class RunFolder:
             The folder; its `check` notices if it is moved or deleted.
 
         Raises:
-            RunError: another process holds it, or it cannot be written.
+            RunError: another process holds it, it cannot be written, or it was moved or deleted.
         """
         busy = RunError(f"{self.path}: another process is training in this folder", hint=hint)
         with ExitStack() as stack:
@@ -123,7 +123,12 @@ class RunFolder:
                 if os.name != "nt":  # where a folder with open files stays where it is
                     held = os.open(self.path, os.O_RDONLY)
                     stack.callback(os.close, held)
-            yield replace(self, _held=held)
+            run = replace(self, _held=held)
+            try:
+                yield run
+            except (GptkitError, OSError):  # perhaps of a file that could not be written there
+                run.check()
+                raise
 
     def check(self) -> None:
         """Raise a RunError if the folder that this process holds is no longer at its path."""
