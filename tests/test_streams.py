@@ -233,6 +233,7 @@ def test_a_terminal_never_hides_which_run_is_which(
     assert max(map(len, "\n".join(tables).splitlines())) <= width
     heads = [number for table in tables for number in table.splitlines()[0].split()]
     assert heads == [str(i) for i in range(1, 10)]
+    assert {f"0.00{i}" for i in range(1, 9)} <= set(out.text().split()), "a number is broken"
 
     with redirect_stdout(Terminal()) as out:
         print_rows([{"run": name, "step": 1} for name in names], ["run", "step"], as_json=False)

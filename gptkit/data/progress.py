@@ -33,7 +33,7 @@ def progress(
         total: how much there is to do; None if that is not known.
         unit: what is counted, such as "images"; "B" for bytes.
     """
-    if _SILENT.get():
+    if _SILENT.get() or sys.stderr is None:  # a program without a console
         yield lambda count: None
         return
     with ExitStack() as stack:
