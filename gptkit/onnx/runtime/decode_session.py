@@ -53,8 +53,8 @@ STEP_INPUTS = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (IN
 """Of `step`, but for the cache."""
 MAX_TABLE = 1024
 """Draws for which random numbers and tokens are kept on the device at a time."""
-SEARCHED = 16
-"""Tokens drawn before the host looks whether all rows have come to a stop."""
+FETCHED = 16
+"""Tokens drawn before the host looks whether all rows have come to a stop, and counts them."""
 
 Arrays = dict[str, NDArray[Any]]
 Buffers = dict[str, ort.OrtValue]
@@ -88,9 +88,9 @@ class DecodeSession:
         self._idle: dict[int, _Steps] = {}
         """Those that draw nothing now, by batch size: a CUDA graph is recorded once."""
 
-    def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
-        """Tokens to draw before they are fetched, to be shown or searched; None for all."""
-        return 1 if streaming else SEARCHED if stops else None
+    def first_chunk(self, *, streaming: bool, stops: Stops) -> int:
+        """Tokens to draw before they are fetched, to be shown, searched or counted."""
+        return 1 if streaming else FETCHED
 
     @property
     def on_cuda(self) -> bool:

@@ -41,11 +41,8 @@ class SampleSession(Protocol):
     def session(self) -> ort.InferenceSession:
         """The graph that draws."""
 
-    def first_chunk(self, *, streaming: bool, stops: Stops) -> int | None:
-        """The `chunk` for samples that are shown as they are drawn, or that stops may end.
-
-        None draws all at once.
-        """
+    def first_chunk(self, *, streaming: bool, stops: Stops) -> int:
+        """The `chunk` for samples, which may be shown as they are drawn, or end at stops."""
 
     def stream(
         self,
@@ -138,7 +135,7 @@ class OnnxModel(Model):
         Args:
             request: which samples.
             sampling: temperature, top-k, top-p and seed.
-            streaming: yield the first tokens as soon as possible, instead of drawing all at once.
+            streaming: yield the first tokens as soon as possible.
 
         Raises:
             PromptError: the codec cannot read the prompt, or the prompt already fills the sample.
@@ -161,7 +158,7 @@ class OnnxModel(Model):
             np.array(starts, dtype=np.int64),
             count,
             sampling,
-            chunk=self.session.first_chunk(streaming=streaming, stops=stops) or count,
+            chunk=self.session.first_chunk(streaming=streaming, stops=stops),
             stop_tokens=stops.tokens,
         )
         return Samples.start(request.prompt, starts, stops, _rows(parts, need), count=count)
