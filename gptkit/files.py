@@ -191,7 +191,7 @@ def remove_abandoned(folder: Path) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Delete what killed writers left in a folder and below. No other process may write there."""
     for path in list(folder.rglob(".*.tmp")):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -268,3 +268,15 @@ def test_pipes_are_read_where_they_are_wanted_and_never_wait_for_a_writer(tmp_pa
     for name, kind in {"/dev/zero": "a device", str(tmp_path): "a folder"}.items():
         with pytest.raises(OSError, match=f"is {kind}, not a regular file"):
             read_file(Path(name), limit=100, pipes=True)
+
+
+def test_a_link_that_looks_like_a_temporary_folder_is_not_followed(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    (foreign / "old").mkdir(parents=True)
+    (tmp_path / ".model.onnx.1.tmp").symlink_to(foreign, target_is_directory=True)
+    recover(tmp_path / "model.onnx")
+    assert (foreign / "old").is_dir()
+    assert not (tmp_path / "model.onnx").exists()
+    remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
+    assert (foreign / "old").is_dir()
