@@ -156,9 +156,12 @@ def _appended(partial: Path, have: int) -> Iterator[BinaryIO]:
 
 def _reason(error: Exception) -> str:
     import requests
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return "no answer (offline?)"
+    if isinstance(error, HTTPError):
+        return "the connection broke off; what came is kept"
     return str(error)

@@ -111,6 +111,7 @@ def test_a_cache_that_cannot_be_written_is_named(
             dataset.load()
         assert str(caught.value).startswith(str(path / "cache"))
         assert "GPTKIT_CACHE" in str(caught.value.hint)
+        assert caught.value.exit_code == 1  # the data is right
 
 
 def test_a_text_that_changes_after_it_was_scanned_leaves_nothing(path: Path, cache: Path) -> None:
