@@ -145,7 +145,7 @@ def _decode(file: BinaryIO, path: Path, advance: Callable[[int], None]) -> Itera
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{path}: no such file or folder", hint="check path in [dataset]"
         ) from error
