@@ -125,6 +125,15 @@ def test_a_walk_over_items_takes_each_once_and_as_it_is(size: int, batch_size: i
 
 
 @pytest.mark.skipif(not shutil.which("fincore"), reason="fincore counts pages in Linux' cache")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_targets_that_are_masked_leave_the_inputs_as_they_are(numbered: Path, rows: int) -> None:
+    x, y = stream(numbered, 100)[torch.arange(rows)]
+    y[:] = IGNORE
+    assert x.tolist() == [[*range(i, i + BLOCK)] for i in range(rows)]
+    assert x.is_contiguous()
+    assert y.is_contiguous()
+
+
 def test_of_a_large_file_only_the_windows_are_read(tmp_path: Path) -> None:
     path, size, windows = tmp_path / "tokens", 1 << 28, 64
     with path.open("wb") as file:

@@ -49,7 +49,8 @@ class TokenFile(Split):
         tokens = map_tokens(self.path, self.dtype, count=self.stop)
         starts = indices.numpy() + self.start
         windows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        # Of a single window `contiguous` copies nothing: y would be a view of x, to be masked with it.
+        return windows[:, :-1].contiguous(), windows[:, 1:].clone()
 
 
 def map_tokens(path: Path, dtype: DTypeLike, *, count: int = -1) -> NDArray[Any]:
