@@ -49,7 +49,7 @@ class TokenFile(Split):
         tokens = map_tokens(self.path, self.dtype, count=self.stop)
         starts = indices.numpy() + self.start
         windows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
-        # Of a single window `contiguous` copies nothing: y would be a view of x, to be masked with it.
+        # `contiguous` does not copy a single window: y would share the memory of x.
         return windows[:, :-1].contiguous(), windows[:, 1:].clone()
 
 
