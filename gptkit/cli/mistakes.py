@@ -13,6 +13,9 @@ from gptkit.recipe import phrases
 SUGGESTIONS = re.compile(r" \(Possible options: .*\)|\. Did you mean .*\?")
 """What typer adds to its messages, and gptkit's hints say in full."""
 
+LONGEST = 1000
+"""Characters of the longest command that a hint repeats."""
+
 
 def unknown_command(words: Sequence[str], ctx: Any) -> UsageError:
     """The error for a command that there is not, with the nearest one.
@@ -35,7 +38,8 @@ def advise(error: UsageError, arguments: Sequence[str], ctx: Any) -> None:
     """
     path, command = _named(arguments, ctx)
     words, described = list(arguments[len(path) :]), _describe(path, command)
-    if advice.corrected(words, described) not in (None, words):
+    short = sum(map(len, words)) < LONGEST
+    if short and advice.corrected(words, described) not in (None, words):
         error.hint = advice.for_arguments(words, described)
 
 

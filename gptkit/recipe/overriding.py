@@ -59,7 +59,9 @@ def parse(override: str, *, form: str = "key=value", hint: str = HINT) -> Overri
     if not equals or not WHOLE.fullmatch(key):
         raise UsageError(f"--set {short(override)}: not of the form {form}", hint=hint)
     if not text.strip():
-        raise UsageError(f"--set {short(key)}: is empty", hint=f"""an empty text is '{key}=""'""")
+        raise UsageError(
+            f"--set {short(key)}: is empty", hint=f"""an empty text is '{short(key)}=""'"""
+        )
     try:
         return Override(key, text, _as_toml(text))
     except NotPlainError as error:

@@ -86,7 +86,7 @@ def _as_meant(
 
     def expect(code: int, out: str, err: str) -> str | None:
         errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        if any(len(line) > 1500 for line in errors):
+        if any(len(line) > 1500 for line in err.splitlines()):
             return "a long error"
         if any(words in err for words in ("Input should", "valid dictionary", "pydantic")):
             return "words of pydantic"
