@@ -157,8 +157,8 @@ def staged(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     target = target.absolute()
     staging = unused_name(target)
-    staging.mkdir()
     try:
+        staging.mkdir()  # in here, since a signal may come right after it
         yield staging / target.name
         for path in (*staging.rglob("*"), staging):
             sync(path)
@@ -256,12 +256,12 @@ def sync(path: Path) -> None:
 
 def _put(new: Path, target: Path, *, old: Path) -> None:
     """Rename `new` to `target`; what was there moves to `old`, or back if that fails."""
-    if target.is_dir():  # a folder cannot replace another one in a single step
-        target.rename(old)
     try:
+        if target.is_dir():  # a folder cannot replace another one in a single step
+            target.rename(old)
         new.replace(target)
-    except OSError:
-        if old.exists():
+    except BaseException:  # also a signal between the two
+        if old.exists() and not target.exists():
             old.rename(target)
         raise
     sync(target.parent)

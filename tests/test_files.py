@@ -280,3 +280,20 @@ def test_a_link_that_looks_like_a_temporary_folder_is_not_followed(tmp_path: Pat
     remove_temporaries(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
     assert (foreign / "old").is_dir()
+
+
+def test_ctrl_c_between_the_renames_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), staged(target) as new:
+        new.mkdir()
+        monkeypatch.setattr(Path, "replace", interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "old.txt").read_text() == "old"
