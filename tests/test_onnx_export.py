@@ -638,6 +638,10 @@ def test_quantising_needs_the_data_and_says_so(r: Path, cli: Command, tmp_path: 
         result = cli("export", r, "--dtype", "int8")
         assert (result.exit_code, result.stdout) == (2, "")
         assert f"{text}: no such file or folder" in result.stderr
+        assert f"note:  the data is named in {r}/recipe.toml\n" in result.stderr
+        assert (
+            "note:  int8 needs the run's data, to measure the loss that it costs" in result.stderr
+        )
         text.write_text("Something else altogether. " * 100)
         result = cli("export", r, "--dtype", "int4")
         assert (result.exit_code, result.stdout) == (1, "")

@@ -9,7 +9,7 @@ import torch
 
 from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
-from gptkit.errors import RunError, UsageError
+from gptkit.errors import DataError, RunError, UsageError
 from gptkit.memory import Need
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
@@ -229,6 +229,10 @@ def check_same_data(run: RunFolder, data: Data) -> None:
 
 def _load_data(run: RunFolder, plugins: Plugins) -> Data:
     changes.check_dataset(run, plugins.recipe)
-    data = plugins.load_data()
+    try:
+        data = plugins.load_data()
+    except DataError as error:
+        error.add_note(f"the data is named in {run.recipe}")
+        raise
     check_same_data(run, data)
     return data

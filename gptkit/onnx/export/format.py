@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import PrivateAttr, Strict
 
-from gptkit.errors import UsageError
+from gptkit.errors import GptkitError, UsageError
 from gptkit.onnx.export import build, page
 from gptkit.onnx.export.bundle import foreign_files, is_bundle, write_bundle
 from gptkit.onnx.graphs.source import ExportSource
@@ -73,11 +73,19 @@ class Onnx(Format):
                 f"{source.weight_bytes / 1e9:.1f} GB of weights are too large for a single file",
                 hint=f"--out {path.stem} writes a bundle",
             )
-        data = model.load_data() if TOLERANCES[self.dtype].loss is not None else None
+        data = self._measured_data(model) if TOLERANCES[self.dtype].loss is not None else None
         write = _write_file if single else write_bundle
         self._comparisons[:] = write(model, source, data, path)
         if self.web:
             page.write_page(self.web)
+
+    def _measured_data(self, model: TrainedModel) -> Data:
+        """The data that the loss of quantised weights is measured on."""
+        try:
+            return model.load_data()
+        except GptkitError as error:
+            error.add_note(f"{self.dtype} needs the run's data, to measure the loss that it costs")
+            raise
 
 
 def is_single(path: Path) -> bool:
