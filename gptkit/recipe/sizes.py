@@ -43,9 +43,7 @@ def to_train(
     parts["model"] = NUMBER * _n_kept(config, options) // (processes if options.shard else 1)
     rows = max(1, (options.micro_batch_size or options.batch_size // processes))
     tokens = rows * config.block_size
-    parts["step"] = tokens * (
-        item_size * _n_activations(config, options) + NUMBER * config.vocab_size
-    )
+    parts["step"] = tokens * item_size * (_n_activations(config, options) + config.vocab_size)
     parts["batch"] = 2 * TOKEN * (options.batch_size // processes) * config.block_size
     largest = max(parts, key=parts.__getitem__)
     return Need("this training", _HINTS[largest], sum(parts.values()))
