@@ -106,6 +106,7 @@ def run_here(area: str, first: int, count: int, base: Path) -> Iterator[dict[str
     if not (base / "prepared").exists():
         module.prepare(base)
         (base / "prepared").touch()
+    import_module("gptkit.runs.train")  # slow, and not the first case's fault
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, _raise_too_long)
     home = Path.cwd()
