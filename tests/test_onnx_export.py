@@ -21,7 +21,7 @@ from gptkit.errors import ExportError
 from gptkit.onnx.export import build, bundle
 from gptkit.onnx.export import export as exporting
 from gptkit.onnx.export import format as format_
-from gptkit.onnx.runtime.metadata import check_files
+from gptkit.onnx.runtime.metadata import appendix, check_files
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.runs.loaded import load_checkpoint
 from tests.support import stir, train
@@ -216,6 +216,8 @@ def perturb(array: Any) -> Any:
     return array
 
 
+EARLIER = b"an earlier file" + appendix('{"format":1,"size":15,"sha256":"","checks":[]}')
+"""It ends as exports do."""
 WRONG_GRAPHS: dict[str, tuple[str, Mutation]] = {
     "a swapped transpose": ("modern", swap_transpose),
     "a perturbed embedding": ("modern", weight("wte.weight", perturb)),
@@ -316,7 +318,7 @@ def caught(tmp_path: Path) -> Callable[..., str]:
     """Exports a run, which must fail and leave everything as it was; gives the error."""
 
     def call(path: Path, out: str = "model.onnx", **options: Any) -> str:
-        (tmp_path / "model.onnx").write_text("an earlier file")
+        (tmp_path / "model.onnx").write_bytes(EARLIER)
         before = contents(tmp_path)
         with pytest.raises(ExportError) as error:
             exporting.export(path, out=tmp_path / out, **options)
@@ -445,7 +447,7 @@ def test_a_wrong_bundle_is_caught(
     name, graph, mutate, options = WRONG_BUNDLES[wrong]
     (tmp_path / "bundle").mkdir()
     for file in ("generate.onnx", "selftest.json"):
-        (tmp_path / "bundle" / file).write_text("an earlier bundle")
+        (tmp_path / "bundle" / file).write_bytes(EARLIER)
     assert bundle.is_bundle(tmp_path / "bundle")
     mutate_graph(monkeypatch, graph, mutate)
     said = caught(runs[name], "bundle", **options)
@@ -793,7 +795,7 @@ def limited(size: int) -> Iterator[None]:
     ],
 )
 def test_a_disk_that_is_full(out: str, size: int, r: Path, cli: Command, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_text("an earlier file")
+    (tmp_path / "model.onnx").write_bytes(EARLIER)
     before = contents(tmp_path)
     with limited(size):
         result = cli("export", r, "--out", out)
