@@ -252,10 +252,13 @@ def test_errors_are_gptkits_and_name_the_run_if_there_is_one(run: gptkit.Run) ->
     with pytest.raises(GptkitError, match="out of order") as failed:
         gptkit.train(TINY, callbacks=[Stop(error=RunError("out of order"))], out="failed")
     assert failed.value.run == gptkit.Run(Path("failed"))
-    assert failed.value.run.last.step == 2
+    assert failed.value.run.last.step == 3  # saved first
     with pytest.raises(ZeroDivisionError) as bug:
         gptkit.train(TINY, callbacks=[Stop(error=ZeroDivisionError())], out="bug")
-    assert bug.value.__notes__ == ["raised by Stop in on_step_end at step 3"]
+    assert bug.value.__notes__ == [
+        "raised by Stop in on_step_end at step 3",
+        "step 3 is saved: gptkit resume continues after it",
+    ]
     assert not Path("runs").exists()
 
 
