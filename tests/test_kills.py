@@ -82,7 +82,7 @@ print(json.dumps([kills, sorted(expected)]))
 @pytest.mark.parametrize(
     ("what", "disk", "stride"),
     [
-        ("eval", "fresh", 3),
+        ("eval", "fresh", 6),
         ("export", "used", 9),
         pytest.param("eval", "fresh", 1, marks=pytest.mark.slow),
         *(
@@ -107,5 +107,5 @@ def test_kill_9_before_a_file_operation(
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     kills, made = json.loads(done.stdout)
-    assert kills >= 3
+    assert kills >= 2
     assert any(file.endswith((".onnx", "tokens.bin")) for file in made)
