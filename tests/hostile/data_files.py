@@ -1,12 +1,14 @@
 """An area: texts, pictures and folders of them that nobody would call good, and prompts."""
 
 import hashlib
+import io
 import json
 import os
 import socket
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,8 +50,10 @@ def _gptkit(*words: object) -> None:
     from gptkit.cli.app import main
 
     sys.argv = ["gptkit", *map(str, words)]
+    unread = io.TextIOWrapper(io.BytesIO())  # stdout is for the outcomes
     try:
-        main()
+        with redirect_stdout(unread):
+            main()
     except SystemExit as end:
         assert not end.code
 
