@@ -91,6 +91,7 @@ def run(area: str, first: int, count: int) -> Result:
                 result.counts[told["outcome"]] += 1
                 if told["outcome"] not in GOOD:
                     result.failures.append(_describe(area, told))
+            child.stdout.close()
             if child.wait() and done < end:
                 result.counts["crash"] += 1
                 told = {"seed": done, "outcome": f"crash {child.returncode}", "text": ""}
