@@ -79,6 +79,7 @@ print(json.dumps([kills, sorted(expected)]))
 '''
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("what", "disk", "stride"),
     [
