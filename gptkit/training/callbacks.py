@@ -1,7 +1,7 @@
 """Callbacks: runs the events of a training's callbacks, in order, and tells which one failed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from gptkit.contract.train_state import check_batch_size
@@ -47,6 +47,29 @@ class Callbacks(Mapping[str, Callback]):
         """Call an event's method on every callback, in order."""
         for name in self._callbacks:
             self.call(name, event, state)
+
+    def emit_to_all(
+        self, event: str, state: TrainState, *, final: Callable[[Exception], bool]
+    ) -> None:
+        """Call an event's method on every callback, in order; then raise what the first one raised.
+
+        So the states of all of them belong to the same step when it is saved.
+
+        Args:
+            event: its name.
+            state: of the training.
+            final: whether an exception is to be raised at once.
+        """
+        first: Exception | None = None
+        for name in self._callbacks:
+            try:
+                self.call(name, event, state)
+            except Exception as error:
+                if final(error):
+                    raise
+                first = first or error
+        if first:
+            raise first
 
     def call(self, name: str, event: str, state: TrainState) -> None:
         """Call one callback's method for an event; refuse a batch size that it set wrongly."""

@@ -1,7 +1,8 @@
 """The exception that ends training, kept until the latest complete step is saved."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from gptkit.errors import DivergedError
 from gptkit.training.distributed import Ranks
@@ -32,6 +33,27 @@ class Failure:
                 self.error = error
             elif error is not self.error:
                 self.error.add_note(f"afterwards {type(error).__name__}: {error}")
+
+    def raise_after(
+        self, save: Callable[[], None], step: int, saved_step: Callable[[], int | None]
+    ) -> NoReturn:
+        """Save the latest step and raise the exception; notes on it say whether it was saved.
+
+        Args:
+            save: saves it, unless it is saved.
+            step: the latest step.
+            saved_step: tells which step was saved last.
+        """
+        assert self.error
+        try:
+            if step:  # else nothing is lost
+                save()
+        except Exception as fault:
+            if saved_step() != step:
+                self.error.add_note(f"step {step} was not saved: {fault}")
+        if saved_step() == step:
+            self.error.add_note(f"step {step} is saved: gptkit resume continues after it")
+        raise self.error
 
     def is_final(self, error: Exception) -> bool:
         """Whether an exception is to be raised at once."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gptkit.training.failure import Failure
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.reader import Reader
 from gptkit.training.snapshot import Snapshot
+from gptkit.training.start import Start
 from gptkit.training.steps import total_steps
 from gptkit.training.validation import Validation
 
@@ -97,9 +98,7 @@ class Trainer:
         )
         self._preview = previewer(model, data.codec)
         self._interrupted, self._failure = False, Failure(ranks)
-        self._saved: tuple[groups.Groups, groups.Groups] | None = None
-        self.first_groups: groups.Groups = []
-        """The parameter groups after `on_fit_start` when the run began."""
+        self._start = Start(self.state, model, run_device.device)
         self.saved_step: int | None = None
 
     def fit(self) -> TrainState:
@@ -123,7 +122,7 @@ class Trainer:
                 stack.callback(callbacks.call, name, "on_fit_end", state)
             stack.push(self._keep_error)
             self._failure = Failure(self.ranks)
-            self._start()
+            self._start.emit(callbacks)
             self.model.train()
             while state.step < state.steps and not self.stopping():
                 done = state.step
@@ -169,7 +168,7 @@ class Trainer:
             self.state.optimizer.step()
         self.state.step += 1
         self.state.tokens += self.batch_tokens
-        self.tell_all("on_step_end")
+        self.emit("on_step_end")
 
     def reset(self) -> None:
         """Clear gradients and loss for a new step; seed the dropout of all ranks but the first.
@@ -229,7 +228,7 @@ class Trainer:
             self.state.recorder.stop()
             self.reader.wait()
             self.validation.update(self.state, self.callbacks)
-        self.tell_all("on_eval_end")
+        self.emit("on_eval_end")
 
     def measure(
         self, split: Literal["val", "train"] | Split = "val", *, batches: int | None = None
@@ -245,21 +244,9 @@ class Trainer:
         with self._failure.together():
             return self._preview(tokens, seed, prompt)
 
-    def tell_all(self, event: str) -> None:
-        """Call an event's method on every callback, in order; then raise what the first one raised.
-
-        So the states of all of them belong to the same step when it is saved.
-        """
-        first: Exception | None = None
-        for name in self.callbacks:
-            try:
-                self.callbacks.call(name, event, self.state)
-            except Exception as error:
-                if self._failure.is_final(error):
-                    raise
-                first = first or error
-        if first:
-            raise first
+    def emit(self, event: str) -> None:
+        """Call an event's method on every callback after a complete step."""
+        self.callbacks.emit_to_all(event, self.state, final=self._failure.is_final)
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one.
@@ -274,7 +261,7 @@ class Trainer:
         with self._failure.final():
             self._write(self._save)
         self.saved_step = self.state.step
-        self.tell_all("on_save_end")
+        self.emit("on_save_end")
 
     def _write(self, save: Callable[[Snapshot], Path]) -> None:
         """Write a checkpoint, if the weights are good."""
@@ -291,7 +278,7 @@ class Trainer:
             self.state,
             self.model,
             self.callbacks,
-            first_groups=self.first_groups,
+            first_groups=self._start.groups,
             batch_size=changed,
         )
         if self.ranks.first:
@@ -306,36 +293,8 @@ class Trainer:
         """
         groups.check(self.state.optimizer, self.model, saved.optimizer_groups)
         snapshot.restore(saved, self.state, self.model, self.callbacks)
-        self._saved = saved.optimizer_groups, saved.first_groups
+        self._start.resume(saved)
         self.saved_step = saved.step
-
-    def _start(self) -> None:
-        """Emit `on_fit_start`; if steps were done before, undo what callbacks did there again.
-
-        They may have split or changed the parameter groups, set a batch size, or drawn random
-        numbers.
-        """
-        before = groups.describe(self.state.optimizer, self.model)
-        size, device = self.state.batch_size, self.run_device.device
-        generators = snapshot.generator_states(device)
-        self.callbacks.emit("on_fit_start", self.state)
-        if self._saved is None and not self.state.step:
-            self.first_groups = groups.describe(self.state.optimizer, self.model)
-            return
-        self.state.batch_size = size
-        snapshot.set_generator_states(generators, device)
-        if self._saved is None:  # an earlier call of `steps` was left by a break
-            groups.restore(self.state.optimizer, self.model, before)
-        else:
-            self._restore_groups(*self._saved)
-            self._saved = None
-
-    def _restore_groups(self, saved: groups.Groups, first: groups.Groups) -> None:
-        """Restore saved groups, but for what callbacks set otherwise than when the run began."""
-        now = groups.describe(self.state.optimizer, self.model)
-        self.first_groups = groups.renewed(first, first=first, now=now)
-        found = groups.renewed(saved, first=first, now=now)
-        groups.restore(self.state.optimizer, self.model, found)
 
     def _end_early(self) -> None:
         """Save, and keep for `on_fit_end` whether a signal was the reason; raise what failed."""
@@ -344,20 +303,7 @@ class Trainer:
         if self._failure.error is None:
             self.save()
         else:
-            self._save_and_raise(self._failure.error)
-
-    def _save_and_raise(self, error: Exception) -> NoReturn:
-        """Raise an exception; notes on it say whether the latest step was saved."""
-        step = self.state.step
-        try:
-            if step:  # else nothing is lost
-                self.save()
-        except Exception as fault:
-            if self.saved_step != step:
-                error.add_note(f"step {step} was not saved: {fault}")
-        if self.saved_step == step:
-            error.add_note(f"step {step} is saved: gptkit resume continues after it")
-        raise error
+            self._failure.raise_after(self.save, self.state.step, lambda: self.saved_step)
 
     def _keep_error(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and not isinstance(error, GeneratorExit):
