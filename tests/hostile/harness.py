@@ -31,8 +31,8 @@ from random import Random
 from types import FrameType
 from typing import Any
 
-SECONDS = 10
-"""A case that takes longer hangs."""
+SECONDS, WAITING = 10, 120
+"""Of computing and in all: a case that takes longer hangs."""
 MEMORY = 8 << 30
 """Bytes of address space, in which torch alone takes 3 GiB."""
 GOOD = ("fine", "refused")
@@ -110,6 +110,7 @@ def run_here(area: str, first: int, count: int, base: Path) -> Iterator[dict[str
     import_module("gptkit.runs.train")  # slow, and not the first case's fault
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, _raise_too_long)
+    signal.signal(signal.SIGPROF, _raise_too_long)
     home = Path.cwd()
     for seed in range(first, first + count):
         folder = base / f"case-{seed}"
@@ -128,7 +129,8 @@ def run_here(area: str, first: int, count: int, base: Path) -> Iterator[dict[str
 
 def _outcome(case: Case) -> tuple[str, str]:
     """The class of what the command line does with a case, and what it printed."""
-    signal.alarm(SECONDS)
+    signal.alarm(WAITING)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         code, printed, told = case.perform() if case.perform else _perform(case)
     except _TooLong:
@@ -138,6 +140,7 @@ def _outcome(case: Case) -> tuple[str, str]:
     except BaseException:
         return "traceback", traceback.format_exc()[-3000:]
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     text = f"exit {code}\n{printed[-500:]}\n{told[-1500:]}"
     if case.expect and (fault := case.expect(code, printed, told)):
