@@ -80,12 +80,14 @@ def write_atomically(path: Path, contents: bytes) -> None:
     A symbolic link stays; the file that it points to is replaced.
 
     Raises:
-        OSError: the folder is missing or not writable, the disk is full, or something is there
-            that is no regular file: a device must not be replaced.
+        OSError: the folder is missing or not writable, the disk is full, the link leads to itself,
+            or something is there that is no regular file: a device must not be replaced.
     """
-    target = path.resolve()
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        raise OSError(errno.EINVAL, "is a pipe or a device, not a regular file", str(path))
+    with suppress(FileNotFoundError):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise OSError(errno.EINVAL, "is a pipe or a device, not a regular file", str(path))
+    target = Path(os.path.realpath(path))
     temporary = unused_name(target)
     try:
         with temporary.open("xb") as file:
@@ -243,6 +245,14 @@ def digest(path: Path, size: int | None = None) -> str:
     return hasher.hexdigest()
 
 
+def unused_name(target: Path) -> Path:
+    """An unused hidden path beside `target`, a different one for each writer.
+
+    Not by mkstemp or mkdtemp, whose files and folders only their owner can read.
+    """
+    return Path(tempfile.mktemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+
+
 def sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     if os.name == "nt":  # Windows cannot sync folders, nor files that are open for reading
@@ -265,14 +275,6 @@ def _put(new: Path, target: Path, *, old: Path) -> None:
             old.rename(target)
         raise
     sync(target.parent)
-
-
-def unused_name(target: Path) -> Path:
-    """An unused hidden path beside `target`, a different one for each writer.
-
-    Not by mkstemp or mkdtemp, whose files and folders only their owner can read.
-    """
-    return Path(tempfile.mktemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
 
 
 def _stagings(target: Path) -> Iterator[Path]:

@@ -1,6 +1,5 @@
 """What is printed: text made harmless for a terminal, and streams whose reader may leave."""
 
-import os
 import re
 import sys
 import unicodedata
@@ -15,7 +14,6 @@ STEERING = ("Cc", "Cs", "Zl", "Zp")
 """Categories of control characters, lone surrogates and separators of lines."""
 OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Bidirectional classes of characters after which a terminal writes in another direction."""
-SHOW_CURSOR = b"\x1b[?25h"
 
 
 def harmless(text: str, *, keep: str = "\n\t") -> str:
@@ -68,13 +66,6 @@ def lasting() -> Iterator[None]:
     finally:
         if (sys.stdout, sys.stderr) == ours:
             sys.stdout, sys.stderr = before
-
-
-def show_cursor() -> None:
-    """Show the cursor, which a live display may have hidden, before the process ends at once."""
-    with suppress(OSError):  # the terminal may be closed
-        if os.isatty(2):
-            os.write(2, SHOW_CURSOR)
 
 
 class _Lasting:

@@ -87,6 +87,13 @@ def test_a_device_is_never_replaced(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_link_that_leads_to_itself_is_an_error_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_atomically(tmp_path / "loop", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> None:
     """Another user may guess a fixed name and put a link to a file of ours there."""
     victim = tmp_path / "victim"

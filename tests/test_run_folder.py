@@ -128,6 +128,15 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
     assert contents(tmp_path / "a") == before
 
 
+def test_where_runs_cannot_be_made_no_other_name_is_tried(
+    tiny_recipe: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("nowhere")
+    with pytest.raises(RunError, match="runs: cannot be written: File exists"):
+        train.train(tiny_recipe(), report=print)
+
+
 @pytest.mark.parametrize("act", [move, delete])
 @pytest.mark.parametrize("sample_tokens", [0, 4])  # saving fails, or writing the sample
 def test_what_cannot_be_written_because_the_folder_is_gone_says_so(

@@ -3,18 +3,17 @@
 Imports little, so that Ctrl-C ends in a word from the first moment on.
 """
 
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import NoReturn
 
 from gptkit.cli import streams
 from gptkit.errors import GptkitError
-from gptkit.runs.signals import ENDING
-from gptkit.terminal import say, show_cursor
+from gptkit.runs import signals
+from gptkit.terminal import say
 from gptkit.training import torchrun
 
 
@@ -47,7 +46,7 @@ def print_error(error: GptkitError) -> None:
 def _exit_code(
     command: Callable[[], object],
     stdout: streams.Descriptor | None,
-    received: list[int],
+    received: Sequence[int],
 ) -> int:
     code = 0
     try:
@@ -69,33 +68,22 @@ def _exit_code(
     return code
 
 
-@contextmanager
-def _interrupted() -> Iterator[list[int]]:
+def _interrupted() -> AbstractContextManager[list[signal.Signals]]:
     """Raise KeyboardInterrupt at the first signal and end the process at the second.
 
-    Training handles them otherwise, to save first. A closed terminal may send SIGHUP twice, so
-    SIGHUP is never the second. Signals that this process ignores, as SIGHUP under nohup, stay
-    ignored. torchrun's processes handle Ctrl-C alone: one that waits for another in a call that
-    never returns must end at once.
+    Training handles them otherwise, to save first. torchrun's processes handle Ctrl-C alone: one
+    that waits for another in a call that never returns must end at once.
 
-    Yields:
-        The signals received so far, at most one.
+    Returns:
+        A context with the signals received so far, at most one.
     """
-    received: list[int] = []
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        if not received:
-            received.append(signum)
-            raise KeyboardInterrupt
-        if signum in (signal.SIGINT, signal.SIGTERM):
-            show_cursor()
-            os._exit(128 + received[0])
+    def end(signum: int, frame: FrameType | None) -> None:
+        signals.end_at_once(signum)
 
-    signums = [signal.SIGINT] if torchrun.job() else ENDING
-    handled = [each for each in signums if signal.getsignal(each) is not signal.SIG_IGN]
-    previous = {each: signal.signal(each, interrupt) for each in handled}
-    try:
-        yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+    signums = [signal.SIGINT] if torchrun.job() else signals.ENDING
+    return signals.handling(signums, _interrupt, second=end)
+
+
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt

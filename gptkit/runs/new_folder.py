@@ -1,6 +1,7 @@
 """Make a run folder: it becomes one with its recipe; without that, nothing remains of it."""
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,13 +68,19 @@ def _make_new_name(name: str) -> tuple[Path, Callable[[], None]]:
 
     Returns:
         The folder, and what removes it if it is empty.
+
+    Raises:
+        OSError: it cannot be made.
     """
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     names = (f"{name}-{stamp}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
     while True:
         path = RUNS / next(names)
-        with suppress(FileExistsError):
+        try:
             return path, make_folder(path, exist_ok=False)
+        except FileExistsError:
+            if not os.path.lexists(path):  # then the folder around it cannot be made
+                raise
 
 
 def _empty(path: Path) -> bool:

@@ -17,15 +17,13 @@ ENDING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 """Signals that end training; SIGHUP, which Windows lacks, comes when the terminal is closed."""
-_SHOW_CURSOR = b"\x1b[?25h"
+SHOW_CURSOR = b"\x1b[?25h"
+"""What shows a terminal's cursor."""
 
 
 @contextmanager
 def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[signal.Signals]]:
     """Call `stop` at the first signal of `ENDING`, and end the process at the second.
-
-    A closed terminal may send SIGHUP twice, so SIGHUP is never the second. Signals that this
-    process ignores, as SIGHUP under nohup, stay ignored.
 
     Args:
         stop: ends training after the current step.
@@ -36,17 +34,10 @@ def handled(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
-        if under_torchrun or signum not in (signal.SIGINT, signal.SIGTERM):
-            return
-        _last_words()
-        os._exit(128 + signum)
+        if not under_torchrun:
+            end_at_once(signum, b"\nstopped at once, without saving; checkpoints are intact\n")
 
-    signums = [
-        signum
-        for signum in ENDING
-        if signal.getsignal(signum) is not signal.SIG_IGN  # as in a script's background jobs
-    ]
-    with _handling(signums, stop, second=end) as received:
+    with handling(ENDING, stop, second=end) as received:
         yield received
 
 
@@ -73,26 +64,24 @@ def ctrl_c(stop: Callable[[], None], *, under_torchrun: bool) -> Iterator[list[s
     if not in_main_thread or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         yield []
         return
-    with _handling([signal.SIGINT], stop, second=interrupt) as received:
+    with handling([signal.SIGINT], stop, second=interrupt) as received:
         yield received
 
 
-def _last_words() -> None:
-    """Say that nothing more is saved, if stderr takes it at once; a full pipe may wait for ever."""
-    with suppress(OSError, ValueError):
-        cursor = _SHOW_CURSOR if os.isatty(2) else b""  # a live display may have hidden it
-        if select.select([], [2], [], 0)[1]:
-            os.write(2, cursor + b"\nstopped at once, without saving; checkpoints are intact\n")
-
-
 @contextmanager
-def _handling(
+def handling(
     signums: Iterable[signal.Signals],
-    stop: Callable[[], None],
+    first: Callable[[], object],
     *,
     second: Callable[[int, FrameType | None], None],
 ) -> Iterator[list[signal.Signals]]:
-    """Call `stop` at the first of these signals, `second` at each later one; yields the first."""
+    """Call `first` at the first of these signals, `second` at each later one.
+
+    Signals that this process ignores, as SIGHUP under nohup, stay ignored.
+
+    Yields:
+        The signals received so far, at most one.
+    """
     received: list[signal.Signals] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -100,11 +89,26 @@ def _handling(
             second(signum, frame)
         else:
             received.append(signal.Signals(signum))
-            stop()
+            first()
 
-    previous = {signum: signal.signal(signum, handle) for signum in signums}
+    handled = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, handle) for signum in handled}
     try:
         yield received
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def end_at_once(signum: int, words: bytes = b"") -> None:
+    """End the process for a second signal, but for SIGHUP, which a closed terminal may send twice.
+
+    The words are said if stderr takes them at once; a full pipe may wait for ever.
+    """
+    if signum not in (signal.SIGINT, signal.SIGTERM):
+        return
+    with suppress(OSError, ValueError):  # the terminal may be closed
+        cursor = SHOW_CURSOR if os.isatty(2) else b""  # a live display may have hidden it
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, cursor + words)
+    os._exit(128 + signum)
