@@ -22,15 +22,8 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
         raise PluginError(
             f"Data.codec should be a codec, got {codec!r}", hint="codec=MyCodec(), an object"
         )
+    _check_contract(type(codec))
     kind = type(codec).__name__
-    if fault := contract_fault(type(codec)):
-        undeclared = declared_contract(type(codec)) is None
-        raise PluginError(
-            f"codec {kind} {fault}",
-            hint=f"write contract = {CONTRACT} in the class"
-            if undeclared
-            else "install versions of gptkit and of the codec that fit together",
-        )
     if not _survives_json(codec):
         raise PluginError(
             f"{kind}: a checkpoint cannot hold its fields: they do not survive JSON",
@@ -43,6 +36,28 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
             hint="a tuple of one id is (END,); no stop tokens are ()",
         )
     _check_ids(stops, f"{kind}.stop_tokens", vocab_size)
+    _check_starts(codec, vocab_size)
+    if isinstance(codec, TextCodec) and len(codec.token_bytes) != vocab_size:
+        raise DataError(
+            f"{kind}.token_bytes has {len(codec.token_bytes)} items for {vocab_size} token ids",
+            hint='give every id below vocab_size its bytes; b"" if it is no text',
+        )
+
+
+def _check_contract(kind: type[Codec]) -> None:
+    if fault := contract_fault(kind):
+        undeclared = declared_contract(kind) is None
+        raise PluginError(
+            f"codec {kind.__name__} {fault}",
+            hint=f"write contract = {CONTRACT} in the class"
+            if undeclared
+            else "install versions of gptkit and of the codec that fit together",
+        )
+
+
+def _check_starts(codec: Codec, vocab_size: int) -> None:
+    """Refuse tokens that no sample can start with."""
+    kind = type(codec).__name__
     starts = {f'{kind}.encode("")': codec.encode("")}
     if type(codec).starts is not Codec.starts:
         starts |= {f"{kind}.starts[{i}]": start for i, start in enumerate(codec.starts)}
@@ -53,11 +68,6 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
                 hint="a sample without a prompt needs a token to start with, such as a newline",
             )
         _check_ids(start, what, vocab_size)
-    if isinstance(codec, TextCodec) and len(codec.token_bytes) != vocab_size:
-        raise DataError(
-            f"{kind}.token_bytes has {len(codec.token_bytes)} items for {vocab_size} token ids",
-            hint='give every id below vocab_size its bytes; b"" if it is no text',
-        )
 
 
 def _survives_json(codec: Codec) -> bool:

@@ -1,6 +1,5 @@
 """Codecs in checkpoints and exported models: the name of their entry point, and their options."""
 
-import json
 import re
 import sys
 from importlib.metadata import EntryPoint
@@ -31,28 +30,13 @@ def record_codec(codec: Codec) -> CodecRecord:
     """The record from which `make_codec` makes an equal codec.
 
     Raises:
-        PluginError: the codec's class has no entry point in the group `gptkit.codecs`, is written
-            for another contract, or its fields are not those of JSON.
+        PluginError: the codec's class has no entry point in the group `gptkit.codecs`, or is
+            written for another contract.
     """
     entry = codec_entry(codec)
     check_contract(entry, type(codec))
-    return CodecRecord(name=entry.name, distribution=entry.distribution, options=_options_of(codec))
-
-
-def _options_of(codec: Codec) -> dict[str, Any]:
-    """The fields of a codec as JSON values, from which an equal codec can be made."""
-    hint = "fields are texts, finite numbers, booleans, and lists and dicts of them"
-    try:
-        options: dict[str, Any] = json.loads(
-            json.dumps(codec.model_dump(mode="json"), allow_nan=False)
-        )
-        again = type(codec).model_validate(options)
-    except (ValueError, TypeError) as error:  # pydantic's errors are ValueErrors, too
-        fault = " ".join(str(error).split())
-        raise PluginError(f"{codec!r:.80}: cannot be stored as JSON: {fault}", hint=hint) from error
-    if again != codec:
-        raise PluginError(f"{codec!r:.80}: is not equal when it is read from JSON", hint=hint)
-    return options
+    options = codec.model_dump(mode="json")
+    return CodecRecord(name=entry.name, distribution=entry.distribution, options=options)
 
 
 def codec_entry(codec: Codec) -> Entry:

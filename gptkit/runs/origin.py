@@ -11,6 +11,7 @@ from gptkit.errors import CheckpointError, RunError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.recipe import codec_record
 from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.phrases import shown
 from gptkit.runs import checked, checkpoint, history, run_folder
 from gptkit.runs.run_folder import RunFolder, quote
 from gptkit.runs.state import State
@@ -130,9 +131,4 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str)
     for key in dict.fromkeys([*theirs, *ours]):
         its, own = theirs.get(key), ours.get(key)
         if its != own:
-            yield f"its {place}{key} is {_short(its)}, the recipe's {_short(own)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+            yield f"its {place}{key} is {shown(its)}, the recipe's {shown(own)}"

@@ -1,6 +1,5 @@
 """What `gptkit export` prints: that it is working, and the proof."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from rich.table import Table
 from gptkit.data.progress import silent
 from gptkit.onnx.export.format import Onnx
 from gptkit.plugin import Format
+from gptkit.terminal import say
 
 PAGE = "in that folder: npm install && python -m http.server, then open localhost:8000"
 
@@ -35,4 +35,4 @@ def print_proof(written: Format) -> None:
         table.add_row(each.name, measured, f"{each.limit:g}", each.unit)
     Console(stderr=True).print(table)
     if written.web:
-        print(PAGE, file=sys.stderr)
+        say(PAGE)
