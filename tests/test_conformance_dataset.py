@@ -62,8 +62,8 @@ def test_a_bad_split_is_told_what_is_wrong(change: Change, said: str) -> None:
 @pytest.mark.parametrize(
     ("indices", "said"),
     [
-        (lambda seed, step, size: list(range(size)), "must give a tensor, not list"),
-        (lambda seed, step, size: torch.zeros(3), "must be int64 (batch_size,), not torch.float32"),
+        (lambda seed, step, size: list(range(size)), "must be a tensor, not list"),
+        (lambda seed, step, size: torch.zeros(3), "must be int64, not torch.float32"),
         (lambda seed, step, size: torch.randint(300, (size,)), "the same whenever it is called"),
         (lambda seed, step, size: torch.full((size,), 300), "must be in 0 .. 299"),
     ],
@@ -81,7 +81,7 @@ def test_a_bad_order_is_told_what_is_wrong(indices: Callable[..., Tensor], said:
     [
         (None, ("a",), "Data has classes, but Data.train.labels is None"),
         (torch.zeros(300, dtype=torch.int64), (), "has labels, but Data.classes is empty"),
-        (torch.zeros(299, dtype=torch.int64), ("a",), "the shape (300,), not (299,)"),
+        (torch.zeros(299, dtype=torch.int64), ("a",), "the shape (items,) = (300,), not (299,)"),
         (torch.zeros(300), ("a",), "must be int64, not torch.float32"),
         (torch.arange(300), ("a", "b"), "must be in 0 .. 1: there is 2"),
     ],

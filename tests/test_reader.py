@@ -176,11 +176,20 @@ def test_an_error_comes_at_its_step_and_names_the_data_set() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda x, y: (x.T, y), "x of the training split is int64 (8, 4), not int64 (4, 8)"),
-        (lambda x, y: (x[:3], y), "x of the training split is int64 (3, 8), not int64 (4, 8)"),
-        (lambda x, y: (x, y.int()), "y of the training split is int32 (4, 8), not int64 (4, 8)"),
-        (lambda x, y: (x + 26, y), "x of the training split has 5"),
-        (lambda x, y: (x, y - 27), "y of the training split has -2"),
+        (
+            lambda x, y: (x.T, y),
+            "x of the training split must have the shape (B, block_size)",
+        ),
+        (
+            lambda x, y: (x[:3], y),
+            "x of the training split must have the shape (B, block_size)",
+        ),
+        (lambda x, y: (x, y.int()), "y of the training split must be int64, not torch.int32"),
+        (lambda x, y: (x + 26, y), "x of the training split must be in 0 .. 25: there is 5"),
+        (
+            lambda x, y: (x, y - 27),
+            "y of the training split must be in 0 .. 25, or",
+        ),
     ],
 )
 def test_something_else_than_a_batch_is_refused(
@@ -199,9 +208,15 @@ def test_something_else_than_a_batch_is_refused(
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda x, y: (x[:3], y), "x of the validation split is int64 (3, 8), not int64 (4, 8)"),
-        (lambda x, y: (x.numpy(), y), "x of the validation split is a ndarray, not int64 (4, 8)"),
-        (lambda x, y: (x, y - 27), "y of the validation split has -2"),
+        (
+            lambda x, y: (x[:3], y),
+            "x of the validation split must have the shape (B, block_size)",
+        ),
+        (lambda x, y: (x.numpy(), y), "x of the validation split must be a tensor, not ndarray"),
+        (
+            lambda x, y: (x, y - 27),
+            "y of the validation split must be in 0 .. 25, or",
+        ),
         (lambda x, y: x, "the validation split gives a Tensor, not x, y"),
     ],
 )
@@ -224,7 +239,9 @@ def test_indices_that_are_no_indices_are_refused() -> None:
         def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
             return super().indices(seed, step, batch_size) + step
 
-    with pytest.raises(PluginError, match=r"^indices\(\) of the training split has 1\d, which"):
+    with pytest.raises(
+        PluginError, match=r"^indices\(\) of the training split must be in 0 .*: there is 1\d"
+    ):
         trainer(Wrong()).fit()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from gptkit.conformance.codec import check_codec
 from gptkit.conformance.options import check_options
 from gptkit.contract.dataset import Data, Dataset
-from gptkit.data.split import IGNORE, Split
+from gptkit.data.split import IGNORE, Split, ids_fault
 from gptkit.errors import PluginError
 
 LOOKED_AT, GLANCED_AT = 256, 4
@@ -80,15 +80,8 @@ def check_labels(data: Data) -> None:
             assert not data.classes, f"Data has classes, but Data.{name}.labels is None"
             continue
         assert data.classes, f"Data.{name} has labels, but Data.classes is empty"
-        what = f"Data.{name}.labels"
-        assert isinstance(labels, Tensor), f"{what} must be a tensor, not {type(labels).__name__}"
-        assert labels.dtype == torch.int64, f"{what} must be int64, not {labels.dtype}"
-        assert labels.shape == (len(split),), (
-            f"{what} must have a label for each item, the shape ({len(split)},), "
-            f"not {tuple(labels.shape)}"
-        )
-        wrong = labels[(labels < 0) | (labels > most)]
-        assert not len(wrong), f"{what} must be in 0 .. {most}: there is {int(wrong[0])}"
+        fault = ids_fault(labels, f"Data.{name}.labels", {"items": len(split)}, most=most)
+        assert fault is None, fault
 
 
 def _check_windows(
@@ -104,27 +97,11 @@ def _check_windows(
     batch = split[chosen]
     assert isinstance(batch, tuple) and len(batch) == 2, f"{kind}[indices] must give (x, y)"
     for name, part in zip(("x", "y"), batch, strict=True):
-        what = f"{name} of {kind}[indices]"
-        _check_ids(part, what, (len(chosen), block_size), vocab_size, masked=name == "y")
+        what, axes = f"{name} of {kind}[indices]", {"B": count, "block_size": block_size}
+        fault = ids_fault(part, what, axes, most=vocab_size - 1, masked=name == "y")
+        assert fault is None, fault
     _check_alike(split, chosen, batch)
     return batch
-
-
-def _check_ids(
-    part: Tensor, what: str, shape: Sequence[int], vocab_size: int, *, masked: bool
-) -> None:
-    assert isinstance(part, Tensor), f"{what} must be a tensor, not {type(part).__name__}"
-    assert part.dtype == torch.int64, f"{what} must be int64, not {part.dtype}"
-    assert part.device.type == "cpu", f"{what} must be on the CPU, not on {part.device}"
-    assert part.shape == tuple(shape), (
-        f"{what} must have the shape (B, block_size) = {tuple(shape)}, not {tuple(part.shape)}"
-    )
-    allowed = (part >= 0) & (part < vocab_size) | masked & (part == IGNORE)
-    if len(wrong := part[~allowed]):
-        or_ignore = f", or IGNORE ({IGNORE})" if masked else ""
-        raise AssertionError(
-            f"{what} must be in 0 .. {vocab_size - 1}{or_ignore}: there is {int(wrong[0])}"
-        )
 
 
 def _check_alike(split: Split, chosen: Tensor, batch: tuple[Tensor, Tensor]) -> None:
@@ -149,11 +126,6 @@ def _check_indices(split: Split, places: Sequence[tuple[int, int, int]]) -> None
     first = [split.indices(*place) for place in places]
     again = [split.indices(*place) for place in reversed(places)]
     for (_, _, size), drawn, repeated in zip(places, first, reversed(again), strict=True):
-        assert isinstance(drawn, Tensor), f"{what} must give a tensor, not {type(drawn).__name__}"
-        assert (drawn.dtype, drawn.shape) == (torch.int64, (size,)), (
-            f"{what} must be int64 (batch_size,), not {drawn.dtype} {tuple(drawn.shape)}"
-        )
+        fault = ids_fault(drawn, what, {"batch_size": size}, most=len(split) - 1)
+        assert fault is None, fault
         assert torch.equal(drawn, repeated), f"{what} must give the same whenever it is called"
-        assert 0 <= int(drawn.min()) <= int(drawn.max()) < len(split), (
-            f"{what} must be in 0 .. {len(split) - 1}"
-        )

@@ -1,6 +1,7 @@
 """Split: one part of a data set, as windows or items that are gathered by index."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -59,3 +60,32 @@ class Split(ABC):
         philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
         drawn = philox.random_raw(batch_size) % np.uint64(len(self))
         return torch.from_numpy(drawn.astype(np.int64))
+
+
+def ids_fault(
+    ids: Tensor, what: str, axes: Mapping[str, int], *, most: int, masked: bool = False
+) -> str | None:
+    """What is wrong with token ids, indices or labels; None if nothing is.
+
+    Args:
+        ids: what should be int64 on the CPU.
+        what: they are, for the message.
+        axes: the name and the size of each dimension.
+        most: the largest one that may be there; the smallest is 0.
+        masked: whether they may be `IGNORE`, too.
+    """
+    shape = tuple(axes.values())
+    if not isinstance(ids, Tensor):
+        return f"{what} must be a tensor, not {type(ids).__name__}"
+    if ids.dtype != torch.int64:
+        return f"{what} must be int64, not {ids.dtype}"
+    if ids.device.type != "cpu":
+        return f"{what} must be on the CPU, not on {ids.device}"
+    if ids.shape != shape:
+        names = ", ".join(axes) + ("," if len(axes) == 1 else "")
+        return f"{what} must have the shape ({names}) = {shape}, not {tuple(ids.shape)}"
+    low, high = (int(end) for end in (ids.where(ids != IGNORE, 0) if masked else ids).aminmax())
+    if low < 0 or high > most:
+        or_ignore = f", or IGNORE ({IGNORE})" if masked else ""
+        return f"{what} must be in 0 .. {most}{or_ignore}: there is {low if low < 0 else high}"
+    return None

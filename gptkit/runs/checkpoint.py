@@ -254,8 +254,7 @@ def _files_fault(state: State) -> str | None:
 
 
 def _delete(step_folder: Path) -> None:
-    stale = step_folder.with_name(f".{step_folder.name}.old")
-    shutil.rmtree(stale, ignore_errors=True)
+    stale = unused_name(step_folder)
     try:
         step_folder.rename(stale)  # first, so that a kill leaves no partial step folder
         shutil.rmtree(stale)

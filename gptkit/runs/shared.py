@@ -42,7 +42,6 @@ def newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot | 
     """The newest checkpoint that the first rank finds intact; every rank reads it."""
     found = None
     if ranks.first:
-        checkpoint.sweep(run.checkpoints)
         remove_temporaries(run.path)
         if checkpoint.step_folders(run.checkpoints):
             found = _newest_intact(run, report)

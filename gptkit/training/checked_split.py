@@ -1,11 +1,11 @@
 """A split whose batches are checked: wrong ones would be trained on without a word, or crash."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor
 
-from gptkit.data.split import IGNORE, Split
+from gptkit.data.split import Split, ids_fault
 from gptkit.errors import PluginError
 from gptkit.plugin import Data
 
@@ -39,33 +39,24 @@ class CheckedSplit(Split):
                 kind = type(batch).__name__
                 raise PluginError(f"the {self.name} split gives a {kind}, not x, y", hint=CHECK)
             x, y = batch
-            shape, most = (len(indices), self.data.block_size), self.data.vocab_size - 1
-            self._check(x, "x", shape, most)
-            self._check(y, "y", shape, most, masked=True)
+            axes = {"B": len(indices), "block_size": self.data.block_size}
+            self._check(x, "x", axes, self.data.vocab_size - 1)
+            self._check(y, "y", axes, self.data.vocab_size - 1, masked=True)
         return x, y
 
     def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
         """The order of the split, checked."""
         with self._noting():
             drawn = self.split.indices(seed, step, batch_size)
-            self._check(drawn, "indices()", (batch_size,), len(self.split) - 1)
+            self._check(drawn, "indices()", {"batch_size": batch_size}, len(self.split) - 1)
         return drawn
 
     def _check(
-        self, tensor: Tensor, what: str, shape: tuple[int, ...], most: int, *, masked: bool = False
+        self, ids: Tensor, what: str, axes: Mapping[str, int], most: int, *, masked: bool = False
     ) -> None:
         what = f"{what} of the {self.name} split"
-        found = f"a {type(tensor).__name__}"
-        if isinstance(tensor, Tensor):
-            device = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
-            found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}{device}"
-        if found != (wanted := f"int64 {shape}"):
-            raise PluginError(f"{what} is {found}, not {wanted}", hint=CHECK)
-        ids = tensor.where(tensor != IGNORE, 0) if masked else tensor
-        low, high = (int(end) for end in ids.aminmax())
-        if low < 0 or high > most:
-            wrong = low if low < 0 else high
-            raise PluginError(f"{what} has {wrong}, which is not in 0 .. {most}", hint=CHECK)
+        if fault := ids_fault(ids, what, axes, most=most, masked=masked):
+            raise PluginError(fault, hint=CHECK)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
