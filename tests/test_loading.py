@@ -185,7 +185,7 @@ def test_what_cannot_be_drawn_is_told(models: dict[str, Model]) -> None:
     model = models["file"]
     for options, said in (
         ({"tokens": 0}, "tokens should be 1 or more, got 0"),
-        ({"tokens": 2**63}, "tokens should be below 2"),
+        ({"tokens": 2**63}, "tokens should be at most 2,147,483,647"),
         ({"samples": 0}, "samples should be 1 or more, got 0"),
         ({"top_p": 2.0}, "top_p should be above 0 and at most 1"),
         ({"stop": [""]}, "a stop text should not be empty"),
