@@ -41,10 +41,9 @@ def open_file(path: Path, *, pipes: bool = False) -> BufferedReader:
     mode = os.fstat(descriptor).st_mode
     if pipes and stat.S_ISFIFO(mode):
         os.set_blocking(descriptor, True)
-    elif not stat.S_ISREG(mode):
+    elif fault := _irregular(mode):
         os.close(descriptor)
-        kind = KINDS.get(stat.S_IFMT(mode), "a device")
-        raise OSError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+        raise OSError(errno.EINVAL, fault, str(path))
     return os.fdopen(descriptor, "rb")
 
 
@@ -84,9 +83,8 @@ def write_atomically(path: Path, contents: bytes) -> None:
             or something is there that is no regular file: a device must not be replaced.
     """
     with suppress(FileNotFoundError):
-        kind = stat.S_IFMT(path.stat().st_mode)
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):
-            raise OSError(errno.EINVAL, "is a pipe or a device, not a regular file", str(path))
+        if fault := _irregular(path.stat().st_mode):
+            raise OSError(errno.EINVAL, fault, str(path))
     target = Path(os.path.realpath(path))
     temporary = unused_name(target)
     try:
@@ -262,6 +260,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _irregular(mode: int) -> str | None:
+    """What is there instead of a regular file."""
+    kind = KINDS.get(stat.S_IFMT(mode), "a device")
+    return None if stat.S_ISREG(mode) else f"is {kind}, not a regular file"
 
 
 def _put(new: Path, target: Path, *, old: Path) -> None:

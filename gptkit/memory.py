@@ -85,4 +85,7 @@ class Need:
             if not isinstance(error, MemoryError) and not TOO_LITTLE.search(str(error)):
                 raise
             least = "" if self.size is None else f", which needs more than {told(self.size)}"
-            raise RunError(f"too little memory for {self.what}{least}", hint=self.hint) from error
+            full = RunError(f"too little memory for {self.what}{least}", hint=self.hint)
+            for note in getattr(error, "__notes__", ()):  # which step is saved, for example
+                full.add_note(note)
+            raise full from error

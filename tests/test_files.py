@@ -105,7 +105,7 @@ def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(OSError, match="Is a directory"):
+    with pytest.raises(OSError, match="is a folder, not a regular file"):
         write_atomically(tmp_path / "a.txt", b"new")
     assert names(tmp_path) == ["a.txt"]
     with pytest.raises(RunError, match=r"no/b\.json: cannot be written: No such file"):

@@ -150,10 +150,11 @@ def test_samples_and_tokens_have_an_upper_limit(
     ids=repr,
 )
 def test_every_kind_of_full_memory_is_explained(error: Exception) -> None:
-    with pytest.raises(RunError, match=r"^too little memory for this test, .* 2 GB$") as caught:
+    error.add_note("step 4 is saved")
+    with pytest.raises(RunError, match=r"^too little memory for this test, .* 2 GB") as caught:
         with Need("this test", "less", 2 * 10**9).explained():
             raise error
-    assert caught.value.hint == "less"
+    assert (caught.value.hint, caught.value.__notes__) == ("less", ["step 4 is saved"])
 
 
 def test_other_errors_stay_as_they_are() -> None:
