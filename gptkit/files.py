@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -18,9 +19,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gptkit.errors import RunError
+from gptkit.terminal import LONE, REPLACEMENT, harmless
 
 CHUNK = 1 << 20  # bytes read at a time
 DAY = 86_400.0  # seconds
+ROOM = "check that there is room, and that you may write there"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -110,13 +113,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def writing(path: Path, *, hint: str | None = None) -> Iterator[None]:
+def writing(path: Path, *, hint: str = ROOM) -> Iterator[None]:
     """Turn an OSError into a RunError: `path` cannot be written, with the reason."""
     try:
         yield
     except OSError as error:
         fault = error.strerror or error
         raise RunError(f"{path}: cannot be written: {fault}", hint=hint) from error
+
+
+def quote(path: Path | str) -> str:
+    """A path for a command that can be pasted into a shell: never an option, always one line."""
+    text = str(path)
+    if text.startswith("-"):
+        text = f"./{text}"
+    if harmless(text, keep="") == text:
+        return shlex.quote(text)
+    escaped = (
+        chr(byte) if 31 < byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(LONE.sub(REPLACEMENT, text))
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 def make_folder(path: Path, *, exist_ok: bool = True) -> Callable[[], None]:

@@ -280,7 +280,34 @@ def test_a_damaged_recipe_of_a_run(refused: Callable[..., str], trained: Path) -
         assert "error: r/recipe.toml: not valid TOML: " in refused(command, "r", exit_code=2)
 
 
-# Places that cannot be written.
+# Places that cannot be looked at, or written.
+
+
+def test_paths_that_the_system_refuses(
+    refused: Callable[..., str], tiny_recipe: TinyRecipe
+) -> None:
+    long = "x" * 300
+    for command in (
+        ("train", tiny_recipe(), "--out", long), ("resume", long), ("sample", long),
+        ("export", long), ("runs", "show", long), ("plugins", "new", long),
+    ):  # fmt: skip
+        error = refused(*command, exit_code=1)
+        assert error.startswith("error: x") and ": File name too long\nhint:  check " in error
+        assert len(error) < 300
+
+
+def test_a_working_folder_that_was_deleted(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = cli("train", tiny_recipe(), "--set", "dataset.path=a.txt")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: the working folder was deleted or moved\nhint:  cd to another one\n"
+    )
 
 
 @pytest.mark.parametrize("place", ["/proc/nope/run", "tiny.toml/run"])

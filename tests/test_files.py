@@ -15,6 +15,7 @@ from gptkit.files import (
     digest,
     lock,
     open_file,
+    quote,
     read_file,
     recover,
     remove_abandoned,
@@ -304,3 +305,14 @@ def test_ctrl_c_between_the_renames_changes_nothing(
         monkeypatch.setattr(Path, "replace", interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (target / "old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "a b", "it's", "-x", "--help", "a\nb", "$HOME", "\u202eevil", "caf\udce9", "\\"],
+)
+def test_a_quoted_path_can_be_pasted_into_a_shell(name: str) -> None:
+    command = quote(Path(name))
+    assert not command.startswith("-") and "\n" not in command and "\u202e" not in command
+    done = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, check=True)
+    assert done.stdout.removeprefix(b"./") == os.fsencode(name)

@@ -349,6 +349,30 @@ def test_a_syntax_error_names_its_line(problems: Callable[..., Any]) -> None:
     assert "line 3" in problems("seed = 1\n[dataset]\nuse = char-text\n")[""]
 
 
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("use = “log”", "U+201C in it is LEFT DOUBLE QUOTATION MARK: delete it or type it anew"),
+        ("use\u00a0= 1", "U+00A0 in it is NO-BREAK SPACE: delete it or type it anew"),
+        ("use = 1\0", "U+0000 in it is a control character: delete it or type it anew"),
+        (r'path = "C:\Users\me"', "in double quotes \\ has a meaning of its own: put a path in"),
+        ("bias = True", "write true, in small letters"),
+        ("path = None", "leave the line out"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_toml_is_shown_with_what_was_meant(
+    tmp_path: Path, line: str, meant: str
+) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f"seed = 1\r\n{line}\r\n", encoding="utf-8", newline="")
+    with pytest.raises(UsageError) as caught:
+        recipe.read(path)
+    assert "(at line 2, column " in str(caught.value)
+    shown, said = (caught.value.hint or "").split("\n")
+    assert shown.startswith("line 2 is: ") and line[:3] in shown
+    assert said.startswith(meant)
+
+
 def test_a_missing_file_names_the_closest(tmp_path: Path) -> None:
     (tmp_path / "shakespeare.toml").write_text(SMALLEST)
     with pytest.raises(UsageError) as caught:
@@ -363,6 +387,8 @@ def test_a_missing_file_names_the_closest(tmp_path: Path) -> None:
     ("contents", "fault", "hint"),
     [
         (b"\xff\xfes\0", "cannot be read: it is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 "),
+        ("a = 1".encode("utf-32"), "cannot be read: it is UTF-32", "iconv -f UTF-32 -t UTF-8 "),
+        (b"PK\3\4\xff\0", "cannot be read: it is not UTF-8: bad byte 0xff", "name a TOML file"),
         (b"a = '\xe9'", "cannot be read: it is not UTF-8: bad byte 0xe9 at offset 5", "LATIN1"),
         (b"#" * (1 << 20 | 1), "cannot be read: is larger than 1,048,576 bytes", ""),
         (b"a = " + b"[" * 100_000, "is nested too deeply", ""),

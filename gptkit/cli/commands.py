@@ -22,6 +22,8 @@ DISTRIBUTIONS = (".dist-info", ".egg-info")
 """Endings of folders that describe an installed distribution."""
 OF_PROGRAMS = {"install_completion", "show_completion"}
 """Options that typer gives to a program, and so to the app of a command."""
+SHOWN = 200
+"""Characters of a path in an error about it; others are too long."""
 PANEL = "Commands of plugins"
 COMMAND = Need("this command", "smaller numbers, or a computer with more memory")
 BAD_USAGE: type[Exception] = typer.BadParameter.__bases__[0]
@@ -83,6 +85,11 @@ class Commands(TyperGroup):
             raise _ended(error) from error
         except GptkitError as error:
             raise _ended(error) from error
+        except OSError as error:
+            found = None if hasattr(error, "__notes__") else _refused(error)  # a callback's
+            if found is None:
+                raise
+            raise _ended(found) from error
 
 
 class PluginCommand(TyperCommand):
@@ -108,6 +115,20 @@ class PluginCommand(TyperCommand):
         command = typer.main.get_command(found)
         command.params = [p for p in command.params if p.name not in OF_PROGRAMS]
         return command.make_context(info_name, args, parent=parent, **extra)
+
+
+def _refused(error: OSError) -> GptkitError | None:
+    """The error about a path that cannot even be looked at; None where `error` is of none."""
+    if error.filename is not None:
+        path = os.fsdecode(error.filename)
+        shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}..."
+        hint = "check the path, and that you may read and write there"
+        return GptkitError(f"{shown}: {error.strerror}", hint=hint)
+    try:
+        os.getcwd()  # noqa: PTH109 (not worth importing pathlib)
+    except OSError:
+        return GptkitError("the working folder was deleted or moved", hint="cd to another one")
+    return None
 
 
 def _ended(error: GptkitError) -> typer.Exit:

@@ -1,6 +1,5 @@
 """nanoGPT's config files as recipes. A config is parsed, never executed."""
 
-import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,6 +11,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from gptkit.errors import RecipeError, UsageError
+from gptkit.files import quote
 from gptkit.recipe.constants import Constants, read_constants
 from gptkit.recipe.options import PRESETS
 from gptkit.recipe.problems import problems_of
@@ -57,7 +57,7 @@ def convert(path: Path) -> Converted:
     if path.suffix == ".toml":
         raise UsageError(
             f"{path}: is no Python file; a TOML file is a recipe already",
-            hint=f"gptkit train {shlex.quote(str(path))}",
+            hint=f"gptkit train {quote(path)}",
         )
     found = read_constants(path, DEFAULTS | SYSTEM)
     config = DEFAULTS | {
@@ -103,7 +103,7 @@ def _toml(path: Path, config: Mapping[str, Any]) -> str:
         ("[train.optimizer]", _optimizer(config)),
         *(("[[callbacks]]", callback) for callback in _callbacks(config)),
     ]
-    out = shlex.quote(config["out_dir"])
+    out = quote(config["out_dir"])
     text = f"# {_plain(f'From {path.name}.   gptkit train RECIPE --out {out}')}\n"
     for heading, lines in tables:
         text += f"\n{heading}\n" if heading else ""

@@ -1,15 +1,15 @@
 """A recipe's TOML and the overrides of `--set` as one table, whose values are not yet checked."""
 
 import re
-import shlex
 import tomllib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from gptkit.errors import Problem, RecipeError, UsageError, closest
-from gptkit.files import read_file
+from gptkit.files import quote, read_file
 from gptkit.recipe import older, overriding
 from gptkit.recipe.options import LENGTHS
 from gptkit.recipe.overriding import Override
@@ -19,8 +19,16 @@ from gptkit.recipe.problems import BRACKETS, written
 
 LIMIT = 1 << 20
 """The size of the largest recipe, in bytes."""
+PLACE = re.compile(r"\(at line (\d+), column (\d+)\)")
+PYTHON = {
+    "True": "write true, in small letters",
+    "False": "write false, in small letters",
+    "None": "leave the line out",
+}
+"""Values of Python that people write in TOML, with what to do."""
 LONG_KEY = re.compile(r"[\w'\"-]+(?:[ \t]*\.[ \t]*[\w'\"-]+)*")
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""What begins with these bytes."""
 Report = Callable[[str], None]
 """Shows the user a line of text."""
 
@@ -100,7 +108,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise RecipeError(str(path), [Problem("", "is nested too deeply")]) from None
     except ValueError as error:
-        raise RecipeError(str(path), [_no_toml(path, error)]) from None
+        raise RecipeError(str(path), [_no_toml(path, text, error)]) from None
 
 
 def _read(path: Path) -> str:
@@ -118,24 +126,40 @@ def _read(path: Path) -> str:
         hint = f'did you mean "{path.parent / near}"?' if near else "give the path of a TOML file"
         raise UsageError(f"{path}: no such recipe", hint=hint) from None
     except UnicodeDecodeError as error:
-        kind = "UTF-16" if contents.startswith(UTF_16) else "LATIN1"
-        byte = f"bad byte 0x{contents[error.start]:02x} at offset {error.start}"
-        fault = "it is UTF-16, not UTF-8" if kind == "UTF-16" else f"it is not UTF-8: {byte}"
-        hint = f"save it as UTF-8, for example by iconv -f {kind} -t UTF-8 {shlex.quote(str(path))}"
+        byte = f"it is not UTF-8: bad byte 0x{contents[error.start]:02x} at offset {error.start}"
+        kinds = (kind for start, kind in ENCODINGS.items() if contents.startswith(start))
+        kind = next(kinds, "LATIN1")
+        fault = byte if kind == "LATIN1" else f"it is {kind}, not UTF-8"
+        if kind != "LATIN1" or b"\0" not in contents:  # else it is no text at all
+            hint = f"save it as UTF-8, for example by iconv -f {kind} -t UTF-8 {quote(path)}"
     except OSError as error:
         fault = error.strerror or str(error)
     raise UsageError(f"{path}: cannot be read: {fault}", hint=hint)
 
 
-def _no_toml(path: Path, error: ValueError) -> Problem:
+def _no_toml(path: Path, text: str, error: ValueError) -> Problem:
     """What tomllib found, with what the user may have meant."""
     fault, hint = str(error), None
+    if at := PLACE.search(fault):
+        line = text.replace("\r\n", "\n").split("\n")[int(at[1]) - 1]
+        hint = f"line {at[1]} is: {short(line)}{_meant(line, int(at[2]) - 1)}"
     if "integer string conversion" in fault:
         fault = "a whole number beyond 64 bits"
     if "('callbacks',)" in fault:
         hint = BRACKETS
     if path.suffix == ".py":
-        hint = f"gptkit convert {shlex.quote(str(path))} reads a nanoGPT config"
+        hint = f"gptkit convert {quote(path)} reads a nanoGPT config"
     names = re.compile(r"\(('[^()]*'),?\)")  # a key as a tuple of its parts
     fault = names.sub(lambda m: "[" + ".".join(re.findall(r"'(.*?)'", m[1])) + "]", fault)
     return Problem("", f"not valid TOML: {short(fault)}", hint)
+
+
+def _meant(line: str, column: int) -> str:
+    """What may be wrong in a line that is no TOML, at the column where reading it ended."""
+    character, rest = line[column : column + 1], line[column:]
+    if character and not (character.isascii() and character.isprintable()):
+        name = unicodedata.name(character, "a control character")
+        return f"\nU+{ord(character):04X} in it is {name}: delete it or type it anew"
+    if "\\" in line and '"' in line:
+        return "\nin double quotes \\ has a meaning of its own: put a path in single quotes"
+    return next((f"\n{words}" for start, words in PYTHON.items() if rest.startswith(start)), "")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from gptkit.errors import RunError, UsageError
-from gptkit.files import write_atomically, write_json, writing
+from gptkit.files import quote, write_atomically, write_json, writing
 from gptkit.recipe.options import ModelOptions
 from gptkit.recipe.plain import plain
 from gptkit.recipe.recipe import Recipe
@@ -131,7 +131,7 @@ def check_dataset(run: RunFolder, recipe: Recipe) -> None:
             raise RunError(
                 f"{run.path}: was trained with {key} {change.old!r}, recipe.toml has "
                 f"{change.new!r}",
-                hint=f"set it back in {run_folder.quote(run.recipe)}",
+                hint=f"set it back in {quote(run.recipe)}",
             )
 
 

@@ -10,6 +10,7 @@ import torch
 from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
 from gptkit.errors import DataError, RunError, UsageError
+from gptkit.files import quote
 from gptkit.memory import Need
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
@@ -202,7 +203,7 @@ def load_run(
     if data.codec != model.codec:
         raise RunError(
             f"{run.path}: the data has another codec than the checkpoint",
-            hint=f"restore the data, or correct dataset in {run_folder.quote(run.recipe)}",
+            hint=f"restore the data, or correct dataset in {quote(run.recipe)}",
         )
     batch_size = options.micro_batch_size or options.batch_size
     return LoadedRun(model, data, resolve_device(options), batch_size)
@@ -223,7 +224,7 @@ def check_same_data(run: RunFolder, data: Data) -> None:
     if run.read_environment().get("data_sha256", data.sha256) != data.sha256:
         raise RunError(
             f"{run.path}: the training data is not the data that this run started with",
-            hint=f"restore the data, or start again: gptkit train {run_folder.quote(run.recipe)}",
+            hint=f"restore the data, or start again: gptkit train {quote(run.recipe)}",
         )
 
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from gptkit.errors import UsageError
-from gptkit.files import make_folder, writing
-from gptkit.runs.run_folder import RUNS, RunFolder, quote
+from gptkit.files import make_folder, quote, writing
+from gptkit.runs.run_folder import RUNS, RunFolder
 
 OTHER_FOLDER = "choose another folder: --out DIR"
 BEFORE_RECIPE = re.compile(r"\.lock|environment\.json|\.(environment\.json|recipe\.toml)\..*\.tmp")

@@ -8,12 +8,13 @@ from typing import Any
 
 from gptkit.codec import Codec
 from gptkit.errors import CheckpointError, RunError, UsageError
+from gptkit.files import quote
 from gptkit.model.gpt import GPT
 from gptkit.recipe import codec_record
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.phrases import shown
 from gptkit.runs import checked, checkpoint, history, run_folder
-from gptkit.runs.run_folder import RunFolder, quote
+from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.training import finite
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptkit.errors import CheckpointError, GptkitError, RunError, UsageError
-from gptkit.files import lock, read_json, writing
+from gptkit.files import lock, quote, read_json, writing
 from gptkit.runs import checkpoint
 
 T = TypeVar("T")
@@ -146,11 +145,6 @@ class RunFolder:
             return os.path.samestat(os.fstat(self._held), self.path.stat())
         except OSError:
             return False
-
-
-def quote(path: Path) -> str:
-    """A path, quoted for a shell."""
-    return shlex.quote(str(path))
 
 
 def open_run(path: Path | None) -> RunFolder:

@@ -9,6 +9,7 @@ import torch
 from gptkit import __version__
 from gptkit.conformance.dataset import check_loaded
 from gptkit.errors import RunError
+from gptkit.files import quote
 from gptkit.memory import Need
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Callback, Data
@@ -18,7 +19,7 @@ from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.runs import checked, checkpoint
 from gptkit.runs.origin import Origin
-from gptkit.runs.run_folder import RunFolder, quote
+from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.training import device
 from gptkit.training.callbacks import Callbacks

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptkit.errors import CheckpointError, FormatError, RunError
-from gptkit.files import remove_temporaries
+from gptkit.files import quote, remove_temporaries
 from gptkit.recipe.table import Report
 from gptkit.runs import checkpoint, new_folder, run_folder
 from gptkit.runs.run_folder import RunFolder
@@ -61,7 +61,7 @@ def _newest_intact(run: RunFolder, report: Report) -> Snapshot:
             report(f"skipping {error}")
     raise RunError(
         f"{run.path}: no checkpoint is intact",
-        hint=f"train it from the start: gptkit train {run_folder.quote(run.recipe)}",
+        hint=f"train it from the start: gptkit train {quote(run.recipe)}",
     )
 
 

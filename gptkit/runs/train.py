@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptkit.errors import StoppedError, UsageError
-from gptkit.files import write_json
+from gptkit.files import quote, write_json
 from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
@@ -202,7 +202,7 @@ def _restore(trainer: Trainer, saved: Snapshot, run: RunFolder, report: Report) 
 def _complete(run: RunFolder, step: int, report: Report) -> RunFolder:
     """Say that a run is complete, and how to train longer."""
     report(f"{run.path}: complete at step {step}")
-    longer = f"gptkit resume {run_folder.quote(run.path)} --set train.steps={2 * step}"
+    longer = f"gptkit resume {quote(run.path)} --set train.steps={2 * step}"
     report(f"hint:  train longer: {longer}")
     return run
 
@@ -245,7 +245,7 @@ def _fit(trainer: Trainer, run: RunFolder, caller: Caller) -> None:
         name = signal.Signals(signum).name
         raise StoppedError(
             f"stopped by {name} at step {trainer.state.step}, checkpoint saved",
-            hint=f"gptkit resume {run_folder.quote(run.path)}",
+            hint=f"gptkit resume {quote(run.path)}",
             signum=signum,
         )
 
