@@ -19,7 +19,8 @@ from gptkit.data.progress import note, progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile, map_tokens
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError
-from gptkit.files import digest, lock, open_file, read_file, read_json, staged, write_atomically
+from gptkit.files import digest, lock, open_file, read_file, read_json, write_atomically
+from gptkit.staging import staged
 from gptkit.terminal import harmless
 
 __all__ = [

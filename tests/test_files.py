@@ -11,19 +11,8 @@ from pathlib import Path
 import pytest
 
 from gptkit.errors import RunError
-from gptkit.files import (
-    digest,
-    lock,
-    open_file,
-    quote,
-    read_file,
-    recover,
-    remove_abandoned,
-    remove_temporaries,
-    staged,
-    write_atomically,
-    write_json,
-)
+from gptkit.files import digest, lock, open_file, quote, read_file, write_atomically, write_json
+from gptkit.staging import recover, remove_abandoned, remove_temporaries, staged
 
 
 def names(folder: Path) -> list[str]:
@@ -34,7 +23,8 @@ def killed_at(rename: int, program: str, *arguments: object) -> None:
     """Run a program that kills itself before its nth rename."""
     sabotage = f"""
 import os, pathlib, sys
-from gptkit.files import staged, write_atomically
+from gptkit.files import write_atomically
+from gptkit.staging import staged
 left = {rename}
 def audit(event, arguments):
     global left

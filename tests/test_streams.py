@@ -17,9 +17,9 @@ import gptkit
 from gptkit.cli import process
 from gptkit.cli.app import app
 from gptkit.errors import UsageError
-from gptkit.files import staged
 from gptkit.plugin import Callback
 from gptkit.show.tables import print_columns, print_rows
+from gptkit.staging import staged
 from gptkit.terminal import harmless_pieces, lasting, print_result, say
 
 OWNED = "\x1b]0;owned\x07\u202e\x9b31m"

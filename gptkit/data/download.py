@@ -11,7 +11,8 @@ from platformdirs import user_cache_path
 
 from gptkit.data.progress import progress
 from gptkit.errors import CacheError, DownloadError
-from gptkit.files import CHUNK, digest, lock, remove_abandoned, staged
+from gptkit.files import CHUNK, digest, lock
+from gptkit.staging import remove_abandoned, staged
 
 
 def cache_folder(name: str) -> Path:

@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
-from gptkit.files import digest, read_file, staged, unused_name
+from gptkit.files import digest, read_file
 from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
+from gptkit.staging import staged, unused_name
 
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
 MOST_BYTES = 64 << 20

@@ -8,11 +8,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gptkit.errors import RunError
-from gptkit.files import lock, make_folder, recover, staged, writing
+from gptkit.files import lock, make_folder, writing
 from gptkit.memory import Need
 from gptkit.plugin import Format, TrainedModel
 from gptkit.runs import run_folder
 from gptkit.runs.loaded import load_checkpoint, load_data
+from gptkit.staging import recover, staged
 
 EXPORT = Need("this export", "export it on a computer with more memory")
 
@@ -72,7 +73,7 @@ def trained_model(
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name `out` at the end; see `gptkit.files.staged`.
+    """A path to write to, which takes the name `out` at the end; see `gptkit.staging.staged`.
 
     Raises:
         RunError: the place cannot be written, or another export is writing there.

@@ -67,14 +67,8 @@ def build_trainer(
     """
     options = plugins.recipe.train
     check_loaded(data, str(plugins.entries[0]))
-    shape = plugins.recipe.model.model_dump()
-    config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
     run_device = run_device or resolve_device(options, local_rank=ranks.local_rank)
-    need = memory_need(config, options, run_device, ranks)
-    need.check(device.memory(run_device.device))
-    torch.manual_seed(plugins.recipe.seed)
-    with need.explained():
-        model = GPT(config, recompute=options.recompute)
+    model = _new_model(plugins, data, run_device, ranks)
     if begin:
         begin.give(model, data.codec)
     save = (
@@ -160,3 +154,14 @@ def check_same_sizes(run: RunFolder, saved: Snapshot, data: Data) -> None:
             "\n".join(faults),
             hint=f"restore the data, or start again: gptkit train {quote(run.recipe)}",
         )
+
+
+def _new_model(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks) -> GPT:
+    """The recipe's model for this data, with the random weights of the recipe's seed."""
+    recipe, shape = plugins.recipe, plugins.recipe.model.model_dump()
+    config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
+    need = memory_need(config, recipe.train, run_device, ranks)
+    need.check(device.memory(run_device.device))
+    torch.manual_seed(recipe.seed)
+    with need.explained():
+        return GPT(config, recompute=recipe.train.recompute)

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptkit.errors import CheckpointError, FormatError, RunError
-from gptkit.files import quote, remove_temporaries
+from gptkit.files import quote
 from gptkit.recipe.table import Report
 from gptkit.runs import checkpoint, new_folder, run_folder
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import read_snapshot
+from gptkit.staging import remove_temporaries
 from gptkit.training.distributed import Ranks
 from gptkit.training.snapshot import Snapshot
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from string import Template
 
 from gptkit.errors import UsageError
-from gptkit.files import staged, writing
+from gptkit.files import writing
 from gptkit.recipe import registry
+from gptkit.staging import staged
 
 KINDS = ("callback", "dataset")
 TEMPLATES = Path(__file__).parent / "templates"
