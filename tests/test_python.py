@@ -272,6 +272,19 @@ def test_overrides_are_texts_or_values_by_key(overrides: Any, run: gptkit.Run) -
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("value", [None, ["a", None]])
+def test_none_is_no_value_of_an_override(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"^train\.steps: None is no value of TOML$"):
+        gptkit.trainer(TINY, {"train.steps": value})
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64])
+def test_token_ids_may_be_integers_of_any_kind(kind: Any, run: gptkit.Run) -> None:
+    model, ids = run.load(), np.arange(4)
+    ids.flags.writeable = False
+    assert (model.logits(ids.astype(kind)) == model.logits(ids)).all()
+
+
 @pytest.mark.parametrize(
     ("call", "arguments", "said"),
     [

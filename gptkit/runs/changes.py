@@ -9,7 +9,7 @@ import tomli_w
 from gptkit.errors import RunError, UsageError
 from gptkit.files import quote, write_atomically, write_json, writing
 from gptkit.recipe.options import ModelOptions
-from gptkit.recipe.plain import plain
+from gptkit.recipe.plain import NotPlainError, plain
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import history, run_folder
 from gptkit.runs.run_folder import RunFolder
@@ -18,6 +18,7 @@ from gptkit.runs.state import State
 Overrides = Sequence[str] | Mapping[str, Any]
 """Fields of a recipe to change: `key=value` texts as for `--set`, one or more, or values by key."""
 
+VALUES = "text, a number, true, false, or a list"
 KEEP_WEIGHTS = {"seed", "model.dropout"}
 """Fields with which the weights of the run still fit, besides those of the optimizer."""
 
@@ -157,8 +158,10 @@ def _may_change(key: str) -> bool:
 def _toml(key: str, value: Any) -> str:
     try:
         text = tomli_w.dumps({"value": plain(value)})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{key}: {error}", hint="text, a number, true, false, or a list") from None
+    except NotPlainError as error:
+        raise UsageError(f"{key}: {error}", hint=VALUES) from None
+    except TypeError:  # all that `plain` lets pass besides
+        raise UsageError(f"{key}: None is no value of TOML", hint=VALUES) from None
     if not text.startswith("value = "):
         raise UsageError(f"{key}: is a table", hint=f'set its fields, such as "{key}.NAME"')
     return text.removeprefix("value = ").strip()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gptkit.codec import Codec
@@ -114,7 +115,7 @@ class LoadedModel(Model):
 
     def _row(self, tokens: Ints) -> torch.Tensor:
         check_ids(tokens, self.model.config.vocab_size, self.block_size)
-        return torch.from_numpy(tokens)[None].to(self.device)
+        return torch.from_numpy(tokens.astype(np.int64))[None].to(self.device)
 
     @contextmanager
     def _lend_decoder(self, size: int) -> Iterator[TorchDecoder]:
