@@ -170,6 +170,20 @@ def test_an_exception_carries_name_event_and_step(data: Data, event: str) -> Non
         assert (("last", event, step) in log) == (complete and event != "on_step_start")
 
 
+def test_the_first_exception_tells_of_the_others(data: Data) -> None:
+    failing = {
+        name: recorder(name, [], on_step_end=raiser(ValueError(f"of {name}"), at_step=1))
+        for name in ("a", "b")
+    }
+    with pytest.raises(ValueError, match="of a") as caught:
+        trainer(data, failing).fit()
+    assert caught.value.__notes__ == [
+        "raised by a in on_step_end at step 1",
+        "afterwards ValueError: of b (raised by b in on_step_end at step 1)",
+        "step 1 is saved: gptkit resume continues after it",
+    ]
+
+
 def test_a_step_by_hand_raises_what_a_callback_raised(data: Data) -> None:
     failing = recorder("a", [], on_step_end=raiser(ValueError("mine"), at_step=1))
     with pytest.raises(ValueError, match="mine"):

@@ -53,7 +53,8 @@ class Callbacks(Mapping[str, Callback]):
     ) -> None:
         """Call an event's method on every callback, in order; then raise what the first one raised.
 
-        So the states of all of them belong to the same step when it is saved.
+        Notes on it tell of the others. So the states of all callbacks belong to the same step when
+        it is saved.
 
         Args:
             event: its name.
@@ -67,6 +68,8 @@ class Callbacks(Mapping[str, Callback]):
             except Exception as error:
                 if final(error):
                     raise
+                if first:
+                    note_later(first, error)
                 first = first or error
         if first:
             raise first
@@ -106,6 +109,12 @@ class Callbacks(Mapping[str, Callback]):
                 parts = ", ".join(f"{method} {n}" for method, n in counts.items())
                 times = "once" if sum(counts.values()) == 1 else f"{sum(counts.values())} times"
                 _tell(f"{self._labels[name]} failed {times} ({parts})", state)
+
+
+def note_later(first: Exception, later: Exception) -> None:
+    """Note an exception on the one before it, which ends training."""
+    who = "".join(f" ({note})" for note in getattr(later, "__notes__", ()))
+    first.add_note(f"afterwards {type(later).__name__}: {later}{who}")
 
 
 def _tell(line: str, state: TrainState) -> None:

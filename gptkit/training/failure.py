@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from gptkit.errors import DivergedError
+from gptkit.training.callbacks import note_later
 from gptkit.training.distributed import Ranks
 
 
@@ -32,7 +33,7 @@ class Failure:
             if self.error is None:
                 self.error = error
             elif error is not self.error:
-                self.error.add_note(f"afterwards {type(error).__name__}: {error}")
+                note_later(self.error, error)
 
     def raise_after(
         self, save: Callable[[], None], step: int, saved_step: Callable[[], int | None]
