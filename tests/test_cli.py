@@ -348,6 +348,13 @@ def test_a_checkpoint_given_as_a_run_is_answered_with_the_line_to_paste(
         gptkit_package.load(path)
 
 
+def test_a_path_inside_a_run_folder_is_answered_with_the_run(cli: Command, trained: Path) -> None:
+    for path in ("r/recipe.toml", "r/checkpoints", "r/checkpoints/last/state.json"):
+        assert cli("resume", path).stderr == (
+            f"error: {path}: is inside a run folder\nhint:  give the run folder: r\n"
+        )
+
+
 def test_best_is_not_offered_where_there_is_none(cli: Command, trained: Path) -> None:
     for path in trained.glob("checkpoints/step-*/state.json"):
         path.write_text("damaged")

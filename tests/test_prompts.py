@@ -97,6 +97,7 @@ def test_rows_of_json_have_seeds_and_tokens_of_their_own(draw: Callable[..., str
     ("name", "contents", "said"),
     [
         ("p.txt", "fine\nthé\n", "p.txt:2: prompt: the model never saw 'é'"),
+        ("p.txt", "th\udce9", "p.txt: cannot be read: it is not UTF-8\nhint:  save it as UTF-8"),
         ("p.txt", "", "p.txt: holds no prompts"), ("p.txt", None, "p.txt: cannot be read: No such"),
         ("p.jsonl", '{"prompt": "a"}\n\n', "p.jsonl:2: "),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "tokens": 0}', "p.jsonl:2: tokens: "),
@@ -113,7 +114,7 @@ def test_a_wrong_file_of_prompts(
     name: str, contents: str | None, said: str, folder: Path, cli: Cli
 ) -> None:
     if contents is not None:
-        Path(name).write_text(contents)
+        Path(name).write_text(contents, errors="surrogateescape")
     out = Path(f"out{Path(name).suffix}")
     done = cli("sample", folder / "r", "--prompts", name, "--out", out)
     assert (done.exit_code, done.stdout) == (2, "")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -167,6 +168,20 @@ def test_a_signal_ends_a_command_in_a_word_and_leaves_nothing(
     assert capsys.readouterr().err == "stopped\n"
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signum) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows wakes no thread for a signal")
+def test_a_signal_while_an_object_is_freed_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Freed:
+        def __del__(self) -> None:  # Python drops what it raises
+            signal.raise_signal(signal.SIGTERM)
+
+    def command() -> None:
+        Freed()
+        time.sleep(20)
+
+    assert run(command) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_signals_that_are_ignored_stay_ignored() -> None:

@@ -5,16 +5,21 @@ Imports little, so that Ctrl-C ends in a word from the first moment on.
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from _thread import interrupt_main
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gptkit.cli import streams
 from gptkit.errors import GptkitError
 from gptkit.runs import signals
 from gptkit.terminal import say
 from gptkit.training import torchrun
+
+AGAIN = 0.01
+"""Seconds until a signal that was dropped comes again."""
 
 
 def run(command: Callable[[], object]) -> NoReturn:
@@ -68,21 +73,52 @@ def _exit_code(
     return code
 
 
-def _interrupted() -> AbstractContextManager[list[signal.Signals]]:
+@contextmanager
+def _interrupted() -> Iterator[list[signal.Signals]]:
     """Raise KeyboardInterrupt at the first signal and end the process at the second.
 
     Training handles them otherwise, to save first. torchrun's processes handle Ctrl-C alone: one
     that waits for another in a call that never returns must end at once.
 
-    Returns:
-        A context with the signals received so far, at most one.
+    Yields:
+        The signals received so far, at most one.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
         signals.end_at_once(signum)
 
     signums = [signal.SIGINT] if torchrun.job() else signals.ENDING
-    return signals.handling(signums, _interrupt, second=end)
+    with signals.handling(signums, _interrupt, second=end) as received, _not_lost(received):
+        yield received
+
+
+@contextmanager
+def _not_lost(received: list[signal.Signals]) -> Iterator[None]:
+    """Let a signal come again soon where Python drops its KeyboardInterrupt, as in a destructor."""
+    before, waiting = sys.unraisablehook, list[threading.Timer]()
+
+    def dropped(unraisable: Any) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt or not received:
+            before(unraisable)
+            return
+        waiting.append(threading.Timer(AGAIN, _send, [received.pop()]))
+        waiting[-1].start()
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in waiting:
+            timer.cancel()
+
+
+def _send(signum: signal.Signals) -> None:
+    """Send a signal to the main thread, also while it waits for the system."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+    else:  # on Windows
+        interrupt_main(signum)
 
 
 def _interrupt() -> NoReturn:

@@ -165,9 +165,12 @@ def open_run(path: Path | None) -> RunFolder:
         fault, hint = "no such run folder", "gptkit runs list shows the run folders"
         if path.exists():
             fault = "not a run folder (no recipe.toml)"
+            inside = (p for p in path.parents if (p / "recipe.toml").is_file())
+            if (around := next(inside, None)) and (around / "checkpoints").is_dir():
+                fault, hint = "is inside a run folder", f"give the run folder: {quote(around)}"
         run = path.parent.parent
         if path.parent.name == "checkpoints" and (run / "recipe.toml").is_file():
-            which = path.name.removeprefix("step-").lstrip("0")
+            which = path.name.removeprefix("step-").lstrip("0") or "0"
             fault = "a checkpoint, not a run folder"
             hint = f"gptkit sample {quote(run)} --checkpoint {which}"
         if path.suffix.lower() == ".onnx" and path.is_file():

@@ -116,9 +116,12 @@ def read_prompts(path: Path, request: SampleRequest, *, seed: int) -> Prompts:
 def _lines(path: Path) -> list[str]:
     try:
         text = read_file(path, limit=MOST_BYTES, pipes=True).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UsageError(f"{path}: cannot be read: {reason}", hint="--prompts FILE") from error
+    except OSError as error:
+        fault, hint = error.strerror, "--prompts FILE"
+        raise UsageError(f"{path}: cannot be read: {fault}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        hint = "save it as UTF-8"
+        raise UsageError(f"{path}: cannot be read: it is not UTF-8", hint=hint) from error
     if not text:
         raise UsageError(f"{path}: holds no prompts", hint="write a prompt in each line")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -15,6 +15,7 @@ from gptkit.plugin import (
     cache_errors,
     cache_folder,
     fetch,
+    note,
 )
 from gptkit_char_text.codec import CharCodec
 from gptkit_char_text.text import TextStats, scan, text_files
@@ -97,6 +98,8 @@ class CharText(Dataset):
                 f"{self._place}: the text is empty",
                 hint="set path to a text file or a folder of them",
             )
+        if "\0" in text.vocabulary:
+            note(f"{self._place}: has U+0000, which no text has: perhaps it is UTF-16, or no text")
         if different < 2:
             raise DataError(
                 f"{self._place}: the text has only one character, {text.vocabulary!r}, repeated",

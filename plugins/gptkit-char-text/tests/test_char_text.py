@@ -244,6 +244,12 @@ def test_a_file_in_utf_16_is_told(tmp_path: Path) -> None:
     assert caught.value.hint == "save the text as UTF-8; it seems to be UTF-16"
 
 
+def test_zero_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.txt").write_bytes(ALPHABET.encode("utf-16-le"))
+    load(tmp_path / "my.txt")
+    assert "my.txt: has U+0000, which no text has" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
 def test_unreadable_file(tmp_path: Path) -> None:
     path = tmp_path / "my.txt"
