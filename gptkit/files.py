@@ -14,13 +14,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gptkit.errors import RunError
+from gptkit.errors import RunError, UsageError
 from gptkit.staging import unused_name
 from gptkit.terminal import LONE, REPLACEMENT, harmless
 
 CHUNK = 1 << 20  # bytes read at a time
 ROOM = "check that there is room, and that you may write there"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def check_name(path: Path) -> None:
+    """Raise a UsageError if a path is not UTF-8: safetensors and onnxruntime open no such file."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{path}: the path is not UTF-8", hint="rename it") from None
 
 
 def open_file(path: Path, *, pipes: bool = False) -> BufferedReader:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from gptkit.runs import checkpoint, train
 from gptkit.runs.loaded import load_checkpoint
 from gptkit.runs.run_folder import RunFolder, list_runs
 from gptkit.runs.train import Caller
+from gptkit.terminal import harmless
 
 Command = Callable[..., Result]
 TinyRecipe = Callable[..., Path]
@@ -310,3 +312,24 @@ def contents(path: Path) -> dict[Path, bytes | None] | bytes:
     return {
         p: p.read_bytes() if p.is_file() else None for p in [path, *path.rglob("*")] if p.exists()
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_paths_that_are_not_utf_8_are_refused_before_anything_is_written(
+    cli: Command, tiny_recipe: TinyRecipe, tmp_path: Path
+) -> None:
+    trained = tmp_path / "run"
+    assert cli("train", tiny_recipe(), "--out", trained).exit_code == 0
+    odd = tmp_path / "caf\udce9"
+    shutil.copytree(trained, odd)
+    new, model = tmp_path / "new\udce9", tmp_path / "m\udce9.onnx"
+    for command, path in (
+        (["train", trained / "recipe.toml", "--out", new], new),
+        (["sample", odd], odd),
+        (["export", trained, "--out", model], model),
+        (["sample", model], model),
+    ):
+        result = cli(*command)
+        assert result.exit_code == 2
+        assert f"error: {harmless(str(path))}: the path is not UTF-8" in result.stderr
+        assert path == odd or not path.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gptkit.errors import RunError
-from gptkit.files import lock, make_folder, writing
+from gptkit.files import check_name, lock, make_folder, writing
 from gptkit.memory import Need
 from gptkit.plugin import Format, TrainedModel
 from gptkit.runs import run_folder
@@ -44,6 +44,7 @@ def export(
         ExportError: what was written is not equal to the checkpoint; it was deleted.
     """
     out = out or format_.default_path()
+    check_name(out)
     format_.check(out)
     run = run_folder.open_run(path)
     model = trained_model(run.path, checkpoint=checkpoint, weights=weights)

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gptkit.errors import UsageError
-from gptkit.files import make_folder, quote, writing
+from gptkit.files import check_name, make_folder, quote, writing
 from gptkit.runs.run_folder import RUNS, RunFolder
 
 OTHER_FOLDER = "choose another folder: --out DIR"
@@ -29,6 +29,7 @@ def claim(path: Path | None, name: str) -> Iterator[RunFolder]:
         UsageError: something is there already.
         RunError: it cannot be written, or another process holds it.
     """
+    check_name(path or RUNS)
     with writing(path or RUNS, hint=OTHER_FOLDER):
         made, remove = (path, make_folder(path)) if path else _make_new_name(name)
     unused = True

@@ -17,6 +17,7 @@ from gptkit import memory
 from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
 from gptkit.errors import ModelFileError, UsageError
+from gptkit.files import check_name
 from gptkit.memory import Need
 from gptkit.onnx.runtime import metadata
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
@@ -66,6 +67,7 @@ def load_exported(path: Path, *, device: str = "auto") -> "OnnxModel":
         ModelFileError: it is damaged, from another program or from a newer gptkit.
         UsageError: it does not exist, or the device is not available.
     """
+    check_name(path)
     if path.is_dir():
         return _load_bundle(path, device)
     if not path.exists():
