@@ -488,7 +488,7 @@ def test_a_callback_that_fails_on_one_rank_ends_all_and_saves_unless_they_act_to
             "dataset.path=/nowhere", "error: /nowhere: ", marks=pytest.mark.slow, id="data"
         ),
         pytest.param(
-            "train.stepz=1", "recipe.toml: train.stepz: unknown key", marks=pytest.mark.slow
+            "train.stepz=1", "--set train.stepz: unknown key", marks=pytest.mark.slow
         ),
     ],
 )

@@ -16,6 +16,7 @@ from gptkit.plugin import Callback, Data, Dataset
 from gptkit.recipe import recipe as recipe_file
 from gptkit.recipe import registry
 from gptkit.recipe.options import TrainOptions
+from gptkit.recipe.phrases import short
 from gptkit.recipe.problems import problems_of
 from gptkit.recipe.recipe import OnError, PluginSpec, Recipe
 from gptkit.recipe.registry import Entry
@@ -67,7 +68,7 @@ class Plugins:
     def missing_paths(self) -> list[str]:
         """The options of the data set that are paths at which there is nothing."""
         return [
-            f"dataset.{name}: {value}: no such file or folder"
+            f"dataset.{name}: {short(str(value), 1000)}: no such file or folder"
             for name, value in self.dataset
             if isinstance(value, Path) and not os.path.exists(value)  # noqa: PTH110, never raises
         ]

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from gptkit.recipe.options import MuonOptions, OptimizerOptions
+from gptkit.recipe.phrases import short
 
 MOVED = tuple(name for name in MuonOptions.model_fields if name != "use")
 """Keys of `[train]` that are now keys of `[train.optimizer]`."""
@@ -61,5 +62,5 @@ def table_line(optimizer: dict[str, Any]) -> str:
     """The table `[train.optimizer]` in one line, for a hint."""
     given = {key: value for key, value in optimizer.items() if value is not None}
     pairs = (tomli_w.dumps({key: value}).strip() for key, value in given.items())
-    text = ", ".join(re.sub(r"\s+", " ", pair) for pair in pairs)
+    text = short(", ".join(re.sub(r"\s+", " ", pair) for pair in pairs), 1000)
     return f"[train.optimizer] {text}".replace("[ ", "[").replace(", ]", "]")

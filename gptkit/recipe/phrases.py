@@ -105,9 +105,9 @@ def shown(value: Any) -> str:
     return short(_Short().repr(value))
 
 
-def short(text: str) -> str:
+def short(text: str, width: int = WIDTH) -> str:
     """The beginning of a text that stands in a message, in one line."""
-    beginning = text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+    beginning = text if len(text) <= width else f"{text[: width - 3]}..."
     return harmless(beginning, keep="")
 
 
