@@ -487,9 +487,7 @@ def test_a_callback_that_fails_on_one_rank_ends_all_and_saves_unless_they_act_to
         pytest.param(
             "dataset.path=/nowhere", "error: /nowhere: ", marks=pytest.mark.slow, id="data"
         ),
-        pytest.param(
-            "train.stepz=1", "--set train.stepz: unknown key", marks=pytest.mark.slow
-        ),
+        pytest.param("train.stepz=1", "--set train.stepz: unknown key", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_told_once(setting: str, fault: str, workshop: Workshop) -> None:
