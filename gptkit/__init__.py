@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.3.0"
+__version__ = "0.3.1"
 
 HOMES = {
     "train": "gptkit.run",
