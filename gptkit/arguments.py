@@ -1,5 +1,6 @@
 """The arguments of public functions: a wrong type is refused in words, before anything is done."""
 
+import errno
 import functools
 import inspect
 import os
@@ -49,8 +50,21 @@ def _check(name: str, value: Any, annotation: Any) -> None:
         words = f"{', '.join(others)} or {last}" if others else last
         raise UsageError(f"{name} should be {words}, got {shown(value)}")
     is_path = any(get_origin(kind) is os.PathLike for kind in kinds)
-    if is_path and isinstance(value, str) and "\0" in value:
-        raise UsageError(f"{name} has a null character: {shown(value)}")
+    if is_path and isinstance(value, str | os.PathLike):
+        _check_path(name, os.fspath(value))
+
+
+def _check_path(name: str, path: str | bytes) -> None:
+    """Raise a UsageError for a text that can be the path of nothing."""
+    try:
+        os.lstat(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} has characters that no path has: {shown(path)}") from None
+    except ValueError:
+        raise UsageError(f"{name} has a null character: {shown(path)}") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{name} is too long: {shown(path)}") from None
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

@@ -292,6 +292,8 @@ def test_token_ids_may_be_integers_of_any_kind(kind: Any, run: gptkit.Run) -> No
         (gptkit.train, {"recipe": None}, "recipe should be a text, a path, a Recipe or a dict"),
         (gptkit.train, {"recipe": TINY, "out": 3}, "out should be a text, a path or None, got 3"),
         (gptkit.train, {"recipe": "a\0b"}, "recipe has a null character"),
+        (gptkit.train, {"recipe": {}, "out": "\ud800"}, "out has characters that no path has"),
+        (gptkit.load, {"path": Path("x" * 300)}, "path is too long: "),
         (gptkit.train, {"recipe": TINY, "quiet": 1}, "quiet should be True or False, got 1"),
         (gptkit.resume, {"path": ["r"]}, "path should be a text, a path or None, got ['r']"),
         (gptkit.load, {"path": 3}, "path should be a text, a path or None, got 3"),

@@ -1,5 +1,6 @@
 """The group of all commands: those of the core, and those of plugins, which it imports when run."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -123,7 +124,8 @@ def _refused(error: OSError) -> GptkitError | None:
         path = os.fsdecode(error.filename)
         shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}..."
         hint = "check the path, and that you may read and write there"
-        return GptkitError(f"{shown}: {error.strerror}", hint=hint)
+        kind = UsageError if error.errno == errno.ENAMETOOLONG else GptkitError
+        return kind(f"{shown}: {error.strerror}", hint=hint)
     try:
         os.getcwd()  # noqa: PTH109 (not worth importing pathlib)
     except OSError:
