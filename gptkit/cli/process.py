@@ -8,7 +8,7 @@ import sys
 import threading
 from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from gptkit.runs import signals
 from gptkit.terminal import say
 from gptkit.training import torchrun
 
-AGAIN = 0.01
+AGAIN = 0.1
 """Seconds until a signal that was dropped comes again."""
 
 
@@ -101,8 +101,10 @@ def _not_lost(received: list[signal.Signals]) -> Iterator[None]:
         if unraisable.exc_type is not KeyboardInterrupt or not received:
             before(unraisable)
             return
-        waiting.append(threading.Timer(AGAIN, _send, [received.pop()]))
-        waiting[-1].start()
+        while received:
+            waiting.append(threading.Timer(AGAIN, _send, [received.pop()]))
+            with suppress(KeyboardInterrupt):  # it came again before this ended
+                waiting[-1].start()
 
     sys.unraisablehook = dropped
     try:
