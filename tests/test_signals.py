@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from gptkit.runs import checkpoint
+from gptkit.runs import checkpoint, signals
 
 if sys.platform == "win32":
     pytest.skip("there is no SIGTERM to catch", allow_module_level=True)
@@ -201,3 +201,17 @@ def saved_steps(folder: Path) -> list[int]:
     """The steps of all checkpoints, each of which is intact."""
     folders = checkpoint.step_folders(folder / "checkpoints")
     return [checkpoint.load(path)[0].step for path in folders]
+
+
+@pytest.mark.parametrize("after", [signal.SIGINT, signal.SIGHUP])
+def test_what_comes_from_a_closed_terminal_is_no_second_signal(after: signal.Signals) -> None:
+    calls: list[str] = []
+
+    def second(signum: int, frame: Any) -> None:
+        calls.append(signal.Signals(signum).name)
+
+    with signals.handling(signals.ENDING, lambda: calls.append("first"), second=second):
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(after)
+        signal.raise_signal(signal.SIGTERM)
+    assert calls == ["first", "SIGTERM"]

@@ -77,7 +77,7 @@ def handling(
 ) -> Iterator[list[signal.Signals]]:
     """Call `first` at the first of these signals, `second` at each later one.
 
-    Signals that this process ignores, as SIGHUP under nohup, stay ignored.
+    After SIGHUP the terminal is gone, and what comes from it is dropped. Signals that this process ignores, as SIGHUP under nohup, stay ignored.
 
     Yields:
         The signals received so far, at most one.
@@ -85,11 +85,11 @@ def handling(
     received: list[signal.Signals] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if received:
-            second(signum, frame)
-        else:
+        if not received:
             received.append(signal.Signals(signum))
             first()
+        elif received[0].name != "SIGHUP" or signum == signal.SIGTERM:
+            second(signum, frame)
 
     handled = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
     previous = {signum: signal.signal(signum, handle) for signum in handled}
