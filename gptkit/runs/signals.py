@@ -77,7 +77,8 @@ def handling(
 ) -> Iterator[list[signal.Signals]]:
     """Call `first` at the first of these signals, `second` at each later one.
 
-    After SIGHUP the terminal is gone, and what comes from it is dropped. Signals that this process ignores, as SIGHUP under nohup, stay ignored.
+    After SIGHUP the terminal is gone, and what comes from it is dropped. Signals that this process
+    ignores, as SIGHUP under nohup, stay ignored.
 
     Yields:
         The signals received so far, at most one.
