@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from typer.testing import CliRunner, Result
 
 from gptkit.cli.app import app
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job and its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: two threads per tiny matrix only wait
 
 TINY: dict[str, Any] = {
