@@ -16,17 +16,18 @@ from benchmarks.peers import THREADS, Shape, make_ours, make_theirs, threads
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from gptkit.model.gpt import GPT
-from gptkit.onnx.graphs.decode import decode_model
+from gptkit.onnx.export.build import GraphName, build_model
 from gptkit.onnx.graphs.generate import generate_model
 from gptkit.onnx.graphs.source import ExportSource
-from gptkit.onnx.graphs.step import step_model
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session
+from gptkit.plugin import Data, TrainedModel
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import TorchDecoder
+from gptkit_char_text.codec import CharCodec
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
 LONG = 4096
@@ -132,9 +133,29 @@ def _contestants(
 def _write(model: GPT, bundle: Path, dtype: str) -> None:
     """The three graphs, each with its own weights."""
     bundle.mkdir()
-    graphs = {GENERATE_FILE: generate_model, STEP_FILE: step_model, DECODE_FILE: decode_model}
-    for name, build in graphs.items():
-        ir.save(build(ExportSource.of(model, dtype)), bundle / name)
+    graphs: dict[str, GraphName] = {
+        GENERATE_FILE: "generate", STEP_FILE: "step", DECODE_FILE: "decode"
+    }  # fmt: skip
+    for name, graph in graphs.items():
+        ir.save(build_model(_untrained(model), ExportSource.of(model, dtype), graph), bundle / name)
+
+
+def _untrained(model: GPT) -> TrainedModel:
+    return TrainedModel(
+        module=model,
+        config=model.config.model_dump(mode="json"),
+        weights=model.weights(),
+        codec=CharCodec(vocabulary="".join(map(chr, range(48, 48 + model.config.vocab_size)))),
+        dataset="none",
+        step=0,
+        val_loss=None,
+        weights_sha256="",
+        load_data=_no_data,
+    )
+
+
+def _no_data() -> Data:
+    raise NotImplementedError("fresh weights belong to no data")
 
 
 def _draw_torch(model: GPT, batch: int, tokens: int) -> None:

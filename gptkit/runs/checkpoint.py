@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
-from gptkit.files import digest, read_file
+from gptkit.files import check_name, digest, read_file
 from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
 from gptkit.staging import staged, unused_name
@@ -92,10 +92,12 @@ def load_tensors(step_folder: Path, state: State, name: str = "model") -> Tensor
     """Read the tensors of one file, after checking its digest.
 
     Raises:
+        UsageError: the path is not UTF-8.
         CheckpointError: it is missing or damaged.
     """
     from safetensors.torch import load_file
 
+    check_name(step_folder)
     path = step_folder / f"{name}.safetensors"
     try:
         if digest(path) != state.sha256.get(path.name):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptkit.errors import CheckpointError, GptkitError, RunError, UsageError
-from gptkit.files import check_name, lock, quote, read_json, writing
+from gptkit.files import lock, quote, read_json, writing
 from gptkit.runs import checkpoint
 
 T = TypeVar("T")
@@ -160,8 +160,7 @@ def open_run(path: Path | None) -> RunFolder:
                 f"no run folders under {RUNS}/",
                 hint="make one: gptkit train RECIPE; or give the path of one",
             )
-        path = runs[-1].path
-    check_name(path)
+        return runs[-1]
     if not (path / "recipe.toml").is_file():
         fault, hint = "no such run folder", "gptkit runs list shows the run folders"
         if path.exists():

@@ -31,7 +31,7 @@ PIXELS: dict[str, Any] = {
 }
 TRAIN = {"steps": 2, "batch_size": 2, "eval_every": 1, "eval_batches": 1, "device": "cpu"}
 STATE, DIGEST = "state.json", "state.json.sha256"
-VALUES: list[Any] = [None, True, False, 0, 1, -1, 2, 7, 1.5, -0.5, 10**6, 10**12, 10**18, 10**30]
+VALUES: list[Any] = [None, True, False, 0, 1, -1, 2, 7, 1.5, -0.5, 10**9, 10**12, 10**18, 10**30]
 VALUES += [2**31 - 1, 2**31, 2**63 - 1, 2**63, math.nan, math.inf, "", "\0", "x", "/", "../../x"]
 VALUES += ["\x1b]0;owned\x07", "a" * 5000, [], {}, [1], [[]], {"a": 1}, [0.9, 0.99], [0.9, 1.0]]
 NAMES = ["/dev/zero", "../../x", "\0", "model", "model.safetensors/", "a/model.safetensors", "."]
