@@ -11,6 +11,7 @@ from pathlib import Path
 from gptkit.errors import UsageError
 from gptkit.files import check_name, make_folder, quote, writing
 from gptkit.runs.run_folder import RUNS, RunFolder
+from gptkit.staging import remove_temporaries
 
 OTHER_FOLDER = "choose another folder: --out DIR"
 BEFORE_RECIPE = re.compile(r"\.lock|environment\.json|\.(environment\.json|recipe\.toml)\..*\.tmp")
@@ -36,6 +37,7 @@ def claim(path: Path | None, name: str) -> Iterator[RunFolder]:
     try:
         with RunFolder(made).lock(hint=f"wait for it, stop it, or {OTHER_FOLDER}") as run:
             check_unused(made)
+            remove_temporaries(made)
             try:
                 yield run
             finally:
