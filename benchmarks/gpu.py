@@ -6,24 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
 import gptkit
+from benchmarks.bundles import write_bundle
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread
 from benchmarks.training import make_trainer
 from gptkit.errors import GptkitError
 from gptkit.model.gpt import GPT
-from gptkit.onnx.graphs.decode import decode_model
-from gptkit.onnx.graphs.generate import generate_model
-from gptkit.onnx.graphs.source import ExportSource
-from gptkit.onnx.graphs.step import step_model
-from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
+from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session, provider
@@ -74,18 +70,18 @@ SMALL = Scale({"n_layer": 2, "n_head": 2, "n_embd": 32}, 65, 32, 4, 3, 1, 8, 256
 
 
 class Noise(Split):
-    """Random tokens; the first index is the seed."""
+    """Windows of random tokens."""
 
     def __init__(self, vocab_size: int, block_size: int) -> None:
+        generator = torch.Generator().manual_seed(1)
         self.vocab_size, self.stride = vocab_size, block_size
+        self._tokens = torch.randint(vocab_size, (1 << 22,), generator=generator)
 
     def __len__(self) -> int:
-        return 1 << 20
+        return len(self._tokens) - self.stride
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(int(indices[0]))
-        shape = (len(indices), self.stride + 1)
-        rows = torch.randint(self.vocab_size, shape, generator=generator)
+        rows = self._tokens[indices[:, None] + torch.arange(self.stride + 1)]
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
@@ -198,13 +194,14 @@ def sampling(scale: Scale, bandwidth: float) -> Iterator[list[str]]:
     """Tokens per second of one sequence in torch and in onnxruntime."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, vocab_size=65, block_size=256)).eval()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     settings = SamplingOptions(temperature=0.8, seed=1)
     limits = {name: bandwidth / (model.n_parameters() * size) for name, size in SIZES.items()}
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {name: _write(model, Path(folder) / name, name) for name in SIZES}
+        bundles = {name: Path(folder) / name for name in SIZES}
         runs: dict[str, tuple[str, Callable[[], Any]]] = {}
         for name, bundle in bundles.items():
+            write_bundle(model, bundle, name, device)
             session = open_session(bundle / GENERATE_FILE, device)
             runs[f"{provider(session)}, generate.onnx, {name}"] = name, _looping(session, scale)
             steps = DecodeSession(bundle, device)
@@ -262,17 +259,6 @@ def _trainer(scale: Scale, train: dict[str, Any]) -> Trainer:
         model=scale.model,
         train=train,
     )
-
-
-def _write(model: GPT, bundle: Path, dtype: str) -> Path:
-    """The graphs, made for CUDA if there is a GPU."""
-    bundle.mkdir()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = ExportSource.of(model, dtype, device=device)
-    ir.save(generate_model(source), bundle / GENERATE_FILE)
-    ir.save(step_model(source), bundle / STEP_FILE)
-    ir.save(decode_model(source), bundle / DECODE_FILE)
-    return bundle
 
 
 def _looping(session: Any, scale: Scale) -> Callable[[], Any]:

@@ -12,22 +12,20 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks import onnx_peers
+from benchmarks.bundles import write_bundle
 from benchmarks.peers import THREADS, Shape, make_ours, make_theirs, threads
 from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from gptkit.model.gpt import GPT
-from gptkit.onnx.export.build import GraphName, build_model
 from gptkit.onnx.graphs.generate import generate_model
 from gptkit.onnx.graphs.source import ExportSource
-from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
+from gptkit.onnx.runtime.decode_session import STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.model import GENERATE_FILE
 from gptkit.onnx.runtime.providers import open_session
-from gptkit.plugin import Data, TrainedModel
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.torch_decoder import TorchDecoder
-from gptkit_char_text.codec import CharCodec
 
 SHAPE = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=1)
 LONG = 4096
@@ -111,7 +109,7 @@ def _contestants(
     runs: dict[str, Callable[[], Any]] = {TORCH: partial(_draw_torch, model, batch, tokens)}
     for dtype in DTYPES:
         bundle = folder / dtype
-        _write(model, bundle, dtype)
+        write_bundle(model, bundle, dtype)
         runs |= {
             f"gptkit generate.onnx, {dtype}": _generating(bundle / GENERATE_FILE, batch, tokens),
             f"gptkit decode.onnx, {dtype}": _decoding(bundle, batch, tokens),
@@ -128,34 +126,6 @@ def _contestants(
         runs[name] = partial(onnx_peers.draw_transformers, theirs, batch, tokens)
     runs |= onnx_peers.routes(folder, model, batch, number, tokens, SAMPLING)
     return {name: timed(run) for name, run in runs.items()}
-
-
-def _write(model: GPT, bundle: Path, dtype: str) -> None:
-    """The three graphs, each with its own weights."""
-    bundle.mkdir()
-    graphs: dict[str, GraphName] = {
-        GENERATE_FILE: "generate", STEP_FILE: "step", DECODE_FILE: "decode"
-    }  # fmt: skip
-    for name, graph in graphs.items():
-        ir.save(build_model(_untrained(model), ExportSource.of(model, dtype), graph), bundle / name)
-
-
-def _untrained(model: GPT) -> TrainedModel:
-    return TrainedModel(
-        module=model,
-        config=model.config.model_dump(mode="json"),
-        weights=model.weights(),
-        codec=CharCodec(vocabulary="".join(map(chr, range(48, 48 + model.config.vocab_size)))),
-        dataset="none",
-        step=0,
-        val_loss=None,
-        weights_sha256="",
-        load_data=_no_data,
-    )
-
-
-def _no_data() -> Data:
-    raise NotImplementedError("fresh weights belong to no data")
 
 
 def _draw_torch(model: GPT, batch: int, tokens: int) -> None:
