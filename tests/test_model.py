@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptkit.errors import CheckpointError
+from gptkit.model import initial
 from gptkit.model.cache import KVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe import sizes
@@ -229,7 +231,6 @@ def test_llamas_parameter_counts(sizes: dict[str, Any], expected: int) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_initial_weights_are_gpt2s(tied: bool) -> None:
-    torch.manual_seed(0)
     config = GPTConfig(
         vocab_size=500, block_size=128, n_layer=8, n_head=4, n_embd=128, tie_embeddings=tied
     )
@@ -244,10 +245,25 @@ def test_initial_weights_are_gpt2s(tied: bool) -> None:
             assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel()), name
 
 
+def test_initial_weights_are_a_function_of_seed_name_and_index_alone() -> None:
+    draw = partial(initial.rows, n_layer=2)
+    shape = (5, initial.CHUNK // 2 - 7)  # generators begin in the middle of rows
+    weight = draw("wte.weight", shape, seed=1)
+    for first, last in itertools.combinations(range(6), 2):
+        part = draw("wte.weight", shape, seed=1, first=first, last=last)
+        assert torch.equal(part, weight[first:last])
+    assert draw("wte.weight", shape, seed=1, first=3, last=3).shape == (0, shape[1])
+    others = [draw("wte.weight", shape, seed=2), draw("lm_head.weight", shape, seed=1)]
+    rows = torch.cat([weight, *others])
+    assert len(rows[:, :9].unique()) == rows[:, :9].numel(), "numbers are drawn twice"
+    torch.manual_seed(5)
+    a, b = (GPT(GPTConfig(**SIZES), seed=7).weights() for _ in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("shape", [{}, {"mlp": "swiglu", "norm": "rmsnorm", "position": "rotary"}])
 @torch.no_grad()
 def test_a_fresh_model_knows_nothing(shape: dict[str, Any]) -> None:
-    torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64, **shape))
     x = tokens(8, 33, vocab_size=65)
     assert model(x[:, :-1], x[:, 1:]).item() == pytest.approx(math.log(65), abs=0.1)

@@ -23,7 +23,6 @@ OPTIMIZERS: Any = pytest.mark.parametrize("name", ["adamw", "muon"])
 
 
 def make(**shape: Any) -> GPT:
-    torch.manual_seed(0)
     sizes = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
     return GPT(GPTConfig(**sizes | shape))
 

@@ -116,9 +116,8 @@ def data(tmp_path: Path) -> Data:
 
 
 def make(seed: int = 0, *, recompute: bool = False, **shape: Any) -> GPT:
-    torch.manual_seed(seed)
     sizes = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
-    return GPT(GPTConfig(**sizes | shape), recompute=recompute)
+    return GPT(GPTConfig(**sizes | shape), seed=seed, recompute=recompute)
 
 
 def trainer(

@@ -6,6 +6,7 @@ Su et al. 2021 (rotary); Zhang & Sennrich 2019 (RMS norm); So et al. 2021 (squar
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +46,8 @@ class RotaryPosition(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         half = config.head_size // 2
-        frequencies = ROPE_THETA ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), frequencies)
+        count = partial(torch.arange, dtype=torch.float64, device="cpu")  # on meta, too
+        angles = torch.outer(count(config.block_size), ROPE_THETA ** (-count(half) / half))
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hs/2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 

@@ -3,7 +3,6 @@
 Shapes: B sequences, T tokens, C = n_embd.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gptkit.data.split import IGNORE
 from gptkit.errors import CheckpointError
-from gptkit.model.blocks import MLP, NORMS, POSITIONS, Angles, Attention, Block, plain_norm
+from gptkit.model import initial
+from gptkit.model.blocks import NORMS, POSITIONS, Angles, Block, plain_norm
 from gptkit.model.cache import NO_CACHE, Cache
 from gptkit.recipe.options import GPTConfig
 
@@ -27,12 +27,13 @@ class GPT(nn.Module):
 
     Args:
         config: its shape.
+        seed: of the weights that it begins with; on the meta device none are drawn.
         recompute: in training, keep only each block's input; the backward pass recomputes the rest.
     """
 
-    def __init__(self, config: GPTConfig, *, recompute: bool = False) -> None:
+    def __init__(self, config: GPTConfig, *, seed: int = 0, recompute: bool = False) -> None:
         super().__init__()
-        self.config, self.recompute = config, recompute
+        self.config, self.seed, self.recompute = config, seed, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = POSITIONS[config.position](config)
         self.embed_norm = plain_norm(config.n_embd) if config.embed_norm else nn.Identity()
@@ -40,9 +41,9 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = NORMS[config.norm](config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.wte.weight
-        self.apply(self._init)
+        self.tie()
+        if not self.wte.weight.is_meta:
+            self._draw()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T)."""
@@ -90,6 +91,11 @@ class GPT(nn.Module):
         logits = self.logits(x).transpose(1, 2)
         return F.cross_entropy(logits, y, ignore_index=IGNORE, reduction="none")
 
+    def tie(self) -> None:
+        """Make the head's weights those of the embedding, if the config says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
+
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name; a tied head appears once, as the embedding."""
         return dict(self.named_parameters())
@@ -124,14 +130,11 @@ class GPT(nn.Module):
             block, h, cache, angles, use_reentrant=False, preserve_rng_state=keeps_rng
         )
 
-    def _init(self, module: nn.Module) -> None:
-        """GPT-2's: std 0.02, over sqrt(2 n_layer) in layers that add to the residual stream."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, Attention | MLP):
-            nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+    @torch.no_grad()
+    def _draw(self) -> None:
+        depth = self.config.n_layer
+        for name, weight in self.named_parameters():
+            weight.copy_(initial.rows(name, weight.shape, n_layer=depth, seed=self.seed))
 
 
 @contextmanager

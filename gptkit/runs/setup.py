@@ -164,4 +164,4 @@ def _new_model(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks
     need.check(device.memory(run_device.device))
     torch.manual_seed(recipe.seed)
     with need.explained():
-        return GPT(config, recompute=recipe.train.recompute)
+        return GPT(config, seed=recipe.seed, recompute=recipe.train.recompute)

@@ -67,6 +67,20 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return sharded.to_local() if is_sharded(tensor) else tensor
 
 
+def local_part(tensor: Tensor) -> tuple[int, Tensor]:
+    """The index of this rank's first row of a tensor that is sharded by rows, and its rows.
+
+    They may be none, and share memory with the tensor. Any other tensor is one part from row 0.
+    """
+    rows = local_tensor(tensor.detach())
+    if not is_sharded(tensor):
+        return 0, rows
+    sharded: Any = tensor
+    mesh = sharded.device_mesh
+    each = -(-len(tensor) // mesh.size())  # as torch.chunk divides them
+    return min(mesh.get_local_rank() * each, len(tensor)), rows
+
+
 def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """The full tensors, on the CPU; an empty dict on ranks that do not keep them."""
     kept = {}
