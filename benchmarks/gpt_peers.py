@@ -43,7 +43,7 @@ def _litgpt(shape: Shape) -> nn.Module:
             n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd,
             intermediate_size=4 * shape.n_embd, rotary_percentage=1.0, parallel_residual=False,
             bias=True, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
-            gelu_approximate="tanh",
+            gelu_approximate="none",
         )
     )  # fmt: skip
 

@@ -55,7 +55,7 @@ over the weights for each token at {bandwidth:.0f} GB/s, as measured by copying.
 class Scale:
     """Sizes of all parts; small without a GPU, to see that they run."""
 
-    model: dict[str, int]
+    model: dict[str, Any]
     vocab_size: int
     block_size: int
     batch_size: int

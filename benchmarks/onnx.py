@@ -121,7 +121,7 @@ def _contestants(
     file = folder / "long.onnx"
     ir.save(generate_model(ExportSource.of(longer)), file)
     runs[_long()] = _generating(file, batch, tokens)
-    for name, activation in ((DEFAULT, "gelu_new"), (THEIRS, "gelu_pytorch_tanh")):
+    for name, activation in ((DEFAULT, "gelu_new"), (THEIRS, "gelu")):
         theirs = make_theirs(model, activation=activation).eval()
         runs[name] = partial(onnx_peers.draw_transformers, theirs, batch, tokens)
     runs |= onnx_peers.routes(folder, model, batch, number, tokens, SAMPLING)

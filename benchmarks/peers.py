@@ -59,12 +59,12 @@ def make_ours(shape: Shape) -> GPT:
     return GPT(GPTConfig(**shape.model, block_size=shape.block_size, vocab_size=VOCABULARY))
 
 
-def make_theirs(ours: GPT, *, activation: str = "gelu_pytorch_tanh") -> GPT2LMHeadModel:
+def make_theirs(ours: GPT, *, activation: str = "gelu") -> GPT2LMHeadModel:
     """The same model in transformers, at the settings that are fastest there.
 
     Args:
         ours: gives shape and weights.
-        activation: the default is one fused operator, `gelu_new` the same function in several.
+        activation: the default is what `ours` has; `gelu_new`, theirs, is several operators.
     """
     config = ours.config
     theirs = GPT2LMHeadModel(

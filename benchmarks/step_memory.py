@@ -43,7 +43,7 @@ METHOD = """\
 One step is forward, backward, clipping to norm 1 and AdamW in float32, eager, one thread, over a
 vocabulary of 65: {layers} layers, {heads} heads, width {width}, {batch} x {context} tokens. Every
 contestant has a process of its own with the same weights, in turns (rounds: {rounds}); transformers
-runs with `attn_implementation="sdpa"`, no cache, fused AdamW and `gelu_pytorch_tanh`. The peak is
+runs with `attn_implementation="sdpa"`, no cache, fused AdamW and the same GELU. The peak is
 the highest resident memory of {steps} steps after {warmup} to warm up, looked at every
 {interval:.0f} ms, less what the process had after a step of a tiny model, where malloc gives back
 what is freed ({tidy}); weights, gradients and the two moments are {state:.0f} MB of it. A step's

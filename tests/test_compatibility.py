@@ -17,6 +17,10 @@ from typer.testing import Result
 
 from gptkit.onnx.proof.prove import stopped
 from gptkit.onnx.runtime.generate_session import GenerateSession
+from gptkit.onnx.runtime.model import load_exported
+from gptkit.recipe import recipe
+from gptkit.runs import checkpoint
+from gptkit.runs.run_folder import RunFolder
 from gptkit.sampling.rule import SamplingOptions
 
 DATA = Path(__file__).parent / "data/v0.1"
@@ -101,3 +105,49 @@ def test_an_older_models_text_ends_at_a_stop_text(cli: Command) -> None:
         stop = whole[30:32]
         done = cli("sample", DATA / model, *asked, "--stop", stop)
         assert done.stdout == whole[: whole.index(stop, 1)] + "\n"
+
+
+def mlp_of(run: Path) -> str:
+    return checkpoint.load_state(RunFolder(run).step_folder()).config.mlp
+
+
+def test_gelu_was_the_tanh_approximation(cli: Command, tmp_path: Path) -> None:
+    """In recipe, checkpoint, comparison, exported file; a recipe elsewhere means the exact one."""
+    shutil.copytree(DATA, tmp_path / "runs")
+    old = Path("runs/text")
+    assert 'mlp = "gelu"\n' in (old / "recipe.toml").read_text()
+    assert load_exported(Path("runs/text.onnx")).metadata.config.mlp == "gelu_tanh"
+    assert mlp_of(old) == "gelu_tanh"
+    assert 'mlp = "gelu_tanh"\n' in json.loads(cli("runs", "show", old, "--json").stdout)["recipe"]
+    few = ["--set", "train.steps=1"]
+    began = cli("train", old / "recipe.toml", *few, "--from", old, "--out", "begun")
+    assert began.exit_code == 0, began.stderr
+    assert 'mlp = "gelu_tanh"\n' in Path("begun/recipe.toml").read_text()
+
+    shutil.copy(old / "recipe.toml", "mine.toml")
+    refused = cli("train", "mine.toml", *few, "--from", old, "--out", "other")
+    assert "its mlp is 'gelu_tanh', the recipe's 'gelu'" in refused.stderr
+    fresh = cli("train", "mine.toml", *few, "--out", "exact")
+    assert fresh.exit_code == 0, fresh.stderr
+    assert mlp_of(Path("exact")) == "gelu"
+    assert cli("resume", "exact", "--set", "train.steps=2").exit_code == 0  # and stays so
+    assert mlp_of(Path("exact")) == "gelu"
+    compared = json.loads(cli("runs", "compare", old, "exact", "--json").stdout)
+    assert [row["model.mlp"] for row in compared] == ["gelu_tanh", "gelu"]
+
+
+def test_a_resumed_older_run_keeps_its_gelu(cli: Command, tmp_path: Path) -> None:
+    """Also what 0.3 wrote in environment.json, and what is resumed again with changes."""
+    run = shutil.copytree(DATA / "text", tmp_path / "text")
+    environment = json.loads((run / "environment.json").read_text())
+    environment["recipe"] = recipe.read(run / "recipe.toml").flat() | {"model.mlp": "gelu"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    for change in ("train.steps=41", "train.steps=42"):
+        done = cli("resume", run, "--set", change)
+        assert done.exit_code == 0, done.stderr
+        assert f"changed: {change}\n" in done.stderr
+        assert 'mlp = "gelu_tanh"\n' in (run / "recipe.toml").read_text()
+        assert mlp_of(run) == "gelu_tanh"
+    refused = cli("resume", run, "--set", "model.mlp=gelu", "--set", "train.steps=43")
+    assert refused.exit_code == 2
+    assert "a resumed run keeps its model.mlp: 'gelu_tanh', not 'gelu'" in refused.stderr

@@ -87,6 +87,8 @@ def from_the_papers(model: GPT, x: Tensor) -> Tensor:
     def mlp(name: str, x: Tensor) -> Tensor:
         x = linear(f"{name}.up", x)
         if config.mlp == "gelu":
+            x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+        elif config.mlp == "gelu_tanh":
             x = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         elif config.mlp == "relu2":
             x = x.clamp(min=0) ** 2
@@ -368,13 +370,15 @@ def copied(name: str, module: nn.Module, theirs: str, *, transposed: bool = Fals
     }
 
 
+@pytest.mark.parametrize(("mlp", "activation"), [("gelu", "gelu"), ("gelu_tanh", "gelu_new")])
 @torch.no_grad()
-def test_the_default_model_equals_transformers_gpt2() -> None:
+def test_the_default_model_equals_transformers_gpt2(mlp: str, activation: str) -> None:
     transformers = pytest.importorskip("transformers")
-    ours, x = make(), tokens(3, 12)
+    ours, x = make(mlp=mlp), tokens(3, 12)
     config = transformers.GPT2Config(
         vocab_size=13, n_positions=12, n_embd=32, n_layer=2, n_head=4,
         attn_implementation="eager", bos_token_id=None, eos_token_id=None,
+        activation_function=activation,
     )  # fmt: skip
     theirs = transformers.GPT2LMHeadModel(config).eval()
     weights = copied("wte", ours, "transformer.wte") | copied("wte", ours, "lm_head")

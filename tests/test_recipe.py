@@ -332,7 +332,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(problems: Callable[...
         (["train.optimizer.learning_rate=inf"], "train.optimizer.learning_rate",
          "should be a finite number"),
         (["model.dropout=1.0"], "model.dropout", "should be less than 1"),
-        (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'relu2' or 'swiglu'"),
+        (["model.mlp=elu"], "model.mlp", "should be 'gelu', 'gelu_tanh', 'relu2' or 'swiglu'"),
         (["train.device=gpu"], "train.device",
          "should be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
     ],

@@ -1,8 +1,8 @@
 """The parts of a GPT: positions, attention, MLPs, norms, and the block made of them.
 
 Shapes: B sequences, T tokens, C = n_embd, nh query heads, nkv key and value heads, hs = C / nh.
-Su et al. 2021 (rotary); Zhang & Sennrich 2019 (RMS norm); So et al. 2021 (squared ReLU); Shazeer
-2020 (SwiGLU); Ainslie et al. 2023 (grouped queries).
+Su et al. 2021 (rotary); Zhang & Sennrich 2019 (RMS norm); Hendrycks & Gimpel 2016 (GELU); So et al.
+2021 (squared ReLU); Shazeer 2020 (SwiGLU); Ainslie et al. 2023 (grouped queries).
 """
 
 from collections.abc import Callable
@@ -119,7 +119,15 @@ class MLP(nn.Module):
         return self.proj(self.activate(self.up(x)))
 
     def activate(self, x: Tensor) -> Tensor:
-        """GELU in the tanh approximation that GPT-2 uses."""
+        """GELU."""
+        return F.gelu(x)
+
+
+class TanhGELU(MLP):
+    """An MLP with the tanh approximation of GELU, which GPT-2 has."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        """GELU in the tanh approximation."""
         return F.gelu(x, approximate="tanh")
 
 
@@ -162,7 +170,12 @@ POSITIONS: dict[str, type[Position]] = {
     "learned": LearnedPosition,
     "rotary": RotaryPosition,
 }
-MLPS: dict[str, type[MLP]] = {"gelu": MLP, "relu2": ReLU2, "swiglu": SwiGLU}
+MLPS: dict[str, type[MLP]] = {
+    "gelu": MLP,
+    "gelu_tanh": TanhGELU,
+    "relu2": ReLU2,
+    "swiglu": SwiGLU,
+}
 
 
 class Block(nn.Module):

@@ -136,7 +136,8 @@ def _model(config: Mapping[str, Any]) -> list[Line]:
     sizes = {key: config[key] for key in ("n_layer", "n_head", "n_embd")}
     bias = config["bias"]
     if preset := PRESETS.get(config["init_from"]):
-        sizes, bias = preset, True  # nanoGPT takes GPT-2's sizes then
+        # nanoGPT takes GPT-2's sizes then, with its own GELU, the exact one.
+        sizes, bias = {key: preset[key] for key in sizes}, True
     lines = [(key, value, "") for key, value in sizes.items()]
     return [*lines, ("dropout", config["dropout"], ""), ("bias", bias, "")]
 

@@ -1,20 +1,27 @@
-"""Keys of recipes of earlier versions, which are still read.
+"""Keys and values of recipes of earlier versions, which are still read.
 
 0.1 and 0.2 had the optimizer's name and options among the other keys of `[train]`. They are now in
 a table of their own, `[train.optimizer]`.
+
+Up to 0.3, `mlp = "gelu"` was GELU's tanh approximation, which is now "gelu_tanh". So it is read in
+checkpoints, exported files and run folders of those versions. A recipe elsewhere tells no version.
 """
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from gptkit.files import read_json
 from gptkit.recipe.options import MuonOptions, OptimizerOptions
 from gptkit.recipe.phrases import short
 
 MOVED = tuple(name for name in MuonOptions.model_fields if name != "use")
 """Keys of `[train]` that are now keys of `[train.optimizer]`."""
+ENVIRONMENT_BYTES = 16 << 20
+"""A larger environment.json is damaged."""
 ONLY_MUON = tuple(name for name in MOVED if name not in OptimizerOptions.model_fields)
 
 
@@ -44,6 +51,24 @@ def move_parts(parts: list[str], value: Any) -> list[str]:
         case ["train", key] if key in MOVED:
             return ["train", "optimizer", key]
     return parts
+
+
+def rename_gelu(model: Any) -> Any:
+    """What a record of an earlier version says of a model, in the words of this one."""
+    if isinstance(model, dict) and model.get("mlp", "gelu") == "gelu":
+        return model | {"mlp": "gelu_tanh"}
+    return model
+
+
+def in_older_run(recipe: Path) -> bool:
+    """Whether a recipe.toml is in a run folder that an earlier version made."""
+    if recipe.name != "recipe.toml":
+        return False
+    try:
+        environment = read_json(recipe.with_name("environment.json"), limit=ENVIRONMENT_BYTES)
+    except (OSError, ValueError):
+        return False
+    return isinstance(environment, dict) and "format" not in environment
 
 
 def drop_unused(table: dict[str, Any], moved: Collection[str]) -> None:

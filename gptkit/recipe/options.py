@@ -25,17 +25,17 @@ Preset = Literal[
     "gpt-micro",
     "gpt-nano",
 ]
-PRESETS: dict[str, dict[str, int]] = {
-    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 124 M
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 350 M
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774 M
-    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},  # 1,558 M
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "mlp": "gelu_tanh"},  # 124 M
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "mlp": "gelu_tanh"},  # 350 M
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "mlp": "gelu_tanh"},  # 774 M
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "mlp": "gelu_tanh"},  # 1,558 M
     "gopher-44m": {"n_layer": 8, "n_head": 16, "n_embd": 512},
     "gpt-mini": {"n_layer": 6, "n_head": 6, "n_embd": 192},
     "gpt-micro": {"n_layer": 4, "n_head": 4, "n_embd": 128},
     "gpt-nano": {"n_layer": 3, "n_head": 3, "n_embd": 48},
 }
-"""Sizes by name; the names come from the papers and from minGPT's tiny models."""
+"""Options by name; the names come from the papers and from minGPT's tiny models."""
 
 
 Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
@@ -63,11 +63,11 @@ class Options(BaseModel):
 class ModelOptions(Options):
     """The table `[model]`: the shape of a GPT. The data set adds vocab_size and block_size.
 
-    The defaults are GPT-2's architecture (Radford et al. 2019).
+    The defaults are GPT-2's architecture (Radford et al. 2019), but with the exact GELU.
     """
 
     preset: Preset | None = None
-    """Sets n_layer, n_head and n_embd by name; sizes given beside it take precedence."""
+    """Sets n_layer, n_head and n_embd by name, and GPT-2's mlp; what is given beside it wins."""
     n_layer: Size = 6
     """Number of blocks."""
     n_head: Size = 6
@@ -82,8 +82,8 @@ class ModelOptions(Options):
     """Normalisation before attention, before the MLP and before the head."""
     position: Literal["learned", "rotary"] = "learned"
     """Position encoding: a learned table, or rotated queries and keys."""
-    mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
-    """The MLP's non-linearity: GPT-2's tanh GELU, squared ReLU, or SiLU-gated."""
+    mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
+    """The MLP's non-linearity: GELU, its approximation in GPT-2, squared ReLU, or SiLU-gated."""
     embed_norm: bool = False
     """Normalise the embedding (RMS, without a learned scale)."""
     qk_norm: bool = False

@@ -56,6 +56,8 @@ def read_table(
     except NotPlainError as error:
         problem = Problem(written(error.key), str(error), key=error.key)
         raise RecipeError(source_name(recipe), [problem]) from None
+    if isinstance(recipe, Path) and older.in_older_run(recipe):
+        table["model"] = older.rename_gelu(table.get("model", {}))
     moved = older.move_keys(table)
     if moved:
         shown = deepcopy(table)  # an override may yet choose Muon

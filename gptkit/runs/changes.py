@@ -92,7 +92,7 @@ def write(run: RunFolder, recipe: Recipe, changes: Mapping[str, Change], *, step
         write_recipe(run, recipe)
         noted = {"step": step, "set": {key: change.new for key, change in changes.items()}}
         earlier = [each.model_dump() for each in history.changed(about)]
-        about |= {"changes": [*earlier, noted]}
+        about |= {"changes": [*earlier, noted], "format": history.FORMAT}
     write_json(run.environment, about | {"recipe": recipe.flat()})
 
 
@@ -117,8 +117,11 @@ def trained_with(
         unset: what these fields are if a recipe does not set them.
         state: of the newest checkpoint, which tells of some for a run of an earlier version.
     """
-    found = run.read_environment().get("recipe")
+    environment = run.read_environment()
+    found = environment.get("recipe")
     if isinstance(found, dict) and found:
+        if "format" not in environment and found.get("model.mlp") == "gelu":
+            found = found | {"model.mlp": "gelu_tanh"}  # as `older` reads the recipe.toml beside it
         return {key: unset.get(key) for key in fields} | found
     return {**fields, **(_recorded_in(state) if state else {})}
 

@@ -10,6 +10,7 @@ import torch
 
 from gptkit.plugin import Data
 from gptkit.recipe.build import Plugins
+from gptkit.runs import history
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import Ranks
 
@@ -17,8 +18,9 @@ PACKAGES = ("gptkit", "torch", "numpy", "pydantic", "safetensors")
 
 
 def describe(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks) -> dict[str, Any]:
-    """Recipe, versions, device and the reasons for it, processes, plugins, digest of the data."""
+    """Format, recipe, versions, device and reasons, processes, plugins, digest of the data."""
     return {
+        "format": history.FORMAT,
         "argv": sys.argv,
         "recipe": plugins.recipe.flat(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},

@@ -8,6 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+FORMAT = 2
+"""Of environment.json. 0.1 to 0.3 wrote none; to them, in recipe.toml too, `mlp = "gelu"` was what
+is now "gelu_tanh"."""
+
 
 class Began(BaseModel):
     """The checkpoint whose weights a run began with."""

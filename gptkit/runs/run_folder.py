@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 
 from gptkit.errors import CheckpointError, GptkitError, RunError, UsageError
 from gptkit.files import lock, quote, read_json, writing
+from gptkit.recipe.older import ENVIRONMENT_BYTES
 from gptkit.runs import checkpoint
 
 T = TypeVar("T")
 
 RUNS = Path("runs")
 """Where run folders are made and looked for, below the working directory."""
-ENVIRONMENT_BYTES = 16 << 20
-"""A larger environment.json is damaged."""
 
 
 @dataclass(frozen=True)

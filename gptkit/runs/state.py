@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from gptkit.recipe import older
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, Number, Size
 
-FORMAT: Literal[2] = 2
-"""Increased whenever an older gptkit could not read what a newer one writes. Format 1 is read, too:
-its callbacks and parameter groups have positions instead of names."""
+FORMAT: Literal[3] = 3
+"""Increased whenever an older gptkit could not read what a newer one writes. Formats 1 and 2 are
+read, too: their "gelu" is what is now "gelu_tanh", and callbacks and parameter groups of 1 have
+positions instead of names."""
 
 
 def _check_group(group: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +34,7 @@ class State(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     gptkit: str
     """The version that wrote it."""
     config: GPTConfig
@@ -60,3 +62,10 @@ class State(BaseModel):
     """The callback that offered each further set of weights, by the set's name."""
     sha256: dict[str, str] = {}
     """Digest by file name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("format") in (1, 2):
+            return values | {"config": older.rename_gelu(values.get("config"))}
+        return values

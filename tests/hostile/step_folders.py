@@ -40,7 +40,7 @@ SIZES = ["n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "vocab_size", "b
 KINDS: list[tuple[str, list[Any]]] = [
     ("norm", ["rmsnorm", "layernorm"]),
     ("position", ["rotary", "learned"]),
-    ("mlp", ["gelu", "swiglu", "relu2"]),
+    ("mlp", ["gelu", "gelu_tanh", "swiglu", "relu2"]),
     ("bias", [True, False]),
     ("tie_embeddings", [True, False]),
     ("dropout", [0.0, 0.99]),

@@ -139,6 +139,8 @@ class GPTGraph:
         with g.named(f"h.{i}.mlp.act"):
             match self.config.mlp:
                 case "gelu":
+                    x = g.Gelu(x)
+                case "gelu_tanh":
                     x = g.Gelu(x, approximate="tanh")
                 case "relu2":
                     x = g.Relu(x)

@@ -29,6 +29,7 @@ INPUTS = {
     "seed": (INT64, 0),
 }
 STOPS = {1: {"stop_token": (INT64, 0)}, 2: {"stop_tokens": (INT64, 1)}}
+STOPS[3] = STOPS[2]
 """Further inputs by format: 1 is that of gptkit 0.1 and 0.2."""
 OUTPUTS = {"tokens": (INT64, 2)}
 FIRST_RUN, GROWTH = 16, 2

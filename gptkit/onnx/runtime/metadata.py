@@ -24,13 +24,14 @@ from pydantic import (
 from gptkit.errors import ModelFileError
 from gptkit.files import digest, open_file
 from gptkit.onnx.runtime.providers import AGAIN
-from gptkit.recipe import phrases
+from gptkit.recipe import older, phrases
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 """Increased when an older gptkit could not use what a newer one exports. 2: `stop_tokens` are an
-input of the graph `generate`, in place of 1's `stop_token`."""
+input of the graph `generate`, in place of 1's `stop_token`. 3: `mlp = "gelu"` is the exact GELU,
+"gelu_tanh" what 1 and 2 call "gelu"."""
 PROOF_FORMAT: Literal[1] = 1
 """The same for proofs."""
 KEY, PROOF_KEY = "gptkit", "gptkit.proof"
@@ -78,6 +79,13 @@ class Tokens(StoredJson):
 class Metadata(StoredJson):
     """What an exported file says about its model."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("format") in (1, 2):
+            return values | {"config": older.rename_gelu(values.get("config"))}
+        return values
+
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if (self.block_size, self.vocab_size) != (self.config.block_size, self.config.vocab_size):
@@ -89,7 +97,7 @@ class Metadata(StoredJson):
             raise ValueError(f"tokens.starts should be ids below {self.vocab_size}")
         return self
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     graph: Literal["generate", "step", "decode"]
     """Which of the graphs the file holds."""
     dtype: str
