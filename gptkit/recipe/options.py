@@ -224,7 +224,8 @@ class TrainOptions(Options):
     device: str = "auto"
     """"auto", "cpu", "mps", "cuda" or "cuda:N"; auto takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the matrix products; auto: bfloat16 on GPUs that have it, else float32."""
+    """Precision of the matrix products; auto: bfloat16 on GPUs that have it and on CPUs where a
+    short trial shows that it is clearly faster, else float32."""
     compile: Literal["auto"] | bool = "auto"
     """torch.compile the model; auto: on GPUs only, since it takes half a minute on a CPU."""
     optimizer: Annotated[AnyOptimizerOptions, Field(discriminator="use")] = AdamWOptions()

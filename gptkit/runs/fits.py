@@ -30,7 +30,7 @@ def warning(plugins: Plugins) -> str | None:
     from gptkit.training import device  # takes two seconds
 
     try:
-        there = device.memory(device.resolve_device(recipe.train).device)
+        there = device.memory(device.pick_device(recipe.train.device)[0])
     except UsageError:  # it is for another computer, which has that device
         return None
     fault = need.fault(there)

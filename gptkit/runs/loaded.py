@@ -207,7 +207,8 @@ def load_run(
             hint=f"restore the data, or correct dataset in {quote(run.recipe)}",
         )
     batch_size = options.micro_batch_size or options.batch_size
-    return LoadedRun(model, data, resolve_device(options), batch_size)
+    run_device = resolve_device(options, width=plugins.recipe.model.n_embd, before=run.cpu_dtype)
+    return LoadedRun(model, data, run_device, batch_size)
 
 
 def load_data(path: Path) -> Data:

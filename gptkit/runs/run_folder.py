@@ -100,6 +100,12 @@ class RunFolder:
         found = self.read_environment().get("trained")
         return found if isinstance(found, float) and math.isfinite(found) else 0.0
 
+    @property
+    def cpu_dtype(self) -> str | None:
+        """The precision in which this run was begun on a CPU; None if it was not."""
+        about = self.read_environment()
+        return str(about.get("dtype")) if about.get("device") == "cpu" else None
+
     @contextmanager
     def lock(self, *, hint: str = "wait for it, or stop it") -> Iterator["RunFolder"]:
         """Hold the folder for this process; the system releases it when the process dies.

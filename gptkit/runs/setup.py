@@ -17,6 +17,7 @@ from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, TrainOptions
+from gptkit.recipe.recipe import Recipe
 from gptkit.runs import checked, checkpoint
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
@@ -67,7 +68,7 @@ def build_trainer(
     """
     options = plugins.recipe.train
     check_loaded(data, str(plugins.entries[0]))
-    run_device = run_device or resolve_device(options, local_rank=ranks.local_rank)
+    run_device = run_device or choose_device(plugins.recipe, ranks)
     model = _new_model(plugins, data, run_device, ranks)
     if begin:
         begin.give(model, data.codec)
@@ -95,6 +96,25 @@ def build_trainer(
         check=run.check if run else lambda: None,
         save=save,
     )
+
+
+def choose_device(recipe: Recipe, ranks: Ranks, *, run: RunFolder | None = None) -> RunDevice:
+    """Where and in which precision to train, the latter as rank 0 chooses it for all.
+
+    Args:
+        recipe: says what is wanted.
+        ranks: the processes that train together; all of them call this.
+        run: which is resumed; on a CPU its precision stays what it was.
+    """
+    found = resolve_device(
+        recipe.train,
+        width=recipe.model.n_embd,
+        before=run.cpu_dtype if run else None,
+        local_rank=ranks.local_rank,
+    )
+    told = ranks.broadcast(f"{found.dtype_name} {found.reasons['dtype']}")
+    dtype, _, reason = told.partition(" ")
+    return replace(found, dtype=getattr(torch, dtype), reasons=found.reasons | {"dtype": reason})
 
 
 def saver(

@@ -20,13 +20,13 @@ from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import (
     build_trainer,
     check_same_sizes,
+    choose_device,
     memory_need,
     with_callbacks,
 )
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
 from gptkit.terminal import lasting
 from gptkit.training import distributed, snapshot
-from gptkit.training.device import resolve_device
 from gptkit.training.distributed import Ranks
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.trainer import Trainer
@@ -89,7 +89,7 @@ def train(
         if out and ranks.first:
             new_folder.check_unused(out)  # before the data, which may take long
         begin = origin.find(start, which, weights) if start else None
-        run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
+        run_device = choose_device(plugins.recipe, ranks)
         data = ranks.rank0_first(plugins.load_data)
         name = recipe.stem if isinstance(recipe, Path) else valid.dataset.use
         with claim(out, name, ranks) as run:
@@ -162,7 +162,7 @@ def _continue(
             )
         if steps and step >= steps:  # else the data is needed to know
             return _complete(run, step, report)
-        run_device = resolve_device(plugins.recipe.train, local_rank=ranks.local_rank)
+        run_device = choose_device(plugins.recipe, ranks, run=run)
         data = ranks.rank0_first(plugins.load_data)
         check_same_data(run, data)
         if saved:

@@ -1,0 +1,75 @@
+"""Whether bfloat16 trains faster than float32 on this CPU, by a short trial of the real step.
+
+CPUs differ by a factor of several hundred: some have matrix units for bfloat16, some compute it
+number by number. What a product gains, small models lose again to the casts around it.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from time import perf_counter
+
+import torch
+
+from gptkit.model.gpt import GPT
+from gptkit.recipe.options import GPTConfig
+
+CLEARLY = 2.0
+"""How many times faster bfloat16 has to be before it is taken. Matrix units make it several times
+faster; less is not worth the lost digits, and is so near 1 that equal runs could differ."""
+HOPELESS = 10.0
+"""How many times slower a small product is where no trial is worth its time."""
+SIDE = 64
+"""Rows and columns of that product."""
+SEQUENCES, TOKENS = 2, 64
+"""Of the trial's step."""
+HEAD, WIDEST = 64, 384
+"""Width of a head in the trial, and of the model; a wider model gains at least as much."""
+ROUNDS = 2
+
+
+@cache
+def speedup(width: int) -> float:
+    """How many times faster bfloat16 is than float32 in a block of that width, backward included.
+
+    0 where products in bfloat16 are hopeless. The program's random numbers stay as they were.
+    """
+    if _faster(_product, rounds=1) < 1 / HOPELESS:
+        return 0.0
+    heads = max(1, min(width, WIDEST) // HEAD)
+    config = GPTConfig(
+        n_layer=1,
+        n_head=heads,
+        n_embd=heads * min(width, HEAD),
+        vocab_size=TOKENS,
+        block_size=TOKENS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = GPT(config)
+        return _faster(partial(_step, model), rounds=ROUNDS)
+
+
+def _faster(work: Callable[[torch.dtype], None], *, rounds: int) -> float:
+    """The best time in float32 over the best in bfloat16; both take turns after a first call."""
+    dtypes = (torch.float32, torch.bfloat16)
+    times = [[_seconds(work, dtype) for dtype in dtypes] for _ in range(1 + rounds)]
+    return min(full for full, _ in times[1:]) / min(lower for _, lower in times[1:])
+
+
+def _seconds(work: Callable[[torch.dtype], None], dtype: torch.dtype) -> float:
+    begin = perf_counter()
+    work(dtype)
+    return perf_counter() - begin
+
+
+def _product(dtype: torch.dtype) -> None:
+    side = torch.ones(SIDE, SIDE, dtype=dtype)
+    _ = side @ side
+
+
+def _step(model: GPT, dtype: torch.dtype) -> None:
+    """Forward and backward pass."""
+    tokens = torch.arange(TOKENS).expand(SEQUENCES, -1)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+        loss = model(tokens, tokens)
+    loss.backward()
+    model.zero_grad(set_to_none=True)
