@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,19 @@ def total() -> int | None:
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         found += [soft] if soft != resource.RLIM_INFINITY else []
     return min(found, default=None)
+
+
+def peak() -> int | None:
+    """Bytes of the most resident memory that this process had; None if that cannot be known."""
+    with suppress(OSError):  # `getrusage` would count the program that became this one, too
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_bytes()):
+            return int(found[1]) * 1024
+    with suppress(ImportError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return None
 
 
 def told(size: float) -> str:

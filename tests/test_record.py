@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gptkit.contract.recorder import Recorder
 from gptkit.plugin import TrainState
 from gptkit.testing import make_state
 
@@ -72,6 +73,24 @@ def test_the_speed_is_that_since_the_record_before_and_of_training_alone(
     evaluate(state, clock, 10)
     step(state, clock, 4)
     assert state.record()["tokens_per_second"] == 64 / 4
+
+
+def test_further_numbers_are_measured_once_per_step_and_take_no_time_of_training(
+    clock: list[float],
+) -> None:
+    def usage(rate: float | None) -> dict[str, float]:
+        clock[0] += 50  # as long as measuring a peak may take
+        return {} if rate is None else {"mfu": rate / 1000}
+
+    state = make_state()
+    state.recorder = Recorder(usage)
+    assert "mfu" not in state.record()
+    for _ in range(2):
+        step(state, clock, 2)
+        record = state.record()
+        assert (record["tokens_per_second"], record["mfu"]) == (32, 0.032)
+        now = clock[0]
+        assert (state.record(), clock[0]) == (record, now)
 
 
 def test_an_evaluation_within_a_step_is_not_counted(clock: list[float]) -> None:

@@ -594,11 +594,11 @@ def half_written(folder: Path) -> list[Path]:
 
 
 def records(folder: Path, kind: str = "") -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that have a value of that name, without times."""
+    """The lines of metrics.jsonl that have a value of that name, without times and memory."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in lines:
-        record.pop("elapsed", None)
-        record.pop("tokens_per_second", None)
+        for name in ("elapsed", "tokens_per_second", "mfu", "memory_mb"):
+            record.pop(name, None)
     return [record for record in lines if kind in record or not kind]
 
 

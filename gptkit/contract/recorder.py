@@ -1,6 +1,6 @@
 """The numbers that a step is logged with, and the speed of training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -10,12 +10,17 @@ Values = Mapping[str, float | Tensor]
 
 
 class Recorder:
-    """Turns a step's values into numbers and measures the speed, once per step."""
+    """Turns a step's values into numbers and measures the speed, once per step.
 
-    def __init__(self) -> None:
+    Args:
+        usage: further numbers, from the tokens per second, which are None without a step.
+    """
+
+    def __init__(self, usage: Callable[[float | None], dict[str, float]] = lambda rate: {}) -> None:
         self.earlier = 0.0
         """Seconds of training before this process. Checkpoints hold no times, so that equal runs
         have equal ones: a logger that has kept them sets it in `on_fit_start`."""
+        self._usage = usage
         self._began: float | None = None
         self._clock = _Clock()
         self._complete: Values = {}
@@ -55,7 +60,7 @@ class Recorder:
                 self._clock.start()
 
     def record(self, values: Values) -> dict[str, float]:
-        """The values as numbers, with `tokens_per_second` and `elapsed`.
+        """The values as numbers, with `tokens_per_second`, `elapsed` and what `usage` measures.
 
         Args:
             values: as for `start`. While a step is under way, those that `start` kept are taken,
@@ -80,7 +85,9 @@ class Recorder:
     def _measure(self, tokens: float) -> dict[str, float]:
         rate = self._clock.rate(tokens)
         speed = {} if rate is None else {"tokens_per_second": round(rate, 1)}
-        return speed | {"elapsed": round(self.elapsed, 3)}
+        speed |= {"elapsed": round(self.elapsed, 3)}
+        with self.paused():
+            return speed | self._usage(rate)
 
 
 class _Clock:

@@ -122,11 +122,12 @@ class TrainState:
         """What is logged at a step, under the same names in every tracker.
 
         `step`, `loss`, `lr`, everything in `metrics`, `tokens`, `tokens_per_second` since the
-        record before it (without evaluating and saving), `elapsed` in seconds since training began;
-        after an evaluation of this step also `val_loss`, and `val_loss_NAME` of every further set
-        of weights. While a step is under way, as after an error, they are those of the latest
-        complete step. Call it when a line is due: it waits for the device. It measures once per
-        step, however many callbacks ask.
+        record before it (without evaluating and saving), `elapsed` in seconds since training began,
+        `mfu`, the share of the device's peak FLOP/s that the model needed, and `memory_mb`, the
+        most memory so far (of the process, or of tensors on a GPU); after an evaluation of this
+        step also `val_loss`, and `val_loss_NAME` of every further set of weights. While a step is
+        under way, as after an error, they are those of the latest complete step. Call it when a
+        line is due: it waits for the device. It measures once per step, however many callbacks ask.
         """
         record = self.recorder.record(self._values())
         if self.val_loss is not None and self.val_step == record["step"]:

@@ -28,6 +28,19 @@ def n_parameters(config: GPTConfig) -> int:
     return _count(outer.values()) + config.n_layer * _count(block.values())
 
 
+def flops_per_token(config: GPTConfig) -> int:
+    """Floating-point operations of a training step per token, forward and backward pass.
+
+    6 N + 12 L C T (Chowdhery et al. 2022, appendix B): N are the parameters that multiply, so a
+    table of which a token only reads a row does not count. The causal half is not subtracted, and
+    recomputing does not count.
+    """
+    tables = {"position.wpe.weight"} | (set() if config.tie_embeddings else {"wte.weight"})
+    looked_up = _count(s for name, s in _outer_shapes(config).items() if name in tables)
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * (n_parameters(config) - looked_up) + attention
+
+
 def to_train(
     config: GPTConfig, options: TrainOptions, *, item_size: int = NUMBER, processes: int = 1
 ) -> Need:

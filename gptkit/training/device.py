@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptkit.errors import UsageError
-from gptkit.memory import total
+from gptkit.memory import peak, total
 from gptkit.recipe.options import ModelOptions, TrainOptions
 from gptkit.training import precision
 
@@ -108,6 +108,18 @@ def memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return total()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory so far, in bytes: of tensors on a GPU, of this process on a CPU.
+
+    None if that cannot be known.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()  # keeps what it once allocated
+    return peak()
 
 
 def _pick_for_rank(name: str, local_rank: int) -> tuple[torch.device, str]:

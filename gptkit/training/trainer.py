@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gptkit.contract.recorder import Recorder
 from gptkit.data.split import Split
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
@@ -23,6 +24,7 @@ from gptkit.training.reader import Reader
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.start import Start
 from gptkit.training.steps import total_steps
+from gptkit.training.usage import Usage
 from gptkit.training.validation import Validation
 
 
@@ -95,6 +97,7 @@ class Trainer:
             rank=ranks.rank,
             sample=self.sample,
             evaluate=self.measure,
+            recorder=Recorder(Usage(model.config, run_device, processes=ranks.size)),
         )
         self._preview = previewer(model, data.codec)
         self._interrupted, self._failure = False, Failure(ranks)

@@ -18,11 +18,13 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "lr": "lr {:.1e}".format,
     "grad_norm": "grad {:.2f}".format,
     "tokens_per_second": "{:,.0f} tok/s".format,
+    "mfu": "mfu {:.0%}".format,
+    "memory_mb": "{:,.0f} MB".format,
     "eta": lambda seconds: f"eta {duration(seconds)}",
 }
 """The values that a line shows, in this order, and their formats."""
 
-DROP_ORDER = ("grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
+DROP_ORDER = ("memory_mb", "mfu", "grad_norm", "lr", "tokens_per_second", "val_loss", "eta", "loss")
 """The values that a narrow terminal leaves out, first to last."""
 
 BAR = 12
