@@ -10,8 +10,11 @@ from pathlib import Path
 
 from gptkit.errors import RunError
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files with the limit of a container in bytes, or "max"."""
+CONTAINERS = {
+    Path("/sys/fs/cgroup"): ("memory.max", "memory.current"),
+    Path("/sys/fs/cgroup/memory"): ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+"""Files with the limit of a container in bytes, or "max", and with what it has taken."""
 TOO_LITTLE = re.compile(
     "out of memory|not enough memory|allocate memory|bad_?alloc|size calculation overflowed",
     re.IGNORECASE,
@@ -24,9 +27,9 @@ def total() -> int | None:
     found = []
     with suppress(AttributeError, ValueError, OSError):  # not on Windows
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in LIMITS:
+    for folder, (limit, _) in CONTAINERS.items():
         with suppress(OSError, ValueError):
-            found.append(int(Path(path).read_bytes()))
+            found.append(int((folder / limit).read_bytes()))
     with suppress(ImportError):
         import resource
 
@@ -46,6 +49,25 @@ def peak() -> int | None:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return None
+
+
+def free() -> int | None:
+    """Bytes of memory that this process may still take; None if that cannot be known."""
+    found = []
+    with suppress(OSError, KeyError):
+        found.append(_numbers("/proc/meminfo")["MemAvailable:"] << 10)
+    for folder, (limit, taken) in CONTAINERS.items():
+        with suppress(OSError, KeyError, ValueError):
+            room = int((folder / limit).read_bytes()) - int((folder / taken).read_bytes())
+            found.append(room + _numbers(folder / "memory.stat")["inactive_file"])
+    with suppress(ImportError, OSError, KeyError):
+        import resource
+
+        own = _numbers("/proc/self/status")
+        for kind, what in ((resource.RLIMIT_AS, "VmPeak:"), (resource.RLIMIT_DATA, "VmData:")):
+            soft, _ = resource.getrlimit(kind)
+            found += [soft - (own[what] << 10)] if soft != resource.RLIM_INFINITY else []
+    return min(found, default=None)
 
 
 def told(size: float) -> str:
@@ -103,3 +125,9 @@ class Need:
             for note in getattr(error, "__notes__", ()):  # which step is saved, for example
                 full.add_note(note)
             raise full from error
+
+
+def _numbers(path: str | Path) -> dict[str, int]:
+    """The numbers of a file whose lines are names and numbers."""
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

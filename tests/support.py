@@ -12,7 +12,7 @@ import tomli_w
 import torch
 
 from gptkit.recipe.options import GPTConfig
-from gptkit.runs import checkpoint
+from gptkit.runs import checkpoint, checkpoint_writer
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
 
@@ -133,5 +133,5 @@ def stir(run_folder: Path, *, scale: float) -> Path:
     state, files = checkpoint.load(step_folder)
     torch.manual_seed(3)
     weights = {name: torch.randn_like(x) * scale for name, x in files["model"].items()}
-    checkpoint.save(run_folder / "checkpoints", state, files | {"model": weights})
+    checkpoint_writer.save(run_folder / "checkpoints", state, files | {"model": weights})
     return run_folder

@@ -16,7 +16,7 @@ from torch import Tensor
 from typer.testing import Result
 
 from gptkit.errors import CheckpointError
-from gptkit.runs import checked, checkpoint
+from gptkit.runs import checked, checkpoint, checkpoint_writer
 from gptkit.runs.train import train
 from tests.test_checkpoint import edit
 
@@ -51,7 +51,7 @@ def rewrite(step_folder: Path, change: Callable[[Files], object]) -> None:
     """Change the tensors of a step folder and seal it anew."""
     state, files = checkpoint.load(step_folder)
     change(files)
-    checkpoint.save(step_folder.parent, state, files)
+    checkpoint_writer.save(step_folder.parent, state, files)
 
 
 def state_of(step_folder: Path) -> Any:

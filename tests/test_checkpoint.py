@@ -16,7 +16,7 @@ from torch import Tensor
 from gptkit.errors import CheckpointError
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
-from gptkit.runs import checkpoint
+from gptkit.runs import checkpoint, checkpoint_writer
 from gptkit.runs.state import State
 
 RECORD: dict[str, Any] = {
@@ -97,7 +97,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         optimizer_groups=[{"lr": 1e-3 / 3, "weight_decay": 0.0, "fused": True, "steps": 7}],
         callbacks=[{}, {"best": 0.1 + 0.2, "history": [1, {"ü": None}], "name": "x"}],
     )
-    folder = checkpoint.save(tmp_path, before, files())
+    folder = checkpoint_writer.save(tmp_path, before, files())
     after, _ = checkpoint.load(folder)
     assert folder == tmp_path / "step-00000005"
     assert after.model_copy(update={"sha256": {}}) == before
@@ -108,7 +108,9 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_numbers_of_callbacks_come_back(tmp_path: Path, value: float) -> None:
-    folder = checkpoint.save(tmp_path, state(callbacks=[{"best": value, "all": [value]}]), files())
+    folder = checkpoint_writer.save(
+        tmp_path, state(callbacks=[{"best": value, "all": [value]}]), files()
+    )
     assert checkpoint.load_state(folder).callbacks == [{"best": value, "all": [value]}]
 
 
@@ -118,7 +120,7 @@ def test_tensors_of_every_dtype_and_shape_come_back(tmp_path: Path) -> None:
         f"{dtype}:{shape}": torch.randint(0, 2, shape).to(dtype)
         for dtype, shape in itertools.product(DTYPES, shapes)
     }
-    folder = checkpoint.save(tmp_path, state(), files() | {"callbacks": tensors})
+    folder = checkpoint_writer.save(tmp_path, state(), files() | {"callbacks": tensors})
     _, after = checkpoint.load(folder)
     assert same(after["callbacks"], tensors)
 
@@ -133,20 +135,20 @@ def test_tensors_may_be_views_parameters_and_the_same(tmp_path: Path) -> None:
         "again": whole,
         "parameter": parameter,
     }
-    folder = checkpoint.save(tmp_path, state(), files() | {"callbacks": tensors})
+    folder = checkpoint_writer.save(tmp_path, state(), files() | {"callbacks": tensors})
     _, after = checkpoint.load(folder)
     assert same(after["callbacks"], {k: v.detach() for k, v in tensors.items()})
 
 
 def test_special_values_keep_their_bits(tmp_path: Path) -> None:
     values = torch.tensor([math.nan, math.inf, -0.0, 1e-45])
-    folder = checkpoint.save(tmp_path, state(), files() | {"model": {"x": values}})
+    folder = checkpoint_writer.save(tmp_path, state(), files() | {"model": {"x": values}})
     _, after = checkpoint.load(folder)
     assert torch.equal(after["model"]["x"].view(torch.int32), values.view(torch.int32))
 
 
 def test_every_file_is_json_safetensors_or_a_digest(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(), files() | {"callbacks": {"0:x": torch.ones(2)}})
+    checkpoint_writer.save(tmp_path, state(), files() | {"callbacks": {"0:x": torch.ones(2)}})
     found = {path.name: path for path in tmp_path.rglob("*") if path.is_file()}
     assert found.keys() == {
         "state.json",
@@ -167,7 +169,7 @@ def test_every_file_is_json_safetensors_or_a_digest(tmp_path: Path) -> None:
 def test_everybody_may_read_it(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
-        checkpoint.save(tmp_path, state(), files())
+        checkpoint_writer.save(tmp_path, state(), files())
     finally:
         os.umask(mask)
     found = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -175,13 +177,13 @@ def test_everybody_may_read_it(tmp_path: Path) -> None:
 
 
 def test_a_state_is_readable_by_people(tmp_path: Path) -> None:
-    text = (checkpoint.save(tmp_path, state(), files()) / "state.json").read_text()
+    text = (checkpoint_writer.save(tmp_path, state(), files()) / "state.json").read_text()
     assert text.count("\n") > 20
     assert text.endswith("}\n")
 
 
 def test_what_a_killed_process_left_is_ignored_and_swept(tmp_path: Path) -> None:
-    good = checkpoint.save(tmp_path, state(5), files())
+    good = checkpoint_writer.save(tmp_path, state(5), files())
     for name in (".step-00000006.tmp", ".step-00000004.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
@@ -195,7 +197,7 @@ def test_saving_takes_the_place_of_a_half_written_folder(tmp_path: Path) -> None
     half = tmp_path / ".step-00000005.tmp"
     half.mkdir()
     (half / "leftover.safetensors").write_bytes(b"half")
-    folder = checkpoint.save(tmp_path, state(5), files())
+    folder = checkpoint_writer.save(tmp_path, state(5), files())
     assert list(tmp_path.iterdir()) == [folder]
     assert not (folder / "leftover.safetensors").exists()
     checkpoint.load(folder)
@@ -203,14 +205,14 @@ def test_saving_takes_the_place_of_a_half_written_folder(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("leftover", [False, True])
 def test_saving_takes_the_place_of_a_damaged_folder(tmp_path: Path, leftover: bool) -> None:
-    folder = checkpoint.save(tmp_path, state(5), files(seed=1))
+    folder = checkpoint_writer.save(tmp_path, state(5), files(seed=1))
     truncate(folder / "model.safetensors")
     (folder / "stray").touch()
     if leftover:  # of a process that was killed while it did the same
         (tmp_path / ".step-00000005.old").mkdir()
         (tmp_path / ".step-00000005.old" / "state.json").touch()
     new = files(seed=2)
-    assert checkpoint.save(tmp_path, state(5), new) == folder
+    assert checkpoint_writer.save(tmp_path, state(5), new) == folder
     _, after = checkpoint.load(folder)
     assert same(after["model"], new["model"])
     assert list(tmp_path.iterdir()) == [folder]
@@ -218,12 +220,12 @@ def test_saving_takes_the_place_of_a_damaged_folder(tmp_path: Path, leftover: bo
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
-    good = checkpoint.save(tmp_path, state(5), files())
+    good = checkpoint_writer.save(tmp_path, state(5), files())
     with (
         files_limited_to(20_000),
         pytest.raises(CheckpointError, match=r"step-00000006: cannot be saved") as caught,
     ):
-        checkpoint.save(tmp_path, state(6), {"model": {"big": torch.zeros(100_000)}})
+        checkpoint_writer.save(tmp_path, state(6), {"model": {"big": torch.zeros(100_000)}})
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == [good]
     checkpoint.load(good)
@@ -231,9 +233,9 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_folder_of_the_same_step(tmp_path: Path) -> None:
     before = files(seed=1)
-    folder = checkpoint.save(tmp_path, state(5), before)
+    folder = checkpoint_writer.save(tmp_path, state(5), before)
     with files_limited_to(20_000), pytest.raises(CheckpointError):
-        checkpoint.save(tmp_path, state(5), {"model": {"big": torch.zeros(100_000)}})
+        checkpoint_writer.save(tmp_path, state(5), {"model": {"big": torch.zeros(100_000)}})
     _, after = checkpoint.load(folder)
     assert same(after["model"], before["model"])
 
@@ -241,7 +243,7 @@ def test_a_full_disk_leaves_the_folder_of_the_same_step(tmp_path: Path) -> None:
 def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     with pytest.raises(CheckpointError, match="checkpoints/step-00000005: cannot be saved"):
-        checkpoint.save(tmp_path / "checkpoints", state(), files())
+        checkpoint_writer.save(tmp_path / "checkpoints", state(), files())
 
 
 @pytest.mark.parametrize(
@@ -254,14 +256,14 @@ def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Any) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     damage(folder / name)
     with pytest.raises(CheckpointError, match=rf"step-00000005/{name}: damaged or incomplete"):
         checkpoint.load(folder)
 
 
 def test_a_file_that_is_no_safetensors_is_refused_though_its_checksum_holds(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     (folder / "model.safetensors").write_bytes(b"pickle")
     digests = dict(checkpoint.load_state(folder).sha256)
     edit(folder, sha256=digests | {"model.safetensors": hashlib.sha256(b"pickle").hexdigest()})
@@ -271,7 +273,7 @@ def test_a_file_that_is_no_safetensors_is_refused_though_its_checksum_holds(tmp_
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{}"])
 def test_a_state_that_is_no_json_object_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     (folder / "state.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"step-00000005/state\.json: damaged") as caught:
         checkpoint.load_state(folder)
@@ -280,7 +282,7 @@ def test_a_state_that_is_no_json_object_is_refused_by_name(tmp_path: Path, conte
 
 @pytest.mark.parametrize("key", ["step", "config", "callbacks"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     edit(folder, without=key)
     with pytest.raises(CheckpointError, match=rf"state\.json: damaged or incomplete: {key}: "):
         checkpoint.load_state(folder)
@@ -296,14 +298,14 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     edit(folder, **changes)
     with pytest.raises(CheckpointError, match=rf"state\.json: damaged or incomplete: {named}: "):
         checkpoint.load_state(folder)
 
 
 def test_a_changed_state_is_refused_though_it_reads_well(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, state(optimizer_groups=[{"lr": 0.001}]), files())
+    folder = checkpoint_writer.save(tmp_path, state(optimizer_groups=[{"lr": 0.001}]), files())
     path = folder / "state.json"
     path.write_text(path.read_text().replace("0.001", "0.003"))
     with pytest.raises(CheckpointError, match=r"state\.json: damaged or incomplete: its sha256"):
@@ -312,14 +314,14 @@ def test_a_changed_state_is_refused_though_it_reads_well(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", [lambda path: flip_a_byte(path, 0), truncate, Path.unlink])
 def test_a_state_without_its_seal_is_refused(tmp_path: Path, damage: Any) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     damage(folder / "state.json.sha256")
     with pytest.raises(CheckpointError, match=r"step-00000005/state\.json"):
         checkpoint.load_state(folder)
 
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     edit(folder, format=3, without="step", surprise={"unheard": "of"})
     with pytest.raises(CheckpointError, match=r"state\.json: written in format 3, .* 2$") as caught:
         checkpoint.load(folder)
@@ -332,7 +334,7 @@ def test_a_missing_step_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_one_file_can_be_read_alone(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(), files())
     (folder / "optimizer.safetensors").unlink()
     found = checkpoint.load_tensors(folder, checkpoint.load_state(folder))
     assert same(found, files()["model"])
@@ -343,7 +345,7 @@ def test_one_file_can_be_read_alone(tmp_path: Path) -> None:
 def save_losses(folder: Path, losses: dict[int, float | None]) -> None:
     for step, loss in losses.items():
         measured = None if loss is None else step
-        checkpoint.save(folder, state(step, val_loss=loss, val_step=measured), files())
+        checkpoint_writer.save(folder, state(step, val_loss=loss, val_step=measured), files())
 
 
 def steps(folder: Path) -> list[int]:
@@ -359,7 +361,9 @@ def test_step_folders_come_oldest_first(tmp_path: Path) -> None:
 
 def test_the_best_has_the_lowest_loss_measured_at_its_own_step(tmp_path: Path) -> None:
     save_losses(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: None})
-    checkpoint.save(tmp_path, state(5, val_loss=0.5, val_step=3), files())  # of older weights
+    checkpoint_writer.save(
+        tmp_path, state(5, val_loss=0.5, val_step=3), files()
+    )  # of older weights
     assert checkpoint.best(tmp_path) == tmp_path / "step-00000002"
     (tmp_path / "step-00000002" / "state.json").write_text("{")
     assert checkpoint.best(tmp_path) == tmp_path / "step-00000003"

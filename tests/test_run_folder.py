@@ -16,7 +16,7 @@ from typer.testing import Result
 
 from gptkit.errors import CheckpointError, GptkitError, RunError
 from gptkit.plugin import Callback, TrainState
-from gptkit.runs import checkpoint, train
+from gptkit.runs import checkpoint, checkpoint_writer, train
 from gptkit.runs.loaded import load_checkpoint
 from gptkit.runs.run_folder import RunFolder, list_runs
 from gptkit.runs.train import Caller
@@ -269,7 +269,7 @@ def test_a_run_is_sampled_while_its_checkpoints_come_and_go(
 
     def save_and_prune() -> None:
         for step in count(5):
-            checkpoint.save(folder, state.model_copy(update={"step": step}), tensors)
+            checkpoint_writer.save(folder, state.model_copy(update={"step": step}), tensors)
             checkpoint.prune(folder, 1)
             if ended.is_set():
                 break

@@ -1,4 +1,4 @@
-"""A step folder: safetensors and JSON, written atomically. Nothing is ever unpickled.
+"""Read, list and delete step folders: safetensors and JSON. Nothing is ever unpickled.
 
 checkpoints/step-00001000/
   model.safetensors       weights of the plain model
@@ -10,7 +10,8 @@ checkpoints/step-00001000/
 
 Beside the step folders, the links `last` and `best` point to two of them.
 
-Listing and describing step folders imports no torch; reading and writing tensors does.
+Listing and describing step folders imports no torch; reading tensors does. `checkpoint_writer`
+writes them.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import check_name, digest, read_file
 from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
-from gptkit.staging import staged, unused_name
+from gptkit.staging import unused_name
 
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
 MOST_BYTES = 64 << 20
@@ -49,32 +50,6 @@ class Checkpoint(NamedTuple):
     state: State
     tensors: dict[str, Tensors]
     """Tensors by file name without ending: model, optimizer, callbacks."""
-
-
-def save(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> Path:
-    """Write a step folder below `folder`.
-
-    Args:
-        folder: the run's `checkpoints/`.
-        state: its `sha256` is filled in here.
-        tensors: by file name without ending, "model" and so on; empty files are left out.
-
-    Raises:
-        CheckpointError: the disk is full or not writable; nothing half-written remains.
-    """
-    target = folder / step_name(state.step)
-    try:
-        folder.mkdir(exist_ok=True)  # without the run folder: it may have been moved
-        sweep(folder)
-        with staged(target) as new:
-            new.mkdir()
-            _write(new, state, tensors)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{target}: cannot be saved: {error}",
-            hint="free some space, then gptkit resume continues the run",
-        ) from error
-    return target
 
 
 def load(step_folder: Path) -> Checkpoint:
@@ -263,31 +238,3 @@ def _delete(step_folder: Path) -> None:
         shutil.rmtree(stale)
     except OSError as error:
         raise CheckpointError(f"{step_folder}: cannot be deleted: {error.strerror}") from error
-
-
-def _write(folder: Path, state: State, tensors: Mapping[str, Tensors]) -> None:
-    from safetensors.torch import save_file
-
-    digests = {}
-    for name, values in tensors.items():
-        if values:
-            path = folder / f"{name}.safetensors"
-            save_file(_separate(values), path)
-            digests[path.name] = digest(path)
-    state = state.model_copy(update={"sha256": digests})
-    (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    for name in digests:  # safetensors creates files with mode 0600
-        shutil.copymode(folder / STATE, folder / name)
-    (folder / STATE_DIGEST).write_text(digest(folder / STATE) + "\n")
-
-
-def _separate(tensors: Tensors) -> Tensors:
-    """On the CPU, contiguous and each with memory of its own, as safetensors requires."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    seen: set[int] = set()
-    for name, tensor in plain.items():
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
-            plain[name] = tensor.clone()
-        seen.add(storage.data_ptr())
-    return plain

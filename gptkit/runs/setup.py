@@ -18,7 +18,7 @@ from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.recipe.recipe import Recipe
-from gptkit.runs import checked, checkpoint
+from gptkit.runs import checked, checkpoint, checkpoint_writer
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
@@ -80,6 +80,7 @@ def build_trainer(
             keep=options.keep,
             dataset=plugins.recipe.dataset.use,
             codec=codec_record.record_codec(data.codec),
+            ranks=ranks.apart() if options.shard else ALONE,
         )
     )
     return Trainer(
@@ -118,7 +119,7 @@ def choose_device(recipe: Recipe, ranks: Ranks, *, run: RunFolder | None = None)
 
 
 def saver(
-    folder: Path, *, keep: int, dataset: str, codec: CodecRecord
+    folder: Path, *, keep: int, dataset: str, codec: CodecRecord, ranks: Ranks = ALONE
 ) -> Callable[[Snapshot], Path]:
     """The function that writes a run's checkpoints, deletes old ones and returns the step folder.
 
@@ -127,15 +128,18 @@ def saver(
         keep: how many of the newest to keep, besides the best one.
         dataset: the data set's name.
         codec: the record that `make_codec` makes the codec from.
+        ranks: those that hold parts of the tensors, over connections that nothing else uses.
     """
 
     def save(snapshot: Snapshot) -> Path:
         about = {"gptkit": __version__, "dataset": dataset, "codec": codec}
         saved = {name: getattr(snapshot, name) for name in SAVED}
-        step_folder = checkpoint.save(folder, State(**about, **saved), snapshot.tensors)
-        checkpoint.delete_later(folder, snapshot.step)
-        checkpoint.prune(folder, keep)
-        checkpoint.link(folder)
+        state = State(**about, **saved)
+        step_folder = checkpoint_writer.save(folder, state, snapshot.tensors, ranks)
+        if ranks.first:
+            checkpoint.delete_later(folder, snapshot.step)
+            checkpoint.prune(folder, keep)
+            checkpoint.link(folder)
         return step_folder
 
     return save

@@ -111,7 +111,7 @@ class Callbacks(Mapping[str, Callback]):
                 _tell(f"{self._labels[name]} failed {times} ({parts})", state)
 
 
-def note_later(first: Exception, later: Exception) -> None:
+def note_later(first: BaseException, later: Exception) -> None:
     """Note an exception on the one before it, which ends training."""
     who = "".join(f" ({note})" for note in getattr(later, "__notes__", ()))
     first.add_note(f"afterwards {type(later).__name__}: {later}{who}")

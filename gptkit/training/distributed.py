@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from typing import Any, Literal, NoReturn, TypeVar
@@ -50,6 +50,8 @@ class Ranks:
     """Identifies this call of torchrun; None without torchrun."""
     restarted: bool = False
     """Whether torchrun restarted the processes after a failure."""
+    group: Any = field(default=None, repr=False, compare=False)
+    """The process group that connects them; None for torch's default one."""
 
     @property
     def first(self) -> bool:
@@ -97,16 +99,17 @@ class Ranks:
         """Wait until every rank has called this."""
         self.all_reduce_max(0)
 
-    def broadcast(self, text: str = "") -> str:
-        """Rank 0's text, on every rank."""
+    def broadcast(self, text: str = "", *, source: int = 0) -> str:
+        """The text of one rank, by default of rank 0, on every rank."""
         if self.size == 1:
             return text
         from torch import distributed
 
-        data = torch.tensor(list(text.encode() if self.first else b""), dtype=torch.uint8)
+        mine = self.rank == source
+        data = torch.tensor(list(text.encode() if mine else b""), dtype=torch.uint8)
         length = int(self.all_reduce_max(len(data)))
-        data = data if self.first else data.new_empty(length)
-        distributed.broadcast(data, 0)
+        data = data if mine else data.new_empty(length)
+        distributed.broadcast(data, source, group=self.group)
         return bytes(data.tolist()).decode()
 
     def rank0_first(self, action: Callable[[], T]) -> T:
@@ -137,6 +140,14 @@ class Ranks:
                 x, y = group[-1]
                 yield x, torch.full_like(y, IGNORE)
 
+    def apart(self) -> "Ranks":
+        """The same ranks over connections of their own, for calls from another thread."""
+        if self.size == 1:
+            return self
+        from torch import distributed
+
+        return replace(self, group=distributed.new_group(backend="gloo", timeout=TIMEOUT))
+
     def reseed(self, seed: int, step: int) -> None:
         """Make dropout on every rank but the first a function of (seed, step, rank).
 
@@ -153,7 +164,7 @@ class Ranks:
 
         operations = {"sum": distributed.ReduceOp.SUM, "max": distributed.ReduceOp.MAX}
         number = torch.tensor(value, dtype=torch.float64)
-        distributed.all_reduce(number, operations[operation])
+        distributed.all_reduce(number, operations[operation], group=self.group)
         return number.item()
 
 

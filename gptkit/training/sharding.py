@@ -81,18 +81,40 @@ def local_part(tensor: Tensor) -> tuple[int, Tensor]:
     return min(mesh.get_local_rank() * each, len(tensor)), rows
 
 
-def full_state(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """The full tensors, on the CPU; an empty dict on ranks that do not keep them."""
-    kept = {}
-    for name, tensor in tensors.items():
-        full = full_tensor(tensor.detach())
-        if keep:
-            kept[name] = full.cpu()
-    return kept
+def rows_alone(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded by rows, if at all; one that is sharded otherwise is gathered.
+
+    All ranks must call it.
+    """
+    layout: Any = tensor
+    if is_sharded(tensor) and any(not p.is_shard(0) for p in layout.placements):
+        return full_tensor(tensor.detach())
+    return tensor
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory, of this rank's rows if it is sharded.
+
+    From a GPU it is complete after the next synchronisation. All ranks must call it.
+    """
+    rows = local_tensor(tensor.detach())
+    own = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+    own.copy_(rows, non_blocking=True)
+    if not is_sharded(tensor):
+        return own
+    from torch.distributed import get_world_size
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
+
+    whole: Any = tensor
+    return DTensor.from_local(
+        own, init_device_mesh("cpu", (get_world_size(),)), whole.placements, run_check=False,
+        shape=whole.shape, stride=whole.stride(),
+    )  # fmt: skip
 
 
 def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The reverse of `full_state`: each tensor sharded like the parameter that it belongs to.
+    """Each tensor sharded like the parameter that it belongs to.
 
     Args:
         tensors: full tensors, equal on every rank, named `<parameter>` or `<parameter>:<kind>`.

@@ -1,9 +1,9 @@
 """Snapshot: what a checkpoint captures of a training, and restores."""
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ from gptkit.plugin import TrainState
 from gptkit.recipe.options import GPTConfig
 from gptkit.training import groups, optimizer, weight_sets
 from gptkit.training.callbacks import Callbacks
-from gptkit.training.sharding import full_state, shard_like, shard_state
+from gptkit.training.sharding import (
+    host_copy,
+    local_tensor,
+    rows_alone,
+    shard_like,
+    shard_state,
+)
 
 Tensors = dict[str, Tensor]
 WEIGHTS = "model."
@@ -64,9 +70,9 @@ def take(
     first_groups: groups.Groups = (),
     batch_size: int | None = None,
 ) -> Snapshot:
-    """Capture a training. On a CPU the tensors are its own: write them before it goes on.
+    """Capture a training. The tensors are its own: write or copy them before it goes on.
 
-    Under `shard = true` every rank must take part; only on rank 0 the tensors are complete.
+    Under `shard = true` every rank must take part, and has its own rows of the tensors.
 
     Args:
         state: of the training.
@@ -80,8 +86,13 @@ def take(
     """
     values, tensors = _callback_states(callbacks, state)
     sets = weight_sets.collect(callbacks, model, state)
-    keep = state.rank == 0
-    moments = full_state(optimizer.state_tensors(state.optimizer, model), keep=keep)
+    files = {
+        "model": model.weights(),
+        **{WEIGHTS + name: offered.tensors for name, offered in sets.items()},
+        "optimizer": optimizer.state_tensors(state.optimizer, model)
+        | generator_states(model.wte.weight.device),
+        "callbacks": tensors,
+    }
     return Snapshot(
         config=model.config,
         step=state.step,
@@ -94,13 +105,22 @@ def take(
         first_groups=first_groups,
         callbacks=values,
         weights={name: offered.callback for name, offered in sets.items()},
-        tensors={
-            "model": full_state(model.weights(), keep=keep),
-            **{WEIGHTS + name: full_state(s.tensors, keep=keep) for name, s in sets.items()},
-            "optimizer": moments | generator_states(model.wte.weight.device),
-            "callbacks": full_state(tensors, keep=keep),
-        },
+        tensors={file: _each(rows_alone, named) for file, named in files.items()},
     )
+
+
+def n_bytes(snapshot: Snapshot) -> int:
+    """Bytes of the tensors, or of this rank's rows of them."""
+    tensors = (tensor for named in snapshot.tensors.values() for tensor in named.values())
+    return sum(local_tensor(tensor).nbytes for tensor in tensors)
+
+
+def copy(snapshot: Snapshot) -> Snapshot:
+    """The same with tensors of its own in the host's memory, so that training can go on."""
+    tensors = {file: _each(host_copy, named) for file, named in snapshot.tensors.items()}
+    if any(tensor.is_cuda for tensor in snapshot.tensors["model"].values()):
+        torch.cuda.synchronize()  # on this rank's device
+    return replace(snapshot, tensors=tensors)
 
 
 def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callbacks) -> None:
@@ -155,6 +175,10 @@ def describe_changes(snapshot: Snapshot, callbacks: Mapping[str, Any]) -> str | 
         if names
     ]
     return f"callbacks changed since the checkpoint: {'; '.join(parts)}" if parts else None
+
+
+def _each(change: Callable[[Tensor], Tensor], tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: change(tensor) for name, tensor in tensors.items()}
 
 
 def _callback_states(callbacks: Callbacks, state: TrainState) -> tuple[dict[str, Any], Tensors]:

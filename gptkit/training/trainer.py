@@ -15,12 +15,13 @@ from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
 from gptkit.sampling.preview import previewer
 from gptkit.training import finite, groups, micro_batches, optimizer, sharding, snapshot
-from gptkit.training.callbacks import Callbacks
+from gptkit.training.callbacks import Callbacks, note_later
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.failure import Failure
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.reader import Reader
+from gptkit.training.saving import Saving
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.start import Start
 from gptkit.training.steps import total_steps
@@ -43,7 +44,8 @@ class Trainer:
         recipe: the complete recipe as JSON values, for callbacks.
         run_dir: the run folder, for callbacks that write.
         check: raises a RunError after a step if the run folder is gone.
-        save: writes a checkpoint, on rank 0, and returns its folder; None writes none.
+        save: writes a checkpoint and returns its folder, on rank 0 or, with `shard`, on all ranks;
+            None writes none.
 
     Raises:
         UsageError: the batch cannot be divided evenly among the ranks.
@@ -67,7 +69,8 @@ class Trainer:
     ) -> None:
         self.model, self.data, self.ranks = model, data, ranks
         self.options, self.run_device = options, run_device
-        self.seed, self._check, self._save = seed, check, save
+        self.seed, self._check = seed, check
+        self._saving = Saving(save, ranks, together=options.shard) if save else None
         self.callbacks = Callbacks() if callbacks is None else callbacks
         self.part = ranks.batch_slice(options.batch_size)
         """This rank's part of the step's batch."""
@@ -103,6 +106,7 @@ class Trainer:
         self._interrupted, self._failure = False, Failure(ranks)
         self._start = Start(self.state, model, run_device.device)
         self.saved_step: int | None = None
+        """Of the latest complete checkpoint."""
 
     def fit(self) -> TrainState:
         """Train until the recipe's last step, or until something sets `state.stop`.
@@ -116,7 +120,10 @@ class Trainer:
         return self.state
 
     def steps(self) -> Iterator[TrainState]:
-        """`fit` as an iterator: yields after each step with its evaluation and checkpoint."""
+        """`fit` as an iterator: yields after each step and its evaluation.
+
+        A large checkpoint may still be being written then, but not after the last step.
+        """
         state, callbacks = self.state, self.callbacks
         with ExitStack() as stack:
             stack.callback(self.reader.close)
@@ -124,6 +131,7 @@ class Trainer:
             for name in reversed([*callbacks]):
                 stack.callback(callbacks.call, name, "on_fit_end", state)
             stack.push(self._keep_error)
+            stack.push(self._finish_saving)
             self._failure = Failure(self.ranks)
             self._start.emit(callbacks)
             self.model.train()
@@ -137,9 +145,11 @@ class Trainer:
                 if self._due(self.options.eval_every):
                     with self._failure.kept():
                         self.evaluate()
-                if self._due(self.options.save_every or self.options.eval_every):
-                    with self._failure.kept():
-                        self.save()
+                with self._failure.kept():
+                    if self._due(self.options.save_every or self.options.eval_every):
+                        self.save(wait=state.step == state.steps)
+                    else:
+                        self.finish_save(wait=False)
                 yield state
             if self.stopping():
                 self._end_early()
@@ -251,23 +261,51 @@ class Trainer:
         """Call an event's method on every callback after a complete step."""
         self.callbacks.emit_to_all(event, self.state, final=self._failure.is_final)
 
-    def save(self) -> None:
+    def save(self, *, wait: bool = True) -> None:
         """Write a checkpoint of the current step, unless there is one.
 
+        Args:
+            wait: return when it is complete. Otherwise, if it is large and memory has room for a
+                copy, training goes on while it is written, until `finish_save`.
+
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it, or the one before it, cannot be written.
             DivergedError: a weight or a loss is not finite.
             PluginError: a callback set a batch size that cannot be divided among the ranks.
         """
-        if self._save is None or self.saved_step == self.state.step:
+        saving = self._saving
+        if saving is None:
             return
+        if self.state.step not in (self.saved_step, saving.step):
+            self.finish_save()
+            with self._failure.final():
+                saving.begin(self._take_snapshot(), beside=not wait)
+        self.finish_save(wait=wait)
+
+    def finish_save(self, *, wait: bool = True) -> None:
+        """Emit `on_save_end` if the checkpoint that is being written is complete.
+
+        Args:
+            wait: until it is complete.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        saving = self._saving
+        if saving is None or saving.step is None:
+            return
+        if not wait and self.ranks.any(not saving.done):
+            return
+        self.state.recorder.stop()
         with self._failure.final():
-            self._write(self._save)
-        self.saved_step = self.state.step
+            step, folder = saving.step, saving.finish()
+            self.ranks.barrier()  # torchrun stops all ranks when one ends: none may end early
+        self.state.checkpoint = folder if self.ranks.first else None
+        self.saved_step = step
         self.emit("on_save_end")
 
-    def _write(self, save: Callable[[Snapshot], Path]) -> None:
-        """Write a checkpoint, if the weights are good."""
+    def _take_snapshot(self) -> Snapshot:
+        """Capture the training, if the weights are good."""
         self.finite_check.before_save(self.state.step)
         self.state.recorder.stop()
         if self.state.val_step != self.state.step:
@@ -277,16 +315,13 @@ class Trainer:
         size = self.state.batch_size
         micro_batches.part_of(size, self.ranks)  # a resumed run could not continue with a wrong one
         changed = size if size != self.options.batch_size else None
-        taken = snapshot.take(
+        return snapshot.take(
             self.state,
             self.model,
             self.callbacks,
             first_groups=self._start.groups,
             batch_size=changed,
         )
-        if self.ranks.first:
-            self.state.checkpoint = save(taken)
-        self.ranks.barrier()  # torchrun stops all ranks when one ends, so none may end early
 
     def load(self, saved: Snapshot) -> None:
         """Continue from a snapshot, exactly.
@@ -303,10 +338,28 @@ class Trainer:
         """Save, and keep for `on_fit_end` whether a signal was the reason; raise what failed."""
         if self.ranks.any(self._interrupted) and self.state.step < self.state.steps:
             self.state.error = KeyboardInterrupt()
+        with self._failure.kept():
+            self.finish_save()
         if self._failure.error is None:
             self.save()
         else:
             self._failure.raise_after(self.save, self.state.step, lambda: self.saved_step)
+
+    def _finish_saving(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Wait for what is being written when training ends early.
+
+        After an error on several ranks without an event: another one may have ended.
+        """
+        failed = error is not None and not isinstance(error, GeneratorExit)
+        try:
+            if not failed or self.ranks.size == 1:
+                self.finish_save()
+            elif self._saving:
+                self._saving.finish()
+        except Exception as fault:
+            if not error or not failed:
+                raise
+            note_later(error, fault)
 
     def _keep_error(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and not isinstance(error, GeneratorExit):

@@ -1,0 +1,95 @@
+"""Write a step folder: by one process, or by all ranks of a sharded model together.
+
+Memory is needed for one tensor at a time. The folder appears when it is complete and on the disk.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from gptkit.errors import CheckpointError
+from gptkit.files import digest
+from gptkit.runs import tensor_writer
+from gptkit.runs.checkpoint import STATE, STATE_DIGEST, step_name, sweep
+from gptkit.runs.state import State
+from gptkit.staging import staged
+from gptkit.training.distributed import ALONE, Ranks
+
+Files = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by file name without ending, "model" and so on."""
+
+
+def save(folder: Path, state: State, files: Files, ranks: Ranks = ALONE) -> Path:
+    """Write a step folder below `folder`.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        state: its `sha256` is filled in here; only the first rank's counts.
+        files: an empty one is left out. Sharded tensors are written by all ranks, others by the
+            first one, which determines what there is.
+        ranks: those that hold parts of the tensors; all of them call this.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; nothing half-written remains.
+    """
+    target = folder / step_name(state.step)
+    with _explained(target), ExitStack() as stack:
+        new, size = target, 0
+        with _agreeing(ranks):
+            if ranks.first:
+                folder.mkdir(exist_ok=True)  # without the run folder: it may have been moved
+                sweep(folder)
+                new = stack.enter_context(staged(target))
+                new.mkdir()
+                size = sum(tensor_writer.create(new / n, t) for n, t in _named(files).items())
+        new, written = Path(ranks.broadcast(str(new))), 0
+        with _agreeing(ranks):
+            for name, tensors in _named(files).items():
+                written += tensor_writer.fill(new / name, tensors, first=ranks.first)
+        missing = size - int(ranks.all_reduce_sum(written))
+        if ranks.first:
+            if missing:
+                raise OSError(f"{missing:,} bytes are missing: processes hold other tensors")
+            _seal(new, state, _named(files))
+    return target
+
+
+def _named(files: Files) -> Files:
+    """The files that are not empty, by their names."""
+    return {f"{name}.safetensors": tensors for name, tensors in files.items() if tensors}
+
+
+def _seal(folder: Path, state: State, names: Iterable[str]) -> None:
+    """Write `state.json`, with the digests of the other files, and its own digest."""
+    digests = {name: digest(folder / name) for name in names}
+    state = state.model_copy(update={"sha256": digests})
+    (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / STATE_DIGEST).write_text(digest(folder / STATE) + "\n")
+
+
+@contextmanager
+def _agreeing(ranks: Ranks) -> Iterator[None]:
+    """A block whose OSError on one rank is raised on all of them."""
+    fault: OSError | None = None
+    try:
+        yield
+    except OSError as error:
+        fault = error
+    failed = int(ranks.all_reduce_max(ranks.rank + 1 if fault else 0))
+    if not failed:
+        return
+    text = ranks.broadcast(str(fault), source=failed - 1)
+    raise fault or OSError(text)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: cannot be saved: {error}",
+            hint="free some space, then gptkit resume continues the run",
+        ) from error
