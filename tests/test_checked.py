@@ -49,7 +49,8 @@ def step_folder(good: Path, tmp_path: Path) -> Path:
 
 def rewrite(step_folder: Path, change: Callable[[Files], object]) -> None:
     """Change the tensors of a step folder and seal it anew."""
-    state, files = checkpoint.load(step_folder)
+    state, read = checkpoint.load(step_folder)
+    files = {name: dict(tensors) for name, tensors in read.items()}
     change(files)
     checkpoint_writer.save(step_folder.parent, state, files)
 

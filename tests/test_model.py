@@ -209,7 +209,7 @@ def test_positions_matter() -> None:
 def test_parameter_counts_are_the_published_ones(preset: Any, expected: int) -> None:
     config = GPTConfig(preset=preset, vocab_size=50257, block_size=1024)
     with torch.device("meta"):
-        assert GPT(config).n_parameters() == expected
+        assert GPT(config, seed=None).n_parameters() == expected
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_llamas_parameter_counts(sizes: dict[str, Any], expected: int) -> None:
         bias=False, tie_embeddings=False, **sizes,
     )  # fmt: skip
     with torch.device("meta"):
-        assert GPT(config).n_parameters() == expected
+        assert GPT(config, seed=None).n_parameters() == expected
 
 
 @pytest.mark.parametrize("tied", [True, False])

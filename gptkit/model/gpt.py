@@ -27,13 +27,14 @@ class GPT(nn.Module):
 
     Args:
         config: its shape.
-        seed: of the weights that it begins with; on the meta device none are drawn.
+        seed: of the weights that it begins with; None draws none, since they are loaded or shared
+            out later, as on the meta device.
         recompute: in training, keep only each block's input; the backward pass recomputes the rest.
     """
 
-    def __init__(self, config: GPTConfig, *, seed: int = 0, recompute: bool = False) -> None:
+    def __init__(self, config: GPTConfig, *, seed: int | None = 0, recompute: bool = False) -> None:
         super().__init__()
-        self.config, self.seed, self.recompute = config, seed, recompute
+        self.config, self.recompute = config, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = POSITIONS[config.position](config)
         self.embed_norm = plain_norm(config.n_embd) if config.embed_norm else nn.Identity()
@@ -42,8 +43,8 @@ class GPT(nn.Module):
         self.ln_f = NORMS[config.norm](config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
-        if not self.wte.weight.is_meta:
-            self._draw()
+        if seed is not None:
+            self._draw(seed)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T)."""
@@ -131,10 +132,10 @@ class GPT(nn.Module):
         )
 
     @torch.no_grad()
-    def _draw(self) -> None:
+    def _draw(self, seed: int) -> None:
         depth = self.config.n_layer
         for name, weight in self.named_parameters():
-            weight.copy_(initial.rows(name, weight.shape, n_layer=depth, seed=self.seed))
+            weight.copy_(initial.rows(name, weight.shape, n_layer=depth, seed=seed))
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from torch import Tensor
 from gptkit.contract import state_tree
 from gptkit.recipe import sizes
 from gptkit.runs import checkpoint
-from gptkit.runs.checkpoint import Checkpoint, Tensors, damaged, weights_file
+from gptkit.runs.checkpoint import Checkpoint, damaged, weights_file
 from gptkit.runs.state import State
+from gptkit.runs.tensor_file import Entry, TensorFile
 from gptkit.training.optimizer import MOMENTS
 from gptkit.training.snapshot import GENERATORS
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""The dtypes of weights and moments."""
+FLOATS = ("F32", "F64", "F16", "BF16")
+"""The dtypes of weights and moments, as safetensors names them."""
 Shapes = Mapping[str, sizes.Shape]
 """The shape of every parameter by its name."""
 
@@ -38,13 +39,13 @@ def load(step_folder: Path) -> Checkpoint:
     for fault in _optimizer_faults(files["optimizer"], state, shapes):
         raise damaged(path, fault)
     path = step_folder / "callbacks.safetensors"
-    for name in _misplaced(files.get("callbacks", {}), state):
+    for name in _misplaced(files["callbacks"], state) if "callbacks" in files else ():
         raise damaged(path, f"{name[:80]} has no place in the state of a callback")
     return Checkpoint(state, files)
 
 
-def load_weights(step_folder: Path, weights: str | None) -> tuple[State, Tensors]:
-    """Read the state and a set of weights; None: the model's own.
+def load_weights(step_folder: Path, weights: str | None) -> tuple[State, TensorFile]:
+    """Read the state and open a set of weights; None: the model's own.
 
     Raises:
         UsageError: there is no such set.
@@ -56,7 +57,7 @@ def load_weights(step_folder: Path, weights: str | None) -> tuple[State, Tensors
     return state, tensors
 
 
-def _shapes(step_folder: Path, state: State, tensors: Tensors) -> Shapes:
+def _shapes(step_folder: Path, state: State, tensors: TensorFile) -> Shapes:
     """The shapes that state.json describes, as long as the file can hold so many."""
     if state.config.n_layer > len(tensors):
         fault = f"config.n_layer: {state.config.n_layer}, which the weights do not have"
@@ -65,30 +66,30 @@ def _shapes(step_folder: Path, state: State, tensors: Tensors) -> Shapes:
 
 
 def _check_weights(
-    step_folder: Path, tensors: Tensors, shapes: Shapes, weights: str | None
+    step_folder: Path, tensors: TensorFile, shapes: Shapes, weights: str | None
 ) -> None:
     """Raise a CheckpointError if a set of weights is not that of the model."""
     path = step_folder / f"{weights_file(weights)}.safetensors"
     for name in shapes.keys() - tensors.keys():
         raise damaged(path, f"{name} is missing")
-    for name, tensor in tensors.items():
+    for name, entry in tensors.entries.items():
         if name not in shapes:
             raise damaged(path, f"{name[:80]} is no weight of this model")
-        if fault := _fault(tensor, shapes[name]):
+        if fault := _fault(entry, shapes[name]):
             raise damaged(path, f"{name} {fault}")
 
 
-def _optimizer_faults(tensors: Tensors, state: State, shapes: Shapes) -> Iterator[str]:
+def _optimizer_faults(tensors: TensorFile, state: State, shapes: Shapes) -> Iterator[str]:
     """What is wrong with generator states and moments."""
     for key, device in GENERATORS.items():
         if key in tensors and not _is_generator_state(tensors[key], device):
             yield f"{key} is no state of a generator"
     if "generator:cpu" not in tensors:
         yield "generator:cpu is missing"
-    moments: dict[str, Tensors] = {}
+    moments: dict[str, dict[str, Entry]] = {}
     for key in tensors.keys() - GENERATORS.keys():
         name, _, kind = key.rpartition(":")
-        moments.setdefault(name, {})[kind] = tensors[key]
+        moments.setdefault(name, {})[kind] = tensors.entries[key]
     groups = (group for group in state.optimizer_groups if "params" in group)  # not in format 1
     optimizers = {name: group.get("optimizer", "") for group in groups for name in group["params"]}
     for name, found in moments.items():
@@ -99,25 +100,25 @@ def _optimizer_faults(tensors: Tensors, state: State, shapes: Shapes) -> Iterato
             yield from _moment_faults(name, found, shapes[name])
 
 
-def _moment_faults(name: str, moments: Tensors, shape: sizes.Shape) -> Iterator[str]:
+def _moment_faults(name: str, moments: Mapping[str, Entry], shape: sizes.Shape) -> Iterator[str]:
     for kind, moment in moments.items():
         if fault := _fault(moment, () if kind == "step" else shape):
             yield f"{name}:{kind} {fault}"
 
 
-def _fault(tensor: Tensor, shape: sizes.Shape) -> str | None:
+def _fault(entry: Entry, shape: sizes.Shape) -> str | None:
     """What is wrong with a weight or a moment."""
-    if tensor.shape != shape:
-        return f"has the shape {[*tensor.shape]}, state.json describes {[*shape]}"
-    return None if tensor.dtype in FLOATS else f"should hold floats, got {tensor.dtype}"
+    if entry.shape != shape:
+        return f"has the shape {[*entry.shape]}, state.json describes {[*shape]}"
+    return None if entry.dtype in FLOATS else f"should hold floats, got {entry.dtype}"
 
 
-def _misplaced(tensors: Tensors, state: State) -> set[str]:
+def _misplaced(tensors: TensorFile, state: State) -> set[str]:
     """The paths of callbacks' tensors that state.json has no null for; format 1 has no paths."""
     if isinstance(state.callbacks, list):
         return set()
-    placed: Tensors = {}
-    named = {path: tensor for path, tensor in tensors.items() if path}  # "" would be all of them
+    placed: dict[str, Tensor] = {}
+    named = {path: torch.empty(0) for path in tensors if path}  # "" would be all of them
     for name, tree in state_tree.join(state.callbacks, named).items():
         placed |= state_tree.separate(tree, name=name, place=name)[1]
     return tensors.keys() - placed.keys()

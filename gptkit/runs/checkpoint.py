@@ -10,8 +10,7 @@ checkpoints/step-00001000/
 
 Beside the step folders, the links `last` and `best` point to two of them.
 
-Listing and describing step folders imports no torch; reading tensors does. `checkpoint_writer`
-writes them.
+Only reading and writing tensors imports torch. `checkpoint_writer` writes step folders.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -29,14 +28,12 @@ from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import check_name, digest, read_file
 from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
+from gptkit.runs.tensor_file import TensorFile
 from gptkit.staging import unused_name
 
 STATE, STATE_DIGEST = "state.json", "state.json.sha256"
 MOST_BYTES = 64 << 20
 """Of a state.json."""
-
-Tensors = dict[str, Any]
-"""torch tensors by name."""
 
 
 def weights_file(weights: str | None = None) -> str:
@@ -48,7 +45,7 @@ class Checkpoint(NamedTuple):
     """A step folder that was read."""
 
     state: State
-    tensors: dict[str, Tensors]
+    tensors: dict[str, TensorFile]
     """Tensors by file name without ending: model, optimizer, callbacks."""
 
 
@@ -63,27 +60,25 @@ def load(step_folder: Path) -> Checkpoint:
     return Checkpoint(state, {name: load_tensors(step_folder, state, name) for name in names})
 
 
-def load_tensors(step_folder: Path, state: State, name: str = "model") -> Tensors:
-    """Read the tensors of one file, after checking its digest.
+def load_tensors(step_folder: Path, state: State, name: str = "model") -> TensorFile:
+    """Open the tensors of one file, after checking its digest.
 
     Raises:
         UsageError: the path is not UTF-8.
         CheckpointError: it is missing or damaged.
     """
-    from safetensors.torch import load_file
-
     check_name(step_folder)
     path = step_folder / f"{name}.safetensors"
     try:
         if digest(path) != state.sha256.get(path.name):
             raise damaged(path, "its sha256 is not the one in state.json")
-        return load_file(path)
+        return TensorFile(path)
     except (OSError, SafetensorError) as error:
         raise damaged(path, getattr(error, "strerror", None) or str(error)) from error
 
 
-def load_weights(step_folder: Path, state: State, weights: str | None) -> Tensors:
-    """Read a set of weights; None: the model's own.
+def load_weights(step_folder: Path, state: State, weights: str | None) -> TensorFile:
+    """Open a set of weights; None: the model's own.
 
     Raises:
         UsageError: there is no such set.

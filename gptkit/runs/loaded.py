@@ -178,7 +178,7 @@ def load_checkpoint(
     need = sizes.to_load(state.config)
     need.check(memory(target))
     with need.explained():
-        model = GPT(state.config)
+        model = GPT(state.config, seed=None)
         model.load_weights(tensors)
     finite.check_loaded(model.to(target), str(step_folder))
     return LoadedModel(model.eval(), codec, state, weights=weights)

@@ -16,7 +16,9 @@ from gptkit.recipe.phrases import shown
 from gptkit.runs import checked, checkpoint, history, run_folder
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
+from gptkit.runs.tensor_file import TensorFile
 from gptkit.training import finite
+from gptkit.training.sharding import Sharded
 
 WITHOUT_WEIGHTS = {"preset", "dropout"}
 """Fields of a model's description that change no weights."""
@@ -28,7 +30,7 @@ class Origin:
 
     run: Path
     state: State
-    tensors: checkpoint.Tensors
+    tensors: TensorFile
     weights: str | None = None
     """The name of the set of weights; None: the model's own."""
 
@@ -49,19 +51,26 @@ class Origin:
         """Digest of the file with the weights."""
         return self.state.sha256[f"{checkpoint.weights_file(self.weights)}.safetensors"]
 
-    def give(self, model: GPT, codec: Codec) -> None:
-        """Load the weights into a new model.
+    def check(self, config: GPTConfig, codec: Codec) -> None:
+        """Refuse a model of another shape, or a data set with another codec.
 
         Raises:
-            UsageError: the model has another shape, or the data set another codec.
+            UsageError: names what differs.
         """
-        faults = list(_codec_faults(self.state, codec) or _shape_faults(self.state, model.config))
+        faults = list(_codec_faults(self.state, codec) or _shape_faults(self.state, config))
         if faults:
             raise UsageError(
                 "\n".join(f"--from {self.run}: {fault}" for fault in faults),
                 hint="make the recipe's like the run's, or train without --from",
             )
-        model.load_weights(self.tensors)
+
+    def give(self, model: GPT) -> None:
+        """Load the weights into a new model that fits. Under `shard = true` all ranks must.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+        model.load_weights(Sharded(self.tensors, model))
         finite.check_loaded(model, f"--from {self.run}")
 
 

@@ -1,6 +1,7 @@
 """From a recipe's objects to a trainer, and from its snapshots to step folders and back."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def build_trainer(
     run_device = run_device or choose_device(plugins.recipe, ranks)
     model = _new_model(plugins, data, run_device, ranks)
     if begin:
-        begin.give(model, data.codec)
+        begin.check(model.config, data.codec)
     save = (
         None
         if run is None
@@ -83,7 +84,7 @@ def build_trainer(
             ranks=ranks.apart() if options.shard else ALONE,
         )
     )
-    return Trainer(
+    trainer = Trainer(
         model,
         data,
         options=options,
@@ -97,6 +98,12 @@ def build_trainer(
         check=run.check if run else lambda: None,
         save=save,
     )
+    if begin:
+        # A batch of another shape would be compiled for itself.
+        eager = torch.compiler.set_stance("force_eager") if run_device.compile else nullcontext()
+        with eager:
+            begin.give(model)
+    return trainer
 
 
 def choose_device(recipe: Recipe, ranks: Ranks, *, run: RunFolder | None = None) -> RunDevice:
@@ -152,7 +159,7 @@ def read_snapshot(step_folder: Path) -> Snapshot:
         CheckpointError: the folder is damaged, incomplete or of a newer format.
     """
     state, tensors = checked.load(step_folder)
-    return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors=tensors)
+    return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors={**tensors})
 
 
 def memory_need(
@@ -187,5 +194,9 @@ def _new_model(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks
     need = memory_need(config, recipe.train, run_device, ranks)
     need.check(device.memory(run_device.device))
     torch.manual_seed(recipe.seed)
+    recompute, shared = recipe.train.recompute, recipe.train.shard and ranks.size > 1
     with need.explained():
-        return GPT(config, seed=recipe.seed, recompute=recipe.train.recompute)
+        if not shared:
+            return GPT(config, seed=recipe.seed, recompute=recompute)
+        with torch.device("meta"):  # each rank draws its part
+            return GPT(config, seed=None, recompute=recompute)

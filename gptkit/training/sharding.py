@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gptkit.model import initial
 from gptkit.model.gpt import GPT, is_sharded
 from gptkit.training.distributed import Ranks
 
@@ -17,17 +18,23 @@ T = TypeVar("T")
 
 
 def parallelize(
-    model: GPT, ranks: Ranks, *, device: torch.device, shard: bool, compiled: bool
+    model: GPT, ranks: Ranks, *, device: torch.device, shard: bool, compiled: bool, seed: int
 ) -> nn.Module:
     """Move a model, or this rank's part of it, to the device; returns the module to train with.
 
     That is the model itself on a single rank and with FSDP2, which turns its parameters into
     DTensors; otherwise it is DDP around the model.
+
+    With FSDP2 a model on the meta device gets its initial weights here: each rank draws only its
+    part, those of the seed.
     """
     if ranks.size > 1 and device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks.size > 1 and shard:
-        return _fully_shard(model, device, compiled=compiled)
+        _fully_shard(model, device, compiled=compiled)
+        if model.wte.weight.is_meta:
+            _materialise(model, device, seed=seed)
+        return model.to(device)
     model.to(device)
     if compiled:
         model.compile()  # only model(x, y); its other methods stay eager
@@ -113,15 +120,28 @@ def host_copy(tensor: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def shard_state(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Each tensor sharded like the parameter that it belongs to.
+class Sharded(Mapping[str, Tensor]):
+    """Full tensors, each sharded like the parameter that it belongs to when it is looked up.
 
     Args:
-        tensors: full tensors, equal on every rank, named `<parameter>` or `<parameter>:<kind>`.
+        tensors: equal on every rank, named `<parameter>` or `<parameter>:<kind>`; perhaps a file's.
         model: its parameters determine how the tensors are sharded.
     """
-    parameters = dict(model.named_parameters())
-    return {key: shard_like(t, parameters.get(key.partition(":")[0])) for key, t in tensors.items()}
+
+    def __init__(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+        self._tensors, self._parameters = tensors, dict(model.named_parameters())
+
+    def __getitem__(self, key: str) -> Tensor:
+        return shard_like(self._tensors[key], self._parameters.get(key.partition(":")[0]))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
@@ -135,13 +155,20 @@ def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
         return tensor
     if is_sharded(tensor):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    layout = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), *layout, src_data_rank=None)
+    first, own = local_part(parameter)
+    return DTensor.from_local(
+        tensor[first : first + len(own)].to(own.device, copy=True),  # the rest may be freed
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
-def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:
+def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> None:
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -154,4 +181,19 @@ def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> GPT:
     # Reshard after forward, too: an evaluation has no backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, GPT.next_logits.__name__)  # for previews
-    return model.to(device)  # the buffers
+
+
+@torch.no_grad()
+def _materialise(model: GPT, device: torch.device, *, seed: int) -> None:
+    """Move a sharded model from the meta device to this one, with its initial weights."""
+    tables = dict(model.named_buffers())  # they are not on meta
+    model.to_empty(device=device)
+    model.tie()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(tables[name])
+    depth = model.config.n_layer
+    for name, weight in model.named_parameters():
+        first, rows = local_part(weight)
+        last = first + len(rows)
+        drawn = initial.rows(name, weight.shape, n_layer=depth, seed=seed, first=first, last=last)
+        rows.copy_(drawn)

@@ -18,11 +18,11 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.training import groups, optimizer, weight_sets
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.sharding import (
+    Sharded,
     host_copy,
     local_tensor,
     rows_alone,
     shard_like,
-    shard_state,
 )
 
 Tensors = dict[str, Tensor]
@@ -57,7 +57,7 @@ class Snapshot:
     """JSON values of every callback by name; in format 1 in the recipe's order."""
     weights: dict[str, str]
     """The callback that offered each further set of weights, by the set's name."""
-    tensors: dict[str, Tensors] = field(repr=False)
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     """"model": the weights; "model.NAME": further sets of them; "optimizer": moments and generator
     states; "callbacks": tensors of callbacks by their paths, in format 1 as `<position>:<key>`."""
 
@@ -131,8 +131,8 @@ def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callba
     Raises:
         CheckpointError: it was taken with another model or optimizer.
     """
-    model.load_weights(shard_state(snapshot.tensors["model"], model))
-    moments = shard_state(snapshot.tensors["optimizer"], model)
+    model.load_weights(Sharded(snapshot.tensors["model"], model))
+    moments = Sharded(snapshot.tensors["optimizer"], model)
     set_generator_states(moments, model.wte.weight.device)
     optimizer.load_state(state.optimizer, model, moments)
     state.step = snapshot.step
@@ -152,12 +152,11 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def set_generator_states(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Pop the generator states from `tensors`; one of another device type is dropped."""
-    torch.set_rng_state(tensors.pop("generator:cpu"))
-    cuda = tensors.pop("generator:cuda", None)
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)
+def set_generator_states(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore generator states; one of another device type is left out."""
+    torch.set_rng_state(tensors["generator:cpu"])
+    if device.type == "cuda" and "generator:cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator:cuda"], device)
 
 
 def describe_changes(snapshot: Snapshot, callbacks: Mapping[str, Any]) -> str | None:

@@ -33,12 +33,14 @@ class Trainer:
     """Trains one model on one data set.
 
     Args:
-        model: a new or loaded GPT; moved to the device, or only a part of it with `shard`.
+        model: a new or loaded GPT; moved to the device, or only a part of it with `shard`, for
+            which it may be on the meta device.
         data: what to train and evaluate on.
         options: the recipe's table `[train]`.
         run_device: where and in which precision to run.
         ranks: the processes that train together.
-        seed: determines the order of the data; dropout uses torch's own generators.
+        seed: determines the order of the data, and the weights of a model on the meta device;
+            dropout uses torch's own generators.
         dataset: the data set's name, for errors.
         callbacks: run at the events of training.
         recipe: the complete recipe as JSON values, for callbacks.
@@ -75,7 +77,12 @@ class Trainer:
         self.part = ranks.batch_slice(options.batch_size)
         """This rank's part of the step's batch."""
         self.module = sharding.parallelize(
-            model, ranks, device=run_device.device, shard=options.shard, compiled=run_device.compile
+            model,
+            ranks,
+            device=run_device.device,
+            shard=options.shard,
+            compiled=run_device.compile,
+            seed=seed,
         )
         """The module to call in training: the model, or DDP around it."""
         self.finite_check = FiniteCheck(model, ranks)
