@@ -94,10 +94,17 @@ class Run:
         return _saved(folders[-1] if folders else None)
 
     def load(
-        self, *, checkpoint: str | int = "last", weights: str | None = None, device: str = "auto"
+        self,
+        *,
+        checkpoint: str | int = "last",
+        weights: str | None = None,
+        device: str = "auto",
+        engine: str = "auto",
     ) -> Model:
         """Load the model of a checkpoint; see `gptkit.load`."""
-        return loading.load(self.path, checkpoint=checkpoint, weights=weights, device=device)
+        return loading.load(
+            self.path, checkpoint=checkpoint, weights=weights, device=device, engine=engine
+        )
 
     @checked
     def evaluate(

@@ -16,7 +16,7 @@ from torch import Tensor
 from typer.testing import Result
 
 from gptkit.errors import CheckpointError
-from gptkit.runs import checked, checkpoint, checkpoint_writer
+from gptkit.runs import checked, checkpoint, checkpoint_writer, weights
 from gptkit.runs.train import train
 from tests.test_checkpoint import edit
 
@@ -128,7 +128,7 @@ def test_sizes_that_are_not_those_of_the_weights(
 ) -> None:
     config = state_of(step_folder)["config"]
     edit(step_folder, config=config | {field: value})
-    for read in (checked.load, lambda folder: checked.load_weights(folder, "ema")):
+    for read in (checked.load, lambda folder: weights.load_weights(folder, "ema")):
         with pytest.raises(CheckpointError, match=fault):
             read(step_folder)
 

@@ -19,9 +19,9 @@ UNSAFE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "mars
 TORCH_FREE = [
     "codec", "errors", "files", "loading",
     "onnx.graphs.text", "recipe.options", "recipe.recipe", "recipe.registry",
-    "sampling.each", "sampling.generate", "sampling.model", "sampling.output", "sampling.prompts",
-    "sampling.rule", "sampling.samples", "sampling.stops",
-    "runs.checkpoint", "runs.run_folder", "runs.signals", "training.torchrun",
+    "engine", "sampling.decoded", "sampling.each", "sampling.generate", "sampling.model",
+    "sampling.output", "sampling.prompts", "sampling.rule", "sampling.samples", "sampling.stops",
+    "runs.checkpoint", "runs.run_folder", "runs.signals", "runs.weights", "training.torchrun",
     "scaffold.package", "show.plugins", "show.runs", "show.samples",
     *(f"onnx.runtime.{p.stem}" for p in sorted((ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))),
 ]  # fmt: skip

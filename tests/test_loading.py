@@ -46,7 +46,8 @@ def test_models_tell_their_codec_temperature_and_provider() -> None:
     checkpoint, exported = gptkit.load(DATA / "text"), gptkit.load(DATA / "text.onnx", device="cpu")
     assert checkpoint.codec == exported.codec
     assert checkpoint.temperature == exported.temperature == 0.8
-    assert (checkpoint.provider, exported.provider) == (None, "CPUExecutionProvider")
+    assert (checkpoint.provider, exported.provider) == ("CPUExecutionProvider",) * 2
+    assert gptkit.load(DATA / "text", engine="torch").provider is None
 
 
 def test_exported_models_draw_and_measure_without_torch() -> None:
@@ -61,7 +62,7 @@ print("torch" in sys.modules)
     assert done.stdout == "False\n"
 
 
-# One Model, three kinds: a run, a file, a bundle.
+# One Model, four kinds: a run in torch and in onnxruntime, a file, a bundle.
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +75,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
         "half": run.export(folder / "half.onnx", dtype="float16"),
     }
     return {
-        "run": run.load(device="cpu"),
+        "run": run.load(device="cpu", engine="torch"),
+        "onnx": run.load(device="cpu", engine="onnx"),
         **{kind: gptkit.load(path, device="cpu") for kind, path in files.items()},
     }
 
 
-KINDS = ("run", "file", "bundle")
+KINDS = ("run", "onnx", "file", "bundle")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +126,7 @@ def test_a_decoder_is_kept_for_the_next_sample(monkeypatch: pytest.MonkeyPatch) 
         return TorchDecoder(model, batch_size)
 
     monkeypatch.setattr(loaded, "make_decoder", count)
-    model = gptkit.load(DATA / "text", device="cpu")
+    model = gptkit.load(DATA / "text", device="cpu", engine="torch")
     for samples in (None, 3, 1, 3, None):
         model.sample(tokens=2, samples=samples)
     assert made == [1, 3]

@@ -25,7 +25,7 @@ from gptkit.sampling.model import Model
 from tests.conftest import TINY
 
 SIGNATURES = {
-    "load": "(path=None, *, checkpoint='last', weights=None, device='auto')",
+    "load": "(path=None, *, checkpoint='last', weights=None, device='auto', engine='auto')",
     "resume": "(path=None, overrides=(), *, callbacks=(), quiet=False)",
     "train": "(recipe, overrides=(), *, callbacks=(), out=None, start=None, checkpoint='last', "
     "weights=None, quiet=False)",
@@ -33,7 +33,7 @@ SIGNATURES = {
     "Run": "(path)",
     "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto', classify=False)",
     "Run.export": "(self, path=None, *, to='onnx', checkpoint='last', weights=None, **options)",
-    "Run.load": "(self, *, checkpoint='last', weights=None, device='auto')",
+    "Run.load": "(self, *, checkpoint='last', weights=None, device='auto', engine='auto')",
     "Run.metrics": "property",
     "Run.best": "property",
     "Run.last": "property",
@@ -368,7 +368,7 @@ def test_the_trainer_of_a_recipe_writes_nothing_and_trains_the_same(run: gptkit.
     trainer = gptkit.trainer(TINY)
     steps = [state.step for state in trainer.steps()]
     assert (steps, list(Path().iterdir())) == ([1, 2, 3, 4], [])
-    trained = run.load()
+    trained = run.load(engine="torch")
     for name, tensor in trained.model.weights().items():
         assert torch.equal(trainer.model.weights()[name], tensor)
 

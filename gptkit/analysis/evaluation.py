@@ -12,6 +12,7 @@ from gptkit.data.progress import progress
 from gptkit.data.split import IGNORE
 from gptkit.memory import Need
 from gptkit.runs.loaded import LoadedModel, LoadedRun, load_run
+from gptkit.sampling.decoded import LOADED
 from gptkit.training import finite
 from gptkit.training.evaluate import Evaluation, evaluate
 
@@ -52,7 +53,7 @@ def evaluate_run(
     run = load_run(path, checkpoint=checkpoint, weights=weights, device=device)
     accuracy = classify(run) if by_class else None
     result = _measured(run)
-    finite.require_finite(result.loss, "the validation loss", hint=finite.LOADED)
+    finite.require_finite(result.loss, "the validation loss", hint=LOADED)
     return RunEvaluation(
         loss=result.loss,
         tokens=result.tokens,

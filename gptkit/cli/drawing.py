@@ -74,8 +74,9 @@ def check_prompts(prompts: Path, out: Path | None, *, lone: bool) -> None:
         )
 
 
-def show(drawn: Samples, codec: Codec | None) -> None:
+def show(drawn: Samples, codec: Codec | None, *, engine: str | None = None) -> None:
     """Print samples while they are drawn; token ids if there is no codec."""
+    _say_engine(engine)
     # What is shown while it is drawn needs no bar, also where another program shows it.
     streams = isinstance(codec, TextCodec) and not _is_file(sys.stdout)
     with _drawing(drawn, bar=not streams) as drawn:
@@ -91,10 +92,13 @@ def write(
     sampling: SamplingOptions,
     codec: Codec | None,
     out: Path,
+    *,
+    engine: str | None = None,
 ) -> None:
     """Draw samples into files; see `output.sample_files`."""
     files = output.sample_files(out, codec, request.samples)
     drawn = model.draw(request, sampling)
+    _say_engine(engine)
     in_turn = "" if request.needs_codec else _classes(codec, request.samples)
     _write(drawn, codec, files, remark=in_turn)
 
@@ -106,6 +110,8 @@ def write_each(
     sampling: SamplingOptions,
     codec: Codec | None,
     out: Path,
+    *,
+    engine: str | None = None,
 ) -> None:
     """Draw a sample for each line of a file of prompts into files.
 
@@ -119,7 +125,9 @@ def write_each(
             hint="write a prompt in each line of a .txt file, or take --ids",
         )
     files = output.sample_files(out, codec, len(read.requests))
-    _write(read.draw(model, sampling), codec, files)
+    drawn = read.draw(model, sampling)
+    _say_engine(engine)
+    _write(drawn, codec, files)
 
 
 @contextmanager
@@ -156,6 +164,12 @@ def _counted(drawn: Samples, advance: Callable[[int], None]) -> Iterator[None]:
             done = sum((each.ended and each.count) or each.size for each in drawn.samples)
             advance(done - counted)
             counted = done
+
+
+def _say_engine(engine: str | None) -> None:
+    """Say what draws, and why; None if it was asked for."""
+    if engine:
+        say(f"running on {engine}")
 
 
 def _nothing(count: int) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from gptkit.cli.options import CheckpointOption, DeviceOption, ModelArgument, WeightsOption
-from gptkit.terminal import say
 
 PromptOption = Annotated[
     str,
@@ -77,19 +76,27 @@ def sample(
     checkpoint: CheckpointOption = "last",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINE", help="What draws from a run: auto, torch or onnx (onnxruntime)."
+        ),
+    ] = "auto",
 ) -> None:
     """Draw from a trained model: text is shown while it is drawn, images go to --out.
 
     RUN may also be an exported model.onnx or bundle, which runs without torch.
     """
     from gptkit.cli import drawing
-    from gptkit.loading import load
+    from gptkit.loading import open_model
     from gptkit.sampling.rule import SamplingOptions
     from gptkit.sampling.samples import SampleRequest
 
     if prompts:
         drawing.check_prompts(prompts, out, lone=bool(prompt) or samples > 1)
-    model = load(run_folder, checkpoint=checkpoint, weights=weights, device=device)
+    model, chosen = open_model(
+        run_folder, checkpoint=checkpoint, weights=weights, device=device, engine=engine
+    )
     request = SampleRequest(
         drawing.standard_input(model) if prompt == "-" else prompt,
         tokens=tokens,
@@ -102,11 +109,9 @@ def sample(
     temperature = model.temperature if temperature is None else temperature
     sampling = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     codec = None if ids else model.codec
-    if model.provider and device == "auto":
-        say(f"running on {model.provider}")
     if not out:
-        drawing.show(model.draw(request, sampling, streaming=True), codec)
+        drawing.show(model.draw(request, sampling, streaming=True), codec, engine=chosen)
     elif prompts:
-        drawing.write_each(model, prompts, request, sampling, codec, out)
+        drawing.write_each(model, prompts, request, sampling, codec, out, engine=chosen)
     else:
-        drawing.write(model, request, sampling, codec, out)
+        drawing.write(model, request, sampling, codec, out, engine=chosen)

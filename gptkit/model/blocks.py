@@ -13,10 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptkit.model.cache import Cache
-from gptkit.recipe.options import GPTConfig
-
-NORM_EPS = 1e-5
-ROPE_THETA = 10_000.0
+from gptkit.recipe.options import NORM_EPS, ROPE_THETA, GPTConfig
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of T positions, each float32 (T, hs / 2)."""

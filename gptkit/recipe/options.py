@@ -37,6 +37,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Options by name; the names come from the papers and from minGPT's tiny models."""
 
+NORM_EPS = 1e-5
+ROPE_THETA = 10_000.0
+"""What is added to a norm's mean square, and the base of rotary positions: the same everywhere."""
+
 
 Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
 """Of a tensor; what torch and ONNX can count is far above what a computer can hold."""

@@ -16,13 +16,9 @@ from gptkit.runs import checkpoint
 from gptkit.runs.checkpoint import Checkpoint, damaged, weights_file
 from gptkit.runs.state import State
 from gptkit.runs.tensor_file import Entry, TensorFile
+from gptkit.runs.weights import Shapes, check_weights, expected_shapes, fault_of
 from gptkit.training.optimizer import MOMENTS
 from gptkit.training.snapshot import GENERATORS
-
-FLOATS = ("F32", "F64", "F16", "BF16")
-"""The dtypes of weights and moments, as safetensors names them."""
-Shapes = Mapping[str, sizes.Shape]
-"""The shape of every parameter by its name."""
 
 
 def load(step_folder: Path) -> Checkpoint:
@@ -32,9 +28,9 @@ def load(step_folder: Path) -> Checkpoint:
         CheckpointError: it is damaged, incomplete or of a newer format, or its parts do not fit.
     """
     state, files = checkpoint.load(step_folder)
-    shapes = _shapes(step_folder, state, files["model"])
+    shapes = expected_shapes(step_folder, state, files["model"])
     for weights in (None, *state.weights):
-        _check_weights(step_folder, files[weights_file(weights)], shapes, weights)
+        check_weights(step_folder, files[weights_file(weights)], shapes, weights)
     path = step_folder / "optimizer.safetensors"
     for fault in _optimizer_faults(files["optimizer"], state, shapes):
         raise damaged(path, fault)
@@ -42,41 +38,6 @@ def load(step_folder: Path) -> Checkpoint:
     for name in _misplaced(files["callbacks"], state) if "callbacks" in files else ():
         raise damaged(path, f"{name[:80]} has no place in the state of a callback")
     return Checkpoint(state, files)
-
-
-def load_weights(step_folder: Path, weights: str | None) -> tuple[State, TensorFile]:
-    """Read the state and open a set of weights; None: the model's own.
-
-    Raises:
-        UsageError: there is no such set.
-        CheckpointError: its file is missing or damaged, or is not what the state describes.
-    """
-    state = checkpoint.load_state(step_folder)
-    tensors = checkpoint.load_weights(step_folder, state, weights)
-    _check_weights(step_folder, tensors, _shapes(step_folder, state, tensors), weights)
-    return state, tensors
-
-
-def _shapes(step_folder: Path, state: State, tensors: TensorFile) -> Shapes:
-    """The shapes that state.json describes, as long as the file can hold so many."""
-    if state.config.n_layer > len(tensors):
-        fault = f"config.n_layer: {state.config.n_layer}, which the weights do not have"
-        raise damaged(step_folder / checkpoint.STATE, fault)
-    return sizes.parameter_shapes(state.config)
-
-
-def _check_weights(
-    step_folder: Path, tensors: TensorFile, shapes: Shapes, weights: str | None
-) -> None:
-    """Raise a CheckpointError if a set of weights is not that of the model."""
-    path = step_folder / f"{weights_file(weights)}.safetensors"
-    for name in shapes.keys() - tensors.keys():
-        raise damaged(path, f"{name} is missing")
-    for name, entry in tensors.entries.items():
-        if name not in shapes:
-            raise damaged(path, f"{name[:80]} is no weight of this model")
-        if fault := _fault(entry, shapes[name]):
-            raise damaged(path, f"{name} {fault}")
 
 
 def _optimizer_faults(tensors: TensorFile, state: State, shapes: Shapes) -> Iterator[str]:
@@ -102,15 +63,8 @@ def _optimizer_faults(tensors: TensorFile, state: State, shapes: Shapes) -> Iter
 
 def _moment_faults(name: str, moments: Mapping[str, Entry], shape: sizes.Shape) -> Iterator[str]:
     for kind, moment in moments.items():
-        if fault := _fault(moment, () if kind == "step" else shape):
+        if fault := fault_of(moment, () if kind == "step" else shape):
             yield f"{name}:{kind} {fault}"
-
-
-def _fault(entry: Entry, shape: sizes.Shape) -> str | None:
-    """What is wrong with a weight or a moment."""
-    if entry.shape != shape:
-        return f"has the shape {[*entry.shape]}, state.json describes {[*shape]}"
-    return None if entry.dtype in FLOATS else f"should hold floats, got {entry.dtype}"
 
 
 def _misplaced(tensors: TensorFile, state: State) -> set[str]:

@@ -1,37 +1,35 @@
 """Load a run's checkpoint, for sampling, evaluation and export."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gptkit.codec import Codec
-from gptkit.contract.codec_check import check_loaded
-from gptkit.errors import DataError, RunError, UsageError
+from gptkit.errors import DataError, RunError
 from gptkit.files import quote
-from gptkit.memory import Need
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
-from gptkit.recipe import build, codec_record, sizes
+from gptkit.recipe import build, sizes
 from gptkit.recipe.build import Plugins
-from gptkit.runs import changes, checked, run_folder
-from gptkit.runs.checkpoint import STATE, damaged, weights_file
+from gptkit.runs import changes, run_folder
+from gptkit.runs.checkpoint import weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
-from gptkit.sampling import samples
-from gptkit.sampling.each import sample_each
-from gptkit.sampling.model import Model, check_ids
-from gptkit.sampling.rule import Floats, Ints, SamplingOptions
-from gptkit.sampling.samples import SampleRequest, Samples
+from gptkit.runs.weights import load_weights, make_codec
+from gptkit.sampling.decoded import DecodedModel
+from gptkit.sampling.model import check_ids
+from gptkit.sampling.rule import Floats, Ints
 from gptkit.sampling.torch_decoder import TorchDecoder, make_decoder
 from gptkit.training import finite
 from gptkit.training.device import RunDevice, memory, pick_device, resolve_device
 
 
-class LoadedModel(Model):
+class LoadedModel(DecodedModel):
     """The model of a checkpoint, with its codec.
 
     Args:
@@ -44,14 +42,16 @@ class LoadedModel(Model):
     def __init__(
         self, model: GPT, codec: Codec, state: State, *, weights: str | None = None
     ) -> None:
-        self.model, self.state, self.weights, self._codec = model, state, weights, codec
-        self._decoders: dict[int, TorchDecoder] = {}
-        """Those that draw nothing now, by batch size: a CUDA graph is recorded once."""
+        super().__init__(model.config, codec)
+        self.model, self.state, self.weights = model, state, weights
 
-    @property
-    def codec(self) -> Codec:
-        """Reads prompts and writes samples."""
-        return self._codec
+    def make_decoder(self, batch_size: int) -> TorchDecoder:
+        """The fastest decoder for the device that the model is on; it may record a CUDA graph."""
+        return make_decoder(self.model, batch_size)
+
+    def memory(self) -> int | None:
+        """Bytes of memory of the device."""
+        return memory(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -70,36 +70,8 @@ class LoadedModel(Model):
         return self.state.sha256[f"{weights_file(self.weights)}.safetensors"]
 
     @property
-    def block_size(self) -> int:
-        """Tokens of context."""
-        return self.model.config.block_size
-
-    @property
-    def temperature(self) -> float:
-        """The default sampling temperature."""
-        return self.codec.temperature
-
-    @property
     def provider(self) -> None:
         """None: torch runs the model."""
-
-    def draw(
-        self, request: SampleRequest, sampling: SamplingOptions, *, streaming: bool = False
-    ) -> Samples:
-        """Start to draw samples; the tokens come one by one in any case."""
-        config, size = self.model.config, request.samples
-        need = sizes.to_sample(config, size, request.tokens or config.block_size)
-        need.check(memory(self.device))
-        with need.explained():
-            decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
-            drawn = samples.sample(decoder, self.codec, request, sampling)
-        return replace(drawn, steps=self._keeping(decoder, size, drawn.steps, need))
-
-    def draw_each(
-        self, requests: Sequence[SampleRequest], sampling: SamplingOptions, seeds: Sequence[int]
-    ) -> Samples:
-        """Start to draw a sample for every request, several at a time."""
-        return sample_each(self._lend_decoder, self.codec, requests, sampling, seeds)
 
     @torch.inference_mode()
     def logits(self, tokens: Ints) -> Floats:
@@ -116,25 +88,6 @@ class LoadedModel(Model):
     def _row(self, tokens: Ints) -> torch.Tensor:
         check_ids(tokens, self.model.config.vocab_size, self.block_size)
         return torch.from_numpy(tokens.astype(np.int64))[None].to(self.device)
-
-    @contextmanager
-    def _lend_decoder(self, size: int) -> Iterator[TorchDecoder]:
-        """A decoder for that many rows, which is kept for the next ones."""
-        decoder = self._decoders.pop(size, None) or make_decoder(self.model, size)
-        try:
-            yield decoder
-        finally:
-            self._decoders[size] = decoder
-
-    def _keeping(
-        self, decoder: TorchDecoder, size: int, steps: Iterator[None], need: Need
-    ) -> Iterator[None]:
-        """The steps; the decoder is kept for the next samples when they end."""
-        try:
-            with need.explained():
-                yield from steps
-        finally:
-            self._decoders[size] = decoder
 
 
 @dataclass(frozen=True)
@@ -168,20 +121,21 @@ def load_checkpoint(
     """
     target, _ = pick_device(device)
     step_folder, state, tensors = run_folder.open_run(path).read_step(
-        checkpoint, lambda folder: (folder, *checked.load_weights(folder, weights))
+        checkpoint, lambda folder: (folder, *load_weights(folder, weights))
     )
-    codec = codec_record.make_codec(state.codec)
-    try:
-        check_loaded(codec, state.config.vocab_size)
-    except UsageError as error:
-        raise damaged(step_folder / STATE, f"codec: {error}") from None
-    need = sizes.to_load(state.config)
-    need.check(memory(target))
-    with need.explained():
-        model = GPT(state.config, seed=None)
-        model.load_weights(tensors)
-    finite.check_loaded(model.to(target), str(step_folder))
-    return LoadedModel(model.eval(), codec, state, weights=weights)
+    codec = make_codec(step_folder, state)
+    model = _build(state, tensors, target)
+    finite.check_loaded(model, str(step_folder))
+    return LoadedModel(model, codec, state, weights=weights)
+
+
+def of_arrays(
+    arrays: Mapping[str, NDArray[Any]], codec: Codec, state: State, *, weights: str | None
+) -> LoadedModel:
+    """The model of weights that were read and checked before, on the CPU."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    model = _build(state, tensors, torch.device("cpu"))
+    return LoadedModel(model, codec, state, weights=weights)
 
 
 def load_run(
@@ -228,6 +182,16 @@ def check_same_data(run: RunFolder, data: Data) -> None:
             f"{run.path}: the training data is not the data that this run started with",
             hint=f"restore the data, or start again: gptkit train {quote(run.recipe)}",
         )
+
+
+def _build(state: State, tensors: Mapping[str, torch.Tensor], device: torch.device) -> GPT:
+    """The model of a checkpoint on a device, in evaluation mode."""
+    need = sizes.to_load(state.config)
+    need.check(memory(device))
+    with need.explained():
+        model = GPT(state.config, seed=None)
+        model.load_weights(tensors)
+    return model.to(device).eval()
 
 
 def _load_data(run: RunFolder, plugins: Plugins) -> Data:

@@ -13,10 +13,11 @@ from gptkit.model.gpt import GPT
 from gptkit.recipe import codec_record
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.phrases import shown
-from gptkit.runs import checked, checkpoint, history, run_folder
+from gptkit.runs import checkpoint, history, run_folder
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.runs.tensor_file import TensorFile
+from gptkit.runs.weights import load_weights
 from gptkit.training import finite
 from gptkit.training.sharding import Sharded
 
@@ -86,7 +87,7 @@ def find(path: Path, which: str | int = "last", weights: str | None = None) -> O
         GptkitError: there is none, or it is damaged.
     """
     run = run_folder.open_run(path)
-    state, tensors = run.read_step(which, lambda folder: checked.load_weights(folder, weights))
+    state, tensors = run.read_step(which, lambda folder: load_weights(folder, weights))
     return Origin(run.path, state, tensors, weights)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gptkit.errors import DivergedError
 from gptkit.model.gpt import GPT, evaluating
+from gptkit.sampling.decoded import LOADED, TRIED
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.sharding import full_tensor, local_tensor
 
@@ -15,12 +16,7 @@ TRAINING = (
     "this step was not saved. Try a lower train.optimizer.learning_rate, more warm-up or "
     "gradient clipping"
 )
-LOADED = "use an earlier checkpoint: --checkpoint STEP, or --checkpoint best"
-"""What to do, while a model is trained and after it was loaded."""
-
-
-TRIED = 32
-"""Tokens that a model is tried with."""
+"""What to do while a model is trained."""
 
 
 @dataclass(frozen=True)

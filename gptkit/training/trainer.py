@@ -13,13 +13,13 @@ from gptkit.data.split import Split
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
-from gptkit.sampling.preview import previewer
 from gptkit.training import finite, groups, micro_batches, optimizer, sharding, snapshot
 from gptkit.training.callbacks import Callbacks, note_later
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.failure import Failure
 from gptkit.training.finite import FiniteCheck
+from gptkit.training.preview import previewer
 from gptkit.training.reader import Reader
 from gptkit.training.saving import Saving
 from gptkit.training.snapshot import Snapshot

@@ -12,11 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from gptkit.model.blocks import NORM_EPS, ROPE_THETA
 from gptkit.onnx.graphs.scope import FLOAT, FLOAT16, Scope
 from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.weights import Weights
-from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.options import NORM_EPS, ROPE_THETA, GPTConfig
 
 
 class CacheGraph(Protocol):

@@ -1,15 +1,26 @@
-"""ExportSource: what the graphs of one export are written from."""
+"""ExportSource: what the graphs of one export are written from. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.scope import FLOAT
 from gptkit.onnx.graphs.weights import PRECISIONS, Array, Precision
 from gptkit.recipe.options import GPTConfig
 
 FUSED_HEAD_SIZES = 8
 """GroupQueryAttention needs a head size that is a multiple of this."""
+
+
+class TrainedGPT(Protocol):
+    """What is exported: a `gptkit.model.gpt.GPT`, whose tensors are torch's."""
+
+    @property
+    def config(self) -> GPTConfig:
+        """Its sizes and options."""
+
+    def weights(self) -> dict[str, Any]:
+        """All parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,9 @@ class ExportSource:
     """Entries of the file's ONNX metadata."""
 
     @classmethod
-    def of(cls, model: GPT, dtype: str = "float32", *, device: str = "cpu") -> "ExportSource":
+    def of(
+        cls, model: TrainedGPT, dtype: str = "float32", *, device: str = "cpu"
+    ) -> "ExportSource":
         """The source for a model on the CPU; its weights are used in place, not copied."""
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.weights().items()}
         precision = PRECISIONS[dtype]

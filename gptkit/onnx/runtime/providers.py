@@ -9,12 +9,13 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from gptkit.errors import ModelFileError, UsageError
 from gptkit.memory import TOO_LITTLE
@@ -31,7 +32,12 @@ FATAL_ONLY = 4
 
 
 def open_session(
-    graph: Path | bytes, device: str, *, weights_folder: Path | None = None, **cuda: str
+    graph: Path | bytes,
+    device: str,
+    *,
+    weights_folder: Path | None = None,
+    weights: Mapping[str, NDArray[Any]] | None = None,
+    **cuda: str,
 ) -> ort.InferenceSession:
     """An onnxruntime session; OMP_NUM_THREADS limits the threads that it uses on the CPU.
 
@@ -39,6 +45,7 @@ def open_session(
         graph: the file, or its bytes.
         device: "cpu", "cuda", "cuda:N" or "auto", which takes a GPU if there is one.
         weights_folder: where the weight files of a graph in bytes are.
+        weights: tensors of a graph in bytes that are in no file; keep them as long as the session.
         cuda: options of the CUDA provider.
 
     Raises:
@@ -51,6 +58,9 @@ def open_session(
     options.log_severity_level = FATAL_ONLY
     if weights_folder:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder.absolute()))
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers([*weights], values)
     providers: list[Any] = [CPU]
     if number is not None:
         ort.preload_dlls()
@@ -69,7 +79,7 @@ def open_session(
 
 
 @contextmanager
-def running(path: Path) -> Iterator[None]:
+def running(path: Path | str) -> Iterator[None]:
     """Say what it means if onnxruntime fails in the block, which runs the graph of a file.
 
     Raises:

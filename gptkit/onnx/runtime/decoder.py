@@ -1,0 +1,119 @@
+"""The onnxruntime decoder: weights in memory with a cache, from tokens to logits on a CPU.
+
+Imports no torch. The graph is built for the weights, which onnxruntime reads where they are: they
+are in no file of its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from gptkit.onnx.graphs.following import following_model
+from gptkit.onnx.graphs.source import FUSED_HEAD_SIZES, ExportSource
+from gptkit.onnx.graphs.weights import PRECISIONS
+from gptkit.onnx.runtime.providers import open_session, running
+from gptkit.recipe.options import GPTConfig
+from gptkit.sampling.rule import Floats, Ints
+
+INLINE = 1 << 10
+"""Bytes of the largest tensor that is a part of the graph itself."""
+
+Array = NDArray[Any]
+
+
+def unfit(config: GPTConfig) -> str | None:
+    """Why onnxruntime's attention cannot run a model on a CPU; None if it can."""
+    if config.head_size % FUSED_HEAD_SIZES:
+        return f"heads of {config.head_size} numbers, and not of a multiple of {FUSED_HEAD_SIZES}"
+    return None
+
+
+class WeightsSession:
+    """A model in onnxruntime on the CPU, made from its weights.
+
+    Args:
+        config: of the model, for which `unfit` says nothing.
+        weights: float32 arrays by their names in a checkpoint; the session uses their memory.
+        place: where they are from, for errors.
+
+    Raises:
+        ModelFileError: onnxruntime cannot load the graph.
+    """
+
+    def __init__(self, config: GPTConfig, weights: Mapping[str, Array], place: str) -> None:
+        self.config, self.place = config, place
+        model = following_model(ExportSource(config, weights, PRECISIONS["float32"]))
+        self._kept = _external(model)
+        graph = ir.to_proto(model).SerializeToString()
+        self.session = open_session(graph, "cpu", weights=self._kept)
+        self.cache_names = [
+            port.name for port in self.session.get_inputs() if port.name.startswith("past")
+        ]
+        """The inputs that hold keys or values of a layer."""
+
+
+class OnnxDecoder:
+    """Feeds tokens to a `WeightsSession` through a cache of its own.
+
+    Args:
+        owner: the model.
+        batch_size: sequences that are decoded together.
+    """
+
+    def __init__(self, owner: WeightsSession, batch_size: int) -> None:
+        config = owner.config
+        self.owner, self.batch_size, self.block_size = owner, batch_size, config.block_size
+        self._length = 0
+        self._binding = owner.session.io_binding()
+        shape = (batch_size, config.kv_heads, config.block_size, config.head_size)
+        for name in owner.cache_names:
+            cache = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+            self._binding.bind_ortvalue_input(name, cache)
+            present = name.replace("past_key_values", "present")
+            self._binding.bind_ortvalue_output(present, cache)  # in place
+        self._logits = np.zeros((batch_size, config.vocab_size), np.float32)
+        logits = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        self._binding.bind_ortvalue_output("logits", logits)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache, at most block_size."""
+        return self._length
+
+    def prefill(self, tokens: Ints) -> Floats:
+        """Empty the cache, then feed tokens (B, T); logits of the next, float32 (B, vocab_size)."""
+        self._length = 0
+        return self._run(tokens, total=tokens.shape[1])
+
+    def step(self, tokens: Ints) -> Floats:
+        """Feed a token per row, (B, 1), after the earlier ones; logits of the next."""
+        return self._run(tokens, total=self.block_size)
+
+    def _run(self, tokens: Ints, *, total: int) -> Floats:
+        length = self._length + tokens.shape[1]
+        last = np.full(self.batch_size, length - 1, np.int32)
+        self._binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
+        self._binding.bind_cpu_input("last", last)
+        self._binding.bind_cpu_input("total", np.array(total, np.int32))
+        with running(self.owner.place):
+            self.owner.session.run_with_iobinding(self._binding)
+        self._length = length
+        return self._logits.copy()
+
+
+def _external(model: ir.Model) -> dict[str, Array]:
+    """Take the large tensors out of a model, by name; it refers to a file that is never read."""
+    taken = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.nbytes > INLINE:
+            array = taken[name] = tensor.numpy()
+            value.const_value = ir.ExternalTensor(
+                "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=name
+            )
+    return taken
