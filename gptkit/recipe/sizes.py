@@ -12,6 +12,8 @@ from gptkit.recipe.options import GPTConfig, MuonOptions, TrainOptions
 Shape = tuple[int, ...]
 NUMBER = 4  # bytes of a weight, a gradient or a moment
 TOKEN = 8  # bytes of a token id in a batch
+FUSED_HEAD_SIZES = 8
+"""onnxruntime's GroupQueryAttention needs a head size that is a multiple of this."""
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, Shape]:

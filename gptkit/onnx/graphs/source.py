@@ -7,9 +7,7 @@ from typing import Any, Protocol
 from gptkit.onnx.graphs.scope import FLOAT
 from gptkit.onnx.graphs.weights import PRECISIONS, Array, Precision
 from gptkit.recipe.options import GPTConfig
-
-FUSED_HEAD_SIZES = 8
-"""GroupQueryAttention needs a head size that is a multiple of this."""
+from gptkit.recipe.sizes import FUSED_HEAD_SIZES
 
 
 class TrainedGPT(Protocol):

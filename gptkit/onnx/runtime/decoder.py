@@ -4,23 +4,24 @@ Imports no torch. The graph is built for the weights, which onnxruntime reads wh
 are in no file of its own.
 """
 
+import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from gptkit.onnx.graphs.following import following_model
-from gptkit.onnx.graphs.source import FUSED_HEAD_SIZES, ExportSource
-from gptkit.onnx.graphs.weights import PRECISIONS
+from gptkit import __version__
+from gptkit.data.download import cache_folder
+from gptkit.errors import ModelFileError
+from gptkit.files import write_atomically
 from gptkit.onnx.runtime.providers import open_session, running
 from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.sizes import FUSED_HEAD_SIZES
 from gptkit.sampling.rule import Floats, Ints
-
-INLINE = 1 << 10
-"""Bytes of the largest tensor that is a part of the graph itself."""
 
 Array = NDArray[Any]
 
@@ -45,15 +46,23 @@ class WeightsSession:
     """
 
     def __init__(self, config: GPTConfig, weights: Mapping[str, Array], place: str) -> None:
-        self.config, self.place = config, place
-        model = following_model(ExportSource(config, weights, PRECISIONS["float32"]))
-        self._kept = _external(model)
-        graph = ir.to_proto(model).SerializeToString()
-        self.session = open_session(graph, "cpu", weights=self._kept)
+        self.config, self.place, self._weights = config, place, weights
+        self.session = self._open()
         self.cache_names = [
             port.name for port in self.session.get_inputs() if port.name.startswith("past")
         ]
         """The inputs that hold keys or values of a layer."""
+
+    def _open(self) -> ort.InferenceSession:
+        """Open the graph, which is kept in a file: onnxruntime reads it sooner than it is built."""
+        path = cache_folder("graphs") / f"{_key(self.config)}.onnx"
+        with suppress(OSError, ModelFileError):
+            return open_session(path.read_bytes(), "cpu", weights=self._weights)
+        graph = _build(self.config, self._weights)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, graph)
+        return open_session(graph, "cpu", weights=self._weights)
 
 
 class OnnxDecoder:
@@ -105,15 +114,25 @@ class OnnxDecoder:
         return self._logits.copy()
 
 
-def _external(model: ir.Model) -> dict[str, Array]:
-    """Take the large tensors out of a model, by name; it refers to a file that is never read."""
-    taken = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        assert tensor is not None
-        if tensor.nbytes > INLINE:
-            array = taken[name] = tensor.numpy()
-            value.const_value = ir.ExternalTensor(
-                "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=name
-            )
-    return taken
+def _key(config: GPTConfig) -> str:
+    """The name of a graph: it depends on the model's sizes and on the code that builds it."""
+    sources = sorted((Path(__file__).parents[1] / "graphs").glob("*.py"))
+    parts = [__version__.encode(), config.model_dump_json().encode()]
+    return hashlib.sha256(b"\n".join([*parts, *(p.read_bytes() for p in sources)])).hexdigest()
+
+
+def _build(config: GPTConfig, weights: Mapping[str, Array]) -> bytes:
+    """The graph `following` without its weights: for each it names a file that is never read."""
+    import onnx_ir as ir  # with sympy, a third of what the start costs
+
+    from gptkit.onnx.graphs.following import following_model
+    from gptkit.onnx.graphs.source import ExportSource
+    from gptkit.onnx.graphs.weights import PRECISIONS
+
+    model = following_model(ExportSource(config, weights, PRECISIONS["float32"]))
+    for name in model.graph.initializers.keys() & weights.keys():
+        value, array = model.graph.initializers[name], weights[name]
+        value.const_value = ir.ExternalTensor(
+            "weights", 0, array.nbytes, ir.DataType.FLOAT, shape=ir.Shape(array.shape), name=name
+        )
+    return ir.to_proto(model).SerializeToString()

@@ -1,0 +1,142 @@
+"""What draws from a checkpoint: onnxruntime on a CPU, with the same tokens as torch."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import Result
+
+import gptkit
+from gptkit.engine import load_model
+from gptkit.errors import DivergedError, UsageError
+from gptkit.model.gpt import GPT
+from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession
+from gptkit.recipe.options import GPTConfig
+from gptkit.runs.loaded import load_checkpoint
+from gptkit.sampling.rule import SamplingOptions
+from gptkit.sampling.samples import SampleRequest
+from gptkit.sampling.torch_decoder import TorchDecoder
+from tests.support import names_of, pairwise, stir, train
+
+DATA = Path(__file__).parent / "data/v0.1"
+CHOICES = pairwise(
+    **{name: names_of(name) for name in ("norm", "position", "mlp")},
+    **dict.fromkeys(("embed_norm", "qk_norm", "bias", "tie_embeddings"), (False, True)),
+    n_kv_head=(1, 2, 4),
+)
+TELL_MODULES = """
+import atexit, sys
+from gptkit.cli.app import main
+atexit.register(lambda: print("torch imported:", "torch" in sys.modules, file=sys.stderr))
+main()
+"""
+
+
+def gpt(seed: int, **shape: Any) -> GPT:
+    """A model all of whose weights matter."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 11, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = GPT(GPTConfig(**sizes | shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def session_of(model: GPT) -> WeightsSession:
+    arrays = {name: tensor.detach().numpy() for name, tensor in model.weights().items()}
+    return WeightsSession(model.config, arrays, "a checkpoint")
+
+
+@pytest.mark.parametrize("shape", CHOICES, ids=str)
+def test_onnxruntime_gives_the_logits_of_torch(shape: dict[str, Any]) -> None:
+    """Prompts and tokens in turns, until the cache is full and from its beginning again."""
+    for seed in (1, 2):  # the second model uses the graph that was kept of the first
+        model, rng = gpt(seed, **shape), np.random.default_rng(seed)
+        found, expected = OnnxDecoder(session_of(model), 3), TorchDecoder(model, 3)
+        for length in (5, 1, 12):
+            ids = rng.integers(0, 11, (3, length))
+            np.testing.assert_allclose(found.prefill(ids), expected.prefill(ids), atol=2e-5)
+            while found.length < 12:
+                ids = rng.integers(0, 11, (3, 1))
+                np.testing.assert_allclose(found.step(ids), expected.step(ids), atol=2e-5)
+                assert found.length == expected.length
+
+
+def test_the_command_draws_the_tokens_of_torch_without_it(
+    cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    options = ["--prompt", "thou", "--tokens", 80, "-n", 2, "--seed", 3]
+    by_torch = cli("sample", DATA / "text", *options, "--engine", "torch")
+    command = [sys.executable, "-c", TELL_MODULES, "sample", DATA / "text", *options]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    assert done.stdout == by_torch.stdout
+    assert done.stderr == (
+        "running on onnxruntime: faster than torch on a CPU\ntorch imported: False\n"
+    )
+    assert by_torch.stderr == ""
+
+
+def test_many_requests_are_drawn_together_as_each_alone() -> None:
+    by_onnx, by_torch = (gptkit.load(DATA / "text", engine=engine) for engine in ("onnx", "torch"))
+    requests = [SampleRequest(text, tokens=50) for text in ("thou", "t", "shall i", "")]
+    sampling = SamplingOptions(temperature=0.9)
+    drawn = by_onnx.draw_each(requests, sampling, [1, 2, 3, 4]).token_ids()
+    assert drawn == by_torch.draw_each(requests, sampling, [1, 2, 3, 4]).token_ids()
+    alone = by_onnx.draw(requests[1], replace(sampling, seed=2)).token_ids()
+    assert drawn[1] == alone[0]
+
+
+def test_torch_draws_what_onnxruntime_cannot(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Shall I compare thee\n" * 20)
+    dataset = {"use": "char-text", "path": str(tmp_path / "a.txt"), "block_size": 8}
+    run = train(tmp_path, dataset, {"n_layer": 1, "n_head": 2, "n_embd": 12})
+    model, reason = load_model(run, checkpoint="last", weights=None, device="cpu", engine="auto")
+    assert model.provider is None
+    assert reason == "torch: heads of 6 numbers, and not of a multiple of 8"
+    with pytest.raises(UsageError, match="engine onnx: heads of 6 numbers") as caught:
+        gptkit.load(run, device="cpu", engine="onnx")
+    assert caught.value.hint == "--engine torch, or --engine auto"
+    with pytest.raises(UsageError, match='engine onnx: device "mps"'):
+        gptkit.load(DATA / "text", device="mps", engine="onnx")
+    with pytest.raises(UsageError, match='no engine named "tensorrt"'):
+        gptkit.load(DATA / "text", engine="tensorrt")
+
+
+def test_a_graph_that_is_damaged_or_cannot_be_kept_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = gpt(1), np.array([[1, 2, 3]])
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path))
+    expected = OnnxDecoder(session_of(model), 1).prefill(ids)
+    (kept,) = (tmp_path / "graphs").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:500])
+    np.testing.assert_array_equal(OnnxDecoder(session_of(model), 1).prefill(ids), expected)
+    assert kept.read_bytes() == whole
+    monkeypatch.setenv("GPTKIT_CACHE", os.devnull)
+    np.testing.assert_array_equal(OnnxDecoder(session_of(model), 1).prefill(ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "fault"), [(float("nan"), "a weight"), (3e38, "a weight"), (1e30, "the loss")]
+)
+def test_what_is_not_finite_is_refused_as_by_torch(
+    scale: float, fault: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("Shall I compare thee\n" * 20)
+    dataset = {"use": "char-text", "path": str(tmp_path / "a.txt"), "block_size": 8}
+    run = stir(train(tmp_path, dataset, {"n_layer": 1, "n_head": 2, "n_embd": 16}), scale=scale)
+    said = []
+    for load in (load_checkpoint, gptkit.load):
+        with pytest.raises(DivergedError, match=f": {fault} is not finite$") as caught:
+            load(run, device="cpu")
+        said.append((str(caught.value), caught.value.hint))
+    assert said[0] == said[1]
