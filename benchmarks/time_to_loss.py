@@ -2,9 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -13,13 +12,14 @@ from pydantic import PrivateAttr
 
 import gptkit
 from benchmarks.report import ROOT, Result, Table
-from benchmarks.timing import Spread, take_turns
+from benchmarks.timing import Spread
 from gptkit.plugin import Callback, TrainState
 from gptkit.recipe import build
 from gptkit.recipe.recipe import Recipe
 
 BASE = "tinyshakespeare-cpu"
 """nanoGPT's laptop settings."""
+SEEDS = (1337, 1338, 1339)
 
 
 Run = tuple[str, int]
@@ -37,7 +37,7 @@ class Goal:
     """Of the recipe; its learning rate falls to zero over them."""
     base_steps: int
     """Of nanoGPT's settings, with their cosine over them."""
-    seeds: Sequence[int] = (1337,)
+    seeds: Sequence[int] = SEEDS[:1]
 
     @property
     def own(self) -> Run:
@@ -51,15 +51,15 @@ class Goal:
 
 
 GOALS = (
-    Goal(1.88, "tinyshakespeare-speedrun", steps=380, base_steps=2300, seeds=(1337, 1338, 1339)),
+    Goal(1.88, "tinyshakespeare-speedrun", steps=380, base_steps=2300, seeds=SEEDS),
     Goal(1.70, "tinyshakespeare-minute", steps=400, base_steps=5500),
     Goal(1.60, "tinyshakespeare-minute", steps=1000, base_steps=14000),
     Goal(1.55, "tinyshakespeare-10min", steps=1000, base_steps=14000),
 )
-LOWEST: Run = ("tinyshakespeare-10min", 4000)
-"""The run to the lowest loss."""
+LOWEST = "tinyshakespeare-10min"
+"""The recipe for the lowest loss, trained with the steps that it has."""
 QUICK_STEPS = 4
-POINTS = 8
+POINTS = 6
 """Evaluations per run; the clock is stopped meanwhile."""
 PICTURE = Path(__file__).with_name("time_to_loss.png")
 
@@ -67,13 +67,12 @@ HEADER = ("loss", "recipe", "parameters", "steps", "seconds", "its loss")
 HEADER += ("nanoGPT's steps", "nanoGPT's seconds", "nanoGPT's loss", "sooner by")
 
 METHOD = """\
-All are recipes as they lie in recipes/, with the steps of the table (`{base}`, nanoGPT's laptop
-settings, with those that it needs for the loss), trained by the same Trainer with their callbacks
-(but without the log), float32, eager, on {threads} threads; with several seeds in turns. The clock
-covers every step from the first on, drawing batches included, and stands still during evaluations,
-which walk the whole validation split (the last tenth of the text). "Sooner by"
-is nanoGPT's seconds by the recipe's, with a > where nanoGPT's settings do not reach the loss with
-these steps. {picture}"""
+Recipes as they lie in recipes/, each with the steps of the table, over which its learning rate
+falls; beside them `{base}`, nanoGPT's laptop settings, with the steps that it needs for the loss,
+or a > where these do not suffice. All trained by the same Trainer with their callbacks (but without
+the log), float32, eager, on {threads} threads, with seed {seed}; ours to the first loss also with
+two more. The clock covers every step from the first on, drawing batches included, and stands still
+during evaluations, which walk the whole validation split (the last tenth of the text). {picture}"""
 
 
 @dataclass(frozen=True)
@@ -103,40 +102,27 @@ Curves = Mapping[Run, Sequence[Curve]]
 def measure(quick: bool) -> Result:
     """Train for every goal, and for the lowest loss; draw the curves unless quick."""
     curves: dict[Run, list[Curve]] = {}
+    lowest: Run = LOWEST, _recipe(LOWEST, []).train.steps or 0
     for goal in GOALS:
-        curves |= _train_all({goal.own, goal.base} - curves.keys(), goal.seeds, quick)
-    curves |= _train_all({LOWEST} - curves.keys(), (1337,), quick)
+        for run, seeds in ((goal.base, SEEDS[:1]), (goal.own, goal.seeds)):
+            if run not in curves:
+                curves[run] = [train(*run, seed=seed, quick=quick) for seed in seeds]
+    curves[lowest] = [train(*lowest, seed=SEEDS[0], quick=quick)]
     if not quick:
         _draw(curves)
-    lowest = curves[LOWEST]
-    last = ["lowest", f"`{LOWEST[0]}`", f"{lowest[0].parameters:,}", *_figures(lowest), *"----"]
     method = METHOD.format(
         base=BASE,
+        seed=SEEDS[0],
         threads=torch.get_num_threads(),
         picture="" if quick else f"The curves: ![loss over seconds]({PICTURE.name})",
     )
+    last = ["lowest", *_cells(lowest, curves), *"----"]
     return Result(
         title="seconds of training to a loss on Tiny Shakespeare",
         table=Table(HEADER, [*(_row(goal, curves) for goal in GOALS), last]),
-        meaning=_meaning(curves),
+        meaning=_meaning(curves, curves[lowest][0]),
         method=method.replace("\n", " ").rstrip(),
     )
-
-
-def _train_all(runs: Iterable[Run], seeds: Sequence[int], quick: bool) -> dict[Run, list[Curve]]:
-    """Train every run with each of the seeds, in turns."""
-    chosen = seeds[:1] if quick else seeds
-    named = {f"{name} {steps}": (name, steps) for name, steps in sorted(runs)}
-    contestants: dict[str, Callable[[], Curve]] = {
-        key: partial(_next, name, QUICK_STEPS if quick else steps, iter(chosen), quick)
-        for key, (name, steps) in named.items()
-    }
-    trained = take_turns(contestants, rounds=len(chosen), warmup=0)
-    return {named[key]: found for key, found in trained.items()}
-
-
-def _next(name: str, steps: int, seeds: Iterator[int], quick: bool) -> Curve:
-    return train(name, steps, seed=next(seeds), quick=quick)
 
 
 class Clock(Callback):
@@ -167,6 +153,7 @@ class Clock(Callback):
 def train(name: str, steps: int, *, seed: int, quick: bool = False) -> Curve:
     """Train a recipe with `POINTS` evaluations; quick takes few steps on the sonnets."""
     read = _recipe(name, _overrides(seed, quick))
+    steps = min(steps, QUICK_STEPS) if quick else steps
     options = read.train.model_copy(update={"steps": steps, "eval_every": -(-steps // POINTS)})
     silent = tuple(spec for spec in read.callbacks if spec.use != "log")
     clock = Clock()
@@ -192,39 +179,41 @@ def _overrides(seed: int, quick: bool) -> list[str]:
 
 
 def _row(goal: Goal, curves: Curves) -> list[str]:
-    own, base = curves[goal.own], curves[goal.base]
-    ratio = _ratio(base, own)
-    cells = [f"{goal.loss:.2f}", f"`{goal.recipe}`", f"{own[0].parameters:,}", *_figures(own)]
-    return [*cells, *_figures(base), f"{_mark(goal, base)}{ratio.show(1)}"]
+    _, *base = _cells(goal.base, curves)
+    ratio = f"{_mark(goal, curves)}{_ratio(goal, curves):.1f}"
+    return [f"{goal.loss:.2f}", *_cells(goal.own, curves), *base[1:], ratio]
 
 
-def _figures(runs: Sequence[Curve]) -> list[str]:
-    """Steps, seconds and loss."""
-    seconds = Spread([curve.seconds for curve in runs])
-    losses = Spread([curve.loss for curve in runs])
-    return [f"{runs[0].steps:,}", seconds.show(1), losses.show(3)]
+def _cells(run: Run, curves: Curves) -> list[str]:
+    """Name, parameters, steps, seconds and loss."""
+    found = curves[run]
+    seconds = Spread([curve.seconds for curve in found])
+    losses = Spread([curve.loss for curve in found])
+    sizes = [f"{found[0].parameters:,}", f"{found[0].steps:,}"]
+    return [f"`{run[0]}`", *sizes, seconds.show(1), losses.show(3)]
 
 
-def _ratio(base: Sequence[Curve], own: Sequence[Curve]) -> Spread:
-    return Spread([b.seconds for b in base]).over(Spread([f.seconds for f in own]))
+def _ratio(goal: Goal, curves: Curves) -> float:
+    own, base = (Spread([c.seconds for c in curves[run]]) for run in (goal.own, goal.base))
+    return base.median / own.median
 
 
-def _mark(goal: Goal, base: Sequence[Curve]) -> str:
+def _mark(goal: Goal, curves: Curves) -> str:
     """Before a ratio: nanoGPT's settings would take longer still, or never reach the loss."""
-    return "" if Spread([curve.loss for curve in base]).median <= goal.loss else "> "
+    return "" if curves[goal.base][0].loss <= goal.loss else "> "
 
 
-def _meaning(curves: Curves) -> str:
+def _meaning(curves: Curves, lowest: Curve) -> str:
     words = []
     for goal in GOALS:
-        own, base = curves[goal.own], curves[goal.base]
-        reached = sum(curve.loss <= goal.loss for curve in own)
-        ratio = f"{_mark(goal, base)}{_ratio(base, own).median:.1f}"
-        words.append(f"{goal.loss:.2f} in 1/{ratio} of the time ({reached} of {len(own)} seeds)")
-    lowest = curves[LOWEST][0]
+        reached = sum(curve.loss <= goal.loss for curve in curves[goal.own])
+        words.append(
+            f"{goal.loss:.2f} {_mark(goal, curves)}{_ratio(goal, curves):.1f} times sooner "
+            f"({reached} of {len(curves[goal.own])} seeds)"
+        )
     return (
-        f"Beside nanoGPT's settings, the recipes reach {', '.join(words)}; the lowest loss is "
-        f"{lowest.loss:.3f} nats after {lowest.seconds / 60:.1f} minutes."
+        f"The recipes reach {', '.join(words)} than nanoGPT's settings; the lowest loss is "
+        f"{lowest.loss:.3f} after {lowest.seconds / 60:.1f} minutes of training."
     )
 
 
