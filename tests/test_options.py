@@ -132,7 +132,6 @@ def test_an_odd_head_size_is_fine_without_rotation() -> None:
             {"batch_size": 4, "micro_batch_size": 8},
             "batch_size 4 should be a multiple of micro_batch_size 8",
         ),
-        ({"shard": True, "optimizer": MuonOptions()}, "needs whole matrices"),
         ({"optimizer": "sgd"}, "optimizer"),
         ({"optimizer": {"use": "sgd"}}, "'adamw', 'muon'"),
         ({"optimizer": {"muon_momentum": 0.5}}, "muon_momentum"),

@@ -270,8 +270,4 @@ class TrainOptions(Options):
                 f"batch_size {self.batch_size} should be a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
-        if self.shard and isinstance(self.optimizer, MuonOptions):
-            raise ValueError(
-                'optimizer "muon" needs whole matrices, which shard divides; use "adamw"'
-            )
         return self

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptkit.errors import UsageError
-from gptkit.model.gpt import BLOCKS
+from gptkit.model.gpt import BLOCKS, is_sharded
 from gptkit.recipe.options import AdamWOptions, AnyOptimizerOptions, MuonOptions, OptimizerOptions
+from gptkit.training.sharding import local_tensor, map_whole, n_ranks
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of the iteration a X + b (X X^T) X + c (X X^T)^2 X, which moves singular values to 1."""
@@ -43,7 +44,8 @@ class Muon(Optimizer):
     """Updates every matrix by its orthogonalised momentum.
 
     The update of `torch.optim.Muon`, but matrices of one shape are iterated as one batch, and on
-    CPUs in float32, which is faster there than bfloat16.
+    CPUs in float32, which is faster there than bfloat16. Of sharded matrices each rank iterates its
+    share, one at a time.
 
     Args:
         params: matrices alone, or groups of them.
@@ -68,19 +70,26 @@ class Muon(Optimizer):
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
             for matrices in _by_shape(with_gradient):
-                self._update(matrices, group)
+                size = n_ranks(matrices[0]) if is_sharded(matrices[0]) else len(matrices)
+                for begin in range(0, len(matrices), size):
+                    self._update(matrices[begin : begin + size], group)
 
     def _update(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
-        """Update matrices of one shape."""
+        """Update matrices of one shape; of sharded ones, at most as many as there are ranks."""
         rate, momentum = group["lr"], group["momentum"]
-        gradients = [m.grad for m in matrices if m.grad is not None]
-        buffers = [self._buffer(m) for m in matrices]
+        gradients = [local_tensor(m.grad) for m in matrices if m.grad is not None]
+        buffers = [local_tensor(self._buffer(m)) for m in matrices]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        nesterov = torch._foreach_lerp(gradients, buffers, momentum)
+        if is_sharded(matrices[0]):
+            updates = map_whole(lambda m: orthogonal(m[None])[0], nesterov, matrices[0])
+        else:
+            updates = [*orthogonal(torch.stack(nesterov))]
         rows, columns = matrices[0].shape
-        updates = orthogonal(nesterov) * (-rate * max(1.0, rows / columns) ** 0.5)
-        torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(matrices, updates.unbind())
+        torch._foreach_mul_(updates, -rate * max(1.0, rows / columns) ** 0.5)
+        own = [local_tensor(m) for m in matrices]
+        torch._foreach_mul_(own, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(own, updates)
 
     def _buffer(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]

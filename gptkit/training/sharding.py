@@ -4,7 +4,8 @@ DDP (Li et al. 2020) keeps the whole model on every rank and averages the gradie
 al. 2023) keeps 1/N of weights, gradients and moments on each rank and gathers a block when it runs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +63,13 @@ def accumulating(module: Any, parts: Iterable[T]) -> Iterator[T]:
     yield last
 
 
+def n_ranks(tensor: Tensor) -> int:
+    """The number of ranks that have parts of a sharded tensor."""
+    sharded: Any = tensor
+    size: int = sharded.device_mesh.size()
+    return size
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """All parts of a sharded tensor together; any other tensor as it is. All ranks must call it."""
     sharded: Any = tensor
@@ -86,6 +94,37 @@ def local_part(tensor: Tensor) -> tuple[int, Tensor]:
     mesh = sharded.device_mesh
     each = -(-len(tensor) // mesh.size())  # as torch.chunk divides them
     return min(mesh.get_local_rank() * each, len(tensor)), rows
+
+
+def map_whole(
+    function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor
+) -> list[Tensor]:
+    """Apply a function to whole matrices of which every rank has its rows.
+
+    Rank i computes the i-th one, and each rank gets its rows of all. All ranks must call it.
+
+    Args:
+        function: from a matrix to another of its shape.
+        parts: this rank's rows of at most as many matrices as there are ranks.
+        like: a sharded matrix of their shape.
+    """
+    from torch.distributed import all_to_all_single
+
+    layout: Any = like
+    mesh, (n_rows, width) = layout.device_mesh, like.shape
+    each, rank = -(-n_rows // mesh.size()), mesh.get_local_rank()
+    bounds = [min(i * each, n_rows) for i in range(mesh.size() + 1)]
+    sent = [part.numel() for part in parts] + [0] * (mesh.size() - len(parts))
+    held = [(b - a) * width * (rank < len(parts)) for a, b in itertools.pairwise(bounds)]
+    whole = parts[0].new_empty(sum(held))
+    all_to_all_single(
+        whole, torch.cat([part.flatten() for part in parts]), held, sent, group=mesh.get_group()
+    )
+    if len(whole):
+        whole = function(whole.view(n_rows, width)).flatten()
+    own = parts[0].new_empty(sum(sent))
+    all_to_all_single(own, whole, sent, held, group=mesh.get_group())
+    return [rows.view(-1, width) for rows in torch.split(own, sent[: len(parts)])]
 
 
 def rows_alone(tensor: Tensor) -> Tensor:
