@@ -280,7 +280,7 @@ def in_processes(target: Callable[..., None], arguments: list[tuple[Any, ...]]) 
     for process in processes:
         process.start()
     for process in processes:  # one that waits for another that has ended waits for long
-        process.join(LONG if all(not p.exitcode for p in processes) else 0)
+        process.join(3 * LONG if all(not p.exitcode for p in processes) else 0)
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
