@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from gptkit import __version__
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.decode import decode_model
-from gptkit.onnx.graphs.generate import generate_model
+from gptkit.onnx.graphs.generate import BLOCK_TOKENS, generate_model
 from gptkit.onnx.graphs.scope import OPSET
 from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
@@ -346,7 +346,8 @@ def test_tokens_across_blocks_of_the_cache(block_size: int, prompt: int) -> None
     model = make(block_size=block_size, n_layer=1, vocab_size=31)
     graph = session(build(generate_model, model))
     prompts = prompts_of(model, 2, prompt)
-    for count in (63, 64, 65, 66, 129, 240):
+    block = BLOCK_TOKENS
+    for count in (block - 1, block, block + 1, block + 2, 2 * block + 1, 240):
         expected = torch_tokens(model, prompts, count, SamplingOptions(seed=count))
         (tokens,) = graph.run(None, feeds(prompts, count, SamplingOptions(seed=count)))
         assert tokens.tolist() == expected.tolist(), count
@@ -652,6 +653,29 @@ def every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for each in every_graph(graph):
         yield from each.node
+
+
+# Speed: what onnxruntime runs for a token.
+
+
+def test_a_token_takes_few_nodes_and_products_of_vectors(tmp_path: Path) -> None:
+    counts = []
+    for n_layer in (1, 2):
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        proto = build(generate_model, make(n_layer=n_layer))
+        ort.InferenceSession(proto.SerializeToString(), options)
+        graph = onnx.load(tmp_path / "optimized.onnx").graph
+        (token,) = (each for each in every_graph(graph) if each.name == "token")
+        counts.append(len(token.node))
+        products = [node for node in token.node if node.op_type == "FusedMatMul"]
+        attributes = [{a.name: a for a in node.attribute} for node in products]
+        # other factors than 1 keep onnxruntime from its routine for products with a vector
+        assert [each["alpha"].f for each in attributes] == [1.0, 1.0] * n_layer
+        assert not any(node.name.startswith("cache/") for node in token.node), "once a block"
+    layer = counts[1] - counts[0]
+    assert layer <= 28
+    assert counts[0] - layer <= 22
 
 
 # Names.

@@ -36,10 +36,10 @@ def visible(g: Scope, queries: ir.Value, keys: Operand) -> ir.Value:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer; keys are transposed once, when they are cached."""
+    """Keys and values of one layer, each (B, nkv, S, hs)."""
 
-    keys: ir.Value  # (B, nkv, hs, S)
-    values: ir.Value  # (B, nkv, S, hs)
+    keys: ir.Value
+    values: ir.Value
 
 
 class BlockedCache:
@@ -48,9 +48,9 @@ class BlockedCache:
     Args:
         gpt: the model.
         main: keys and values of every layer; all positions before the tail's.
-        tail: the same, for the positions from `main_length` on.
-        main_length: tokens in the main part, int64 ().
-        positions: of the new tokens, int64 (T,).
+        tail: the same, for the positions after them.
+        lengths: tokens in the main part and in the tail, the new ones included, int64 (2,).
+        added: to the scores of the tail, by `mask`. One token sees all of it: (1, 1) will do.
     """
 
     def __init__(
@@ -59,31 +59,24 @@ class BlockedCache:
         main: list[LayerCache],
         tail: list[LayerCache],
         *,
-        main_length: ir.Value,
-        positions: ir.Value,
+        lengths: ir.Value,
+        added: ir.Value,
     ) -> None:
         self.gpt, self.main, self.tail = gpt, main, tail
+        self.lengths, self.added = lengths, added
         self.grown: list[LayerCache] = []
         """The tail with the new tokens, layer by layer."""
-        g = gpt.g
-        with g.named("cache"):
-            end = g.Add(g.Gather(positions, -1), 1)
-            keys = g.Unsqueeze(g.Range(main_length, end, 1), [0])
-            self.mask = mask(gpt, visible(g, g.Unsqueeze(positions, [1]), keys))
-            tail_length = g.Sub(end, main_length)
-            lengths = [g.Reshape(length, [1]) for length in (main_length, tail_length)]
-            self.lengths = g.Concat(*lengths, axis=0)
 
     def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """One softmax over the scores of both parts; every query sees all of the main part."""
         g, main, tail = self.gpt.g, self.main[layer], self.tail[layer]
         with g.named(f"h.{layer}.attn.cache"):
-            keys = g.Concat(tail.keys, g.Transpose(k, perm=[0, 1, 3, 2]), axis=3)
+            keys = g.Concat(tail.keys, k, axis=2)
             values = g.Concat(tail.values, v, axis=2)
         self.grown.append(LayerCache(keys, values))
         q = group(self.gpt, q)
-        tail_scores = g.Add(g.MatMul(q, keys), self.mask)
-        p = g.Softmax(g.Concat(g.MatMul(q, main.keys), tail_scores, axis=-1), axis=-1)
+        scores = scores_of(g, q, main.keys), g.Add(scores_of(g, q, keys), self.added)
+        p = g.Softmax(g.Concat(*scores, axis=-1), axis=-1)
         main_p, tail_p = g.Split(p, self.lengths, axis=-1, outputs=2)
         y = g.Add(g.MatMul(main_p, main.values), g.MatMul(tail_p, values))
         return ungroup(self.gpt, y)
@@ -112,7 +105,7 @@ class ConcatCache:
             causal = visible(g, g.Unsqueeze(queries, [1]), keys)  # (T, S)
             real = g.Unsqueeze(g.Greater(attention_mask, 0), [1, 2])  # (B, 1, 1, S)
             seen = typed(g.And(real, causal), BOOL, [None, 1, None, None])
-            self.mask = mask(gpt, seen)
+            self.added = mask(g, gpt.source, seen)
 
     def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """Attention over the past and the new tokens."""
@@ -122,7 +115,7 @@ class ConcatCache:
             keys = g.Concat(past_keys, k, axis=2)
             values = g.Concat(past_values, v, axis=2)
         self.present += [keys, values]
-        return attention(self.gpt, q, keys, values, self.mask)
+        return attention(self.gpt, q, keys, values, self.added)
 
 
 class GroupQueryCache:
@@ -169,7 +162,7 @@ class StaticCache:
             positions = np.arange(size, dtype=np.int32)
             position = g.Reshape(length, [-1, 1, 1, 1])
             seen = typed(visible(g, position, positions), BOOL, [None, 1, 1, size])
-            self.mask = mask(gpt, seen)
+            self.added = mask(g, gpt.source, seen)
             self.written = g.Equal(positions[:, None], position)  # (B, 1, block_size, 1)
 
     def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -180,13 +173,18 @@ class StaticCache:
             keys = g.Where(self.written, k, past_keys)
             values = g.Where(self.written, v, past_values)
         self.present += [keys, values]
-        return attention(self.gpt, q, keys, values, self.mask)
+        return attention(self.gpt, q, keys, values, self.added)
 
 
 def group(gpt: GPTGraph, q: ir.Value) -> ir.Value:
-    """Scale queries; those that share keys become rows of one matrix, (B, nkv, rows, hs)."""
+    """Scale queries; those that share keys become rows of one matrix, (B, nkv, rows, hs).
+
+    The scale is a vector: onnxruntime would fold a single number into the products with the keys,
+    and those of one token are then 1.7 times slower.
+    """
     g, config = gpt.g, gpt.config
-    q = g.Mul(q, gpt.weights.constant("attention.scale", 1 / math.sqrt(config.head_size)))
+    scale = np.full(config.head_size, 1 / math.sqrt(config.head_size))
+    q = g.Mul(q, gpt.weights.constant("attention.scale", scale))
     if config.kv_heads == config.n_head:
         return q
     return g.Reshape(q, [0, config.kv_heads, -1, config.head_size])
@@ -199,14 +197,18 @@ def ungroup(gpt: GPTGraph, y: ir.Value) -> ir.Value:
     return gpt.g.Reshape(y, [0, gpt.config.n_head, -1, gpt.config.head_size])
 
 
-def mask(gpt: GPTGraph, seen: ir.Value) -> ir.Value:
+def mask(g: Scope, source: ExportSource, seen: ir.Value) -> ir.Value:
     """What is added to the scores of grouped queries, from what is visible, bool (..., T, S)."""
-    g, groups = gpt.g, gpt.config.n_head // gpt.config.kv_heads
+    groups = source.config.n_head // source.config.kv_heads
     if groups > 1:
         rank = len(seen.shape) if seen.shape else 2
         seen = g.Tile(seen, [1] * (rank - 2) + [groups, 1])
-    added = (gpt.weights.constant(f"attention.{name}", SCORES[name]) for name in SCORES)
-    return g.Where(seen, *added)
+    return g.Where(seen, *(source.precision.array(SCORES[name]) for name in SCORES))
+
+
+def scores_of(g: Scope, q: ir.Value, keys: ir.Value) -> ir.Value:
+    """Products of q and keys; onnxruntime transposes while it multiplies."""
+    return g.MatMul(q, g.Transpose(keys, perm=[0, 1, 3, 2]))
 
 
 def attention(
@@ -214,7 +216,7 @@ def attention(
 ) -> ir.Value:
     """Attention of q (B, nh, T, hs) over keys and values (B, nkv, S, hs), masked by `mask`."""
     g = gpt.g
-    scores = g.Add(g.MatMul(group(gpt, q), g.Transpose(keys, perm=[0, 1, 3, 2])), added)
+    scores = g.Add(scores_of(g, group(gpt, q), keys), added)
     return ungroup(gpt, g.MatMul(g.Softmax(scores, axis=-1), values))
 
 

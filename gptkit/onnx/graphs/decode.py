@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptkit.onnx.graphs.cache import GroupQueryCache, StaticCache, cache_tensors
-from gptkit.onnx.graphs.gpt import GPTGraph, checked_ids
+from gptkit.onnx.graphs.gpt import GPTGraph, Shapes, checked_ids
 from gptkit.onnx.graphs.sampling import SamplingInputs, SamplingRule, invert, nucleus
 from gptkit.onnx.graphs.scope import FLOAT, INT32, INT64, Scope, declare, typed
 from gptkit.onnx.graphs.source import ExportSource
@@ -39,7 +39,7 @@ def decode_model(source: ExportSource) -> ir.Model:
     with g.named("position"):
         positions = typed(g.Unsqueeze(g.Cast(length, to=INT64), [1]), INT64, [BATCH, 1])
     known = checked_ids(g, ids, config.vocab_size)
-    x = gpt.features(known, positions, cache)
+    x = gpt.features(known, positions, cache, Shapes.of(g, ids, config))
     with g.named("shape"):
         x = g.Reshape(x, [-1, config.n_embd])
     logits = gpt.logits(x)

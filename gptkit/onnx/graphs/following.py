@@ -6,7 +6,7 @@ Not a file of an export: gptkit runs it on the weights of a checkpoint, and draw
 import onnx_ir as ir
 
 from gptkit.onnx.graphs.cache import cache_tensors
-from gptkit.onnx.graphs.gpt import GPTGraph, checked_ids
+from gptkit.onnx.graphs.gpt import GPTGraph, Shapes, checked_ids
 from gptkit.onnx.graphs.scope import FLOAT, INT32, INT64, MICROSOFT, Scope, declare, typed
 from gptkit.onnx.graphs.source import ExportSource
 
@@ -31,7 +31,8 @@ def following_model(source: ExportSource) -> ir.Model:
         count = g.Gather(g.Shape(ids), 1)
         ends = g.Unsqueeze(g.Cast(last, to=INT64), [1])
         positions = typed(g.Add(ends, g.Range(g.Sub(1, count), 1, 1)), INT64, [BATCH, NEW])
-    x = gpt.features(checked_ids(g, ids, config.vocab_size), positions, cache)
+    known = checked_ids(g, ids, config.vocab_size)
+    x = gpt.features(known, positions, cache, Shapes.of(g, ids, config))
     logits = gpt.logits(g.Gather(x, -1, axis=1))
     return g.model(
         "following",

@@ -26,11 +26,29 @@ class CacheGraph(Protocol):
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """Shapes that depend on the number of new tokens, int64."""
+
+    by_token: ir.Value
+    """(3,): (B, T, C)."""
+    by_head: ir.Value
+    """(4,): (B, T, nh + 2 * nkv, hs)."""
+
+    @classmethod
+    def of(cls, g: Scope, ids: ir.Value, config: GPTConfig) -> "Shapes":
+        """For ids (B, T)."""
+        heads = config.n_head + 2 * config.kv_heads
+        with g.named("shape"):
+            shape = g.Shape(ids)
+            by_token = g.Concat(shape, [config.n_embd], axis=0)
+            return cls(by_token, g.Concat(shape, [heads, config.head_size], axis=0))
+
+
+@dataclass(frozen=True)
 class NewTokens:
     """What all layers need to know about the new tokens."""
 
-    by_head: ir.Value
-    """int64 (4,): the shape (B, T, nh + 2 * nkv, hs)."""
+    shapes: Shapes
     cos: ir.Value | None
     """Of the rotary angles, (T, hs / 2) or (B, 1, T, hs / 2); None without rotary positions."""
     sin: ir.Value | None
@@ -45,16 +63,19 @@ class GPTGraph:
     """
 
     def __init__(self, source: ExportSource, g: Scope) -> None:
-        self.config, self.g = source.config, g
+        self.source, self.config, self.g = source, source.config, g
         self.weights = Weights(source.tensors, source.precision, g)
 
-    def features(self, ids: ir.Value, positions: ir.Value, cache: CacheGraph) -> ir.Value:
+    def features(
+        self, ids: ir.Value, positions: ir.Value, cache: CacheGraph, shapes: Shapes
+    ) -> ir.Value:
         """The residual stream before the last norm.
 
         Args:
             ids: int64 (B, T).
             positions: int64 (T,), or (B, T) if they differ between the rows.
             cache: attends over the cached tokens and these.
+            shapes: those of the ids.
 
         Returns:
             (B, T, C).
@@ -62,11 +83,8 @@ class GPTGraph:
         g, config = self.g, self.config
         x = self._embed(ids, positions)  # (B, T, C)
         with g.named("shape"):
-            shape = g.Shape(ids)
-            heads = config.n_head + 2 * config.kv_heads
-            by_head = g.Concat(shape, [heads, config.head_size], axis=0)
             x = g.Reshape(x, [-1, config.n_embd])  # (N, C): Gemm takes matrices
-        tokens = NewTokens(by_head, *self._angles(positions))
+        tokens = NewTokens(shapes, *self._angles(positions))
         for i in range(config.n_layer):
             y = self._attention(i, self._norm(x, f"h.{i}.ln_1"), tokens, cache)
             with g.named(f"h.{i}"):
@@ -75,7 +93,7 @@ class GPTGraph:
             with g.named(f"h.{i}"):
                 x = g.Add(x, y)
         with g.named("shape"):
-            return g.Reshape(x, g.Concat(shape, [config.n_embd], axis=0))
+            return g.Reshape(x, shapes.by_token)
 
     def logits(self, features: ir.Value) -> ir.Value:
         """The last norm and the head, (N, C) to float32 (N, vocab_size)."""
@@ -107,7 +125,7 @@ class GPTGraph:
         g, name = self.g, f"h.{i}.attn"
         x = self._linear(x, f"{name}.qkv")
         with g.named(name):
-            qkv = g.Transpose(g.Reshape(x, tokens.by_head), perm=[0, 2, 1, 3])
+            qkv = g.Transpose(g.Reshape(x, tokens.shapes.by_head), perm=[0, 2, 1, 3])
         q, k, v = self._split_heads(qkv, tokens, name)
         with g.named(name):
             y = g.Transpose(cache.attend(i, q, k, v), perm=[0, 2, 1, 3])  # (B, T, nh, hs)

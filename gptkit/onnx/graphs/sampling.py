@@ -73,8 +73,8 @@ class SamplingRule:
         """Whether the options need the logits sorted, bool."""
 
     def choose(self, g: Scope, logits: ir.Value, u: ir.Value) -> ir.Value:
-        """One token per row, float32 (B, V) and (B,) to int64 (B,); sorts only if needed."""
-        x, u = g.Div(logits, self.temperature), g.Unsqueeze(u, [1])
+        """One token per row, float32 (B, V) and (B, 1) to int64 (B, 1); sorts only if needed."""
+        x = g.Div(logits, self.temperature)
         every, top = Scope(g), Scope(g)
         then_branch = top.graph(
             "from_top",
@@ -91,13 +91,13 @@ class SamplingRule:
     def _from_all(self, g: Scope, x: ir.Value, u: ir.Value) -> ir.Value:
         with g.named("sampling.from_all"):
             chosen = invert(g, g.Softmax(x, axis=-1), u)
-            return typed(g.Squeeze(g.Min(chosen, self.last), [1]), INT64, ["batch"])
+            return typed(g.Min(chosen, self.last), INT64, ["batch", 1])
 
     def _from_top(self, g: Scope, x: ir.Value, u: ir.Value) -> ir.Value:
         with g.named("sampling.from_top"):
             values, ids = g.TopK(x, self.k, axis=-1, outputs=2)
             rank = nucleus(g, g.Softmax(values, axis=-1), u, self.top_p)
-            return typed(g.Squeeze(g.GatherElements(ids, rank, axis=1), [1]), INT64, ["batch"])
+            return typed(g.GatherElements(ids, rank, axis=1), INT64, ["batch", 1])
 
 
 def nucleus(g: Scope, p: ir.Value, u: ir.Value, top_p: ir.Value) -> ir.Value:
@@ -112,7 +112,7 @@ def nucleus(g: Scope, p: ir.Value, u: ir.Value, top_p: ir.Value) -> ir.Value:
 def invert(g: Scope, p: ir.Value, u: ir.Value) -> ir.Value:
     """How many cumulative sums are <= u * total, (B, V) and (B, 1) to int64 (B, 1)."""
     sums = g.CumSum(p, 1)
-    total = g.Slice(sums, [-1], [LAST], [1])
+    total = g.Gather(sums, [-1], axis=1)
     below = g.Cast(g.LessOrEqual(sums, g.Mul(u, total)), to=INT64)
     return g.ReduceSum(below, [1], keepdims=1)
 

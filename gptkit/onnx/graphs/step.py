@@ -7,7 +7,7 @@ batches whose rows are padded on the left.
 import onnx_ir as ir
 
 from gptkit.onnx.graphs.cache import ConcatCache, cache_tensors
-from gptkit.onnx.graphs.gpt import GPTGraph, checked_ids
+from gptkit.onnx.graphs.gpt import GPTGraph, Shapes, checked_ids
 from gptkit.onnx.graphs.scope import FLOAT, INT64, Scope, declare, typed
 from gptkit.onnx.graphs.source import ExportSource
 
@@ -30,7 +30,7 @@ def step_model(source: ExportSource) -> ir.Model:
     gpt = GPTGraph(source, g)
     cache = ConcatCache(gpt, ids, attention_mask, past)
     known = checked_ids(g, ids, config.vocab_size)
-    x = gpt.features(known, positions, cache)
+    x = gpt.features(known, positions, cache, Shapes.of(g, ids, config))
     with g.named("shape"):
         x = g.Reshape(x, [-1, config.n_embd])
     flat = gpt.logits(x)

@@ -1,12 +1,10 @@
 """Features and logits of whole texts in onnxruntime, from a graph `generate`. Imports no torch."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gptkit.onnx.runtime.interface import DTYPES, check_shape
+from gptkit.onnx.runtime.interface import check_shape
 from gptkit.onnx.runtime.metadata import Metadata
 from gptkit.onnx.runtime.providers import open_session, running
 from gptkit.sampling.model import check_ids
@@ -34,11 +32,8 @@ class TextSession:
         self.path, self.about = path, about
         generate = onnx.load(path, load_external_data=False)
         model, self._features = text.text_model(generate, path)
-        self._ids, self._logits = text.NEW_IDS, text.LOGITS
+        self._ids, self._logits = text.PROMPT, text.LOGITS
         self.session = open_session(model.SerializeToString(), device, weights_folder=path.parent)
-        inputs = self.session.get_inputs()
-        with running(path):
-            self._empty_cache = {x.name: _empty(x) for x in inputs if x.name != self._ids}
 
     def logits(self, tokens: Ints) -> Floats:
         """Logits after each of the tokens (T,), float32 (T, vocab_size)."""
@@ -50,15 +45,8 @@ class TextSession:
 
     def _run(self, output: str, tokens: Ints, width: int) -> Floats:
         check_ids(tokens, self.about.vocab_size, self.about.block_size)
-        inputs = {self._ids: tokens[None].astype(np.int64), **self._empty_cache}
+        ids = tokens[None].astype(np.int64)
         with running(self.path):
-            found = np.asarray(self.session.run([output], inputs)[0], np.float32)
+            found = np.asarray(self.session.run([output], {self._ids: ids})[0], np.float32)
         check_shape(found, (len(tokens), width), self.path)
         return found
-
-
-def _empty(declared: Any) -> NDArray[Any]:
-    """A cache input without tokens: 0 for a length, else an array of one row and length 0."""
-    sizes = {"batch": 1}
-    shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in declared.shape]
-    return np.zeros(shape, DTYPES[declared.type])
