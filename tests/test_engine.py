@@ -23,6 +23,8 @@ from gptkit.runs.loaded import load_checkpoint
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
 from gptkit.sampling.torch_decoder import TorchDecoder
+from gptkit.testing import LetterCodec
+from gptkit.training import preview
 from tests.support import names_of, pairwise, stir, train
 
 DATA = Path(__file__).parent / "data/v0.1"
@@ -140,3 +142,50 @@ def test_what_is_not_finite_is_refused_as_by_torch(
             load(run, device="cpu")
         said.append((str(caught.value), caught.value.hint))
     assert said[0] == said[1]
+
+
+def test_a_small_model_is_drawn_by_one_thread_unless_the_user_says_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, large = gpt(1), gpt(1, n_embd=512, n_layer=4)
+    seen: list[int] = []
+    for model in (small, large):
+        model.ln_f.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    for said, expected in ((None, [1, 3]), ("2", [2, 2])):
+        if said is None:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", said)
+        seen.clear()
+        torch.set_num_threads(3)
+        for model in (small, large):
+            TorchDecoder(model, 1).step(np.array([[1]]))
+        left, _ = torch.get_num_threads(), torch.set_num_threads(before)
+        assert (seen, left) == (expected, 3)
+        sessions = [session_of(model).session for model in (small, large)]
+        counts = [session.get_session_options().intra_op_num_threads for session in sessions]
+        assert counts == [0 if count == 3 else count for count in expected]  # 0: onnxruntime's own
+
+
+def test_a_preview_is_drawn_by_onnxruntime_from_the_weights_as_they_are_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, made = gpt(1, vocab_size=26).train(), list[int]()
+
+    def count(model: GPT, batch_size: int) -> TorchDecoder:
+        made.append(batch_size)
+        return TorchDecoder(model, batch_size)
+
+    monkeypatch.setattr(preview, "TorchDecoder", count)
+    texts = []
+    for enough in (0, preview.ENOUGH, 1000):
+        monkeypatch.setattr(preview, "ENOUGH", enough)
+        texts.append([])
+        for weights in (gpt(2, vocab_size=26), gpt(3, vocab_size=26)):
+            model.load_weights(weights.weights())
+            texts[-1].append(preview.previewer(model, LetterCodec())(100, 5))
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0][0] != texts[0][1]
+    assert made == [1, 1]  # where 1000 tokens were needed
+    assert model.training

@@ -21,6 +21,7 @@ TORCH_FREE = [
     "onnx.graphs.text", "recipe.options", "recipe.recipe", "recipe.registry",
     "engine", "sampling.decoded", "sampling.each", "sampling.generate", "sampling.model",
     "sampling.output", "sampling.prompts", "sampling.rule", "sampling.samples", "sampling.stops",
+    "sampling.threads",
     "runs.checkpoint", "runs.run_folder", "runs.signals", "runs.weights", "training.torchrun",
     "scaffold.package", "show.plugins", "show.runs", "show.samples",
     *(f"onnx.runtime.{p.stem}" for p in sorted((ROOT / "gptkit/onnx/runtime").glob("[!_]*.py"))),

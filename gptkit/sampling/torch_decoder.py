@@ -1,11 +1,15 @@
 """The torch decoder: a GPT with its KV cache, from tokens to logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gptkit.model.cache import KVCache, StaticKVCache
 from gptkit.model.gpt import GPT, is_sharded
+from gptkit.sampling.threads import for_drawing
 
 
 class TorchDecoder:
@@ -24,6 +28,8 @@ class TorchDecoder:
         self._cache = KVCache(model.config, batch_size, like=like)
         # FSDP2 reuses gathered weights in training, so they must not be inference tensors.
         self._mode = torch.no_grad if is_sharded(weight) else torch.inference_mode
+        size = sum(tensor.nbytes for tensor in model.parameters())
+        self._count = for_drawing(size) if weight.device.type == "cpu" else None
 
     @property
     def length(self) -> int:
@@ -38,11 +44,21 @@ class TorchDecoder:
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Feed tokens (B, T) that follow the earlier ones; logits of the next, (B, vocab_size)."""
         x = torch.from_numpy(tokens).to(self.model.wte.weight.device)
-        with self._mode():
+        with self._mode(), self._threads():
             logits: NDArray[np.float32] = (
                 self.model.next_logits(x, self._cache).float().cpu().numpy()
             )
         return logits
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Leave torch's threads as they were afterwards; to set them costs nothing."""
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(min(self._count or before, before))
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class GraphDecoder(TorchDecoder):

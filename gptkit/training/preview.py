@@ -1,16 +1,22 @@
 """The samples that callbacks draw during training."""
 
+from contextlib import suppress
+
 import torch
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.contract.train_state import Sampler
-from gptkit.model.gpt import GPT, evaluating
+from gptkit.errors import ModelFileError
+from gptkit.model.gpt import GPT, evaluating, is_sharded
+from gptkit.sampling.generate import Decoder
 from gptkit.sampling.rule import SamplingOptions
-from gptkit.sampling.samples import SampleRequest, sample
+from gptkit.sampling.samples import DEFAULT_TEXT_TOKENS, SampleRequest, sample
 from gptkit.sampling.torch_decoder import TorchDecoder
 
 MOST = 16
 """Most samples in a preview."""
+ENOUGH = 64
+"""Tokens of a sample from which on onnxruntime makes up for the session that it needs first."""
 
 
 def previewer(model: GPT, codec: Codec) -> Sampler:
@@ -27,12 +33,27 @@ def previewer(model: GPT, codec: Codec) -> Sampler:
             tokens=tokens if codec.length is None else None,
             samples=_count(codec, tokens, prompt),
         )
-        decoder = TorchDecoder(model, request.samples)
+        count = request.tokens or codec.length or DEFAULT_TEXT_TOKENS
+        decoder = _fastest(model, request.samples, count)
         # Every call has a different length, so compiling would not pay.
         with evaluating(model), torch.compiler.set_stance("force_eager"):
             return sample(decoder, codec, request, options).contents(codec)[0]
 
     return preview
+
+
+def _fastest(model: GPT, samples: int, count: int) -> Decoder:
+    """What draws so many tokens of so many samples soonest: onnxruntime, on a CPU."""
+    weights, like = model.weights(), model.wte.weight
+    plain = like.device.type == "cpu" and like.dtype == torch.float32 and not is_sharded(like)
+    if plain and count >= ENOUGH:
+        from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession, unfit
+
+        if unfit(model.config) is None:
+            arrays = {name: tensor.detach().numpy() for name, tensor in weights.items()}
+            with suppress(ModelFileError):
+                return OnnxDecoder(WeightsSession(model.config, arrays, "the model"), samples)
+    return TorchDecoder(model, samples)
 
 
 def _count(codec: Codec, tokens: int, prompt: str) -> int:

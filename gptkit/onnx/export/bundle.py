@@ -28,8 +28,9 @@ from gptkit.onnx.proof.prove_bundle import prove_decode, prove_loss, prove_step
 from gptkit.onnx.proof.seal import append_proof
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE
 from gptkit.onnx.runtime.generate_session import GenerateSession, feeds
-from gptkit.onnx.runtime.metadata import WEIGHTS_FILE, Comparison, is_exported
+from gptkit.onnx.runtime.metadata import Comparison, is_exported
 from gptkit.onnx.runtime.model import GENERATE_FILE, SELFTEST_FILE
+from gptkit.onnx.runtime.providers import WEIGHTS_FILE
 from gptkit.plugin import Data, TrainedModel
 from gptkit.sampling.rule import Ints, SamplingOptions
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptkit.files import digest
-from gptkit.onnx.runtime.metadata import WEIGHTS_FILE, Comparison, Proof, appendix
+from gptkit.onnx.runtime.metadata import Comparison, Proof, appendix
+from gptkit.onnx.runtime.providers import WEIGHTS_FILE
 
 
 def append_proof(path: Path, comparisons: Sequence[Comparison], weights: str | None = None) -> None:

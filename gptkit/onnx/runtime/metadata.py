@@ -36,9 +36,6 @@ PROOF_FORMAT: Literal[1] = 1
 """The same for proofs."""
 KEY, PROOF_KEY = "gptkit", "gptkit.proof"
 
-WEIGHTS_FILE: Literal["model.safetensors"] = "model.safetensors"
-"""The weights of a bundle, which its graphs share."""
-
 MAX_PROOF_BYTES = 1 << 16
 """How far from the end of a file a proof may begin."""
 

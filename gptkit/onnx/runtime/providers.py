@@ -6,21 +6,23 @@ that a session got is checked.
 """
 
 import ctypes
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gptkit.errors import ModelFileError, UsageError
 from gptkit.memory import TOO_LITTLE
+from gptkit.sampling.threads import for_drawing
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WEIGHTS_FILE: Literal["model.safetensors"] = "model.safetensors"
+"""The weights of a bundle, which its graphs share."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's name of that setting."""
 AGAIN = "copy the file again, or export the model again"
@@ -39,7 +41,7 @@ def open_session(
     weights: Mapping[str, NDArray[Any]] | None = None,
     **cuda: str,
 ) -> ort.InferenceSession:
-    """An onnxruntime session; OMP_NUM_THREADS limits the threads that it uses on the CPU.
+    """An onnxruntime session, on the CPU with the threads of `sampling.threads`.
 
     Args:
         graph: the file, or its bytes.
@@ -54,7 +56,7 @@ def open_session(
     """
     number = _cuda_number(device)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = _omp_threads()
+    options.intra_op_num_threads = for_drawing(_weight_bytes(graph, weights)) or 0
     options.log_severity_level = FATAL_ONLY
     if weights_folder:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder.absolute()))
@@ -118,10 +120,12 @@ def first_line(error: BaseException) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", line)[:MOST_SHOWN]
 
 
-def _omp_threads() -> int:
-    """The value of OMP_NUM_THREADS, as torch uses it; 0 lets onnxruntime choose."""
-    number = os.environ.get("OMP_NUM_THREADS", "")
-    return int(number) if number.isdecimal() else 0
+def _weight_bytes(graph: Path | bytes, weights: Mapping[str, NDArray[Any]] | None) -> int:
+    """Bytes of weights of a graph: in memory, in its file, or in the file that a bundle shares."""
+    if isinstance(graph, bytes):
+        return sum(array.nbytes for array in (weights or {}).values()) or len(graph)
+    files = (graph, graph.with_name(WEIGHTS_FILE))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _cuda_number(device: str) -> int | None:
