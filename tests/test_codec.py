@@ -97,11 +97,11 @@ def train(
     recipe = """
         dataset = {use = "bytes", path = "text", svg = SVG}
         model = {n_layer = 1, n_head = 2, n_embd = 64, position = "rotary"}
-        train = {steps = STEPS, learning_rate = 1e-2, eval_batches = 1, device = "cpu"}
+        train = {steps = STEPS, learning_rate = 5e-3, eval_batches = 1, device = "cpu"}
         callbacks = [{use = "log", sample_tokens = 20}]
     """
 
-    def call(*, steps: int = 60, svg: bool = False) -> None:
+    def call(*, steps: int = 120, svg: bool = False) -> None:
         text = recipe.replace("STEPS", str(steps)).replace("SVG", str(svg).lower())
         (tmp_path / "r.toml").write_text(text)
         done = cli("train", "r.toml", "--out", "r")

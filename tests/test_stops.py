@@ -62,7 +62,7 @@ class Words(TextCodec):
 @pytest.fixture(scope="module")
 def gpt() -> GPT:
     """A small model whose every weight matters."""
-    torch.manual_seed(4)
+    torch.manual_seed(2)
     sizes = {"vocab_size": len(VOCAB), "block_size": SIZE, "n_layer": 2, "n_head": 2, "n_embd": 32}
     model = GPT(GPTConfig(**sizes, position="rotary")).eval()
     with torch.no_grad():
