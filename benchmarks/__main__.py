@@ -14,6 +14,7 @@ BENCHMARKS = {
     "start": "benchmarks.start",
     "step": "benchmarks.step",
     "step_memory": "benchmarks.step_memory",
+    "plan": "benchmarks.plan",
     "time_to_loss": "benchmarks.time_to_loss",
     "memory": "benchmarks.memory",
     "long_run": "benchmarks.long_run",

@@ -12,6 +12,7 @@ NAMES = [
     "start",
     "step",
     "step_memory",
+    "plan",
     "time_to_loss",
     "memory",
     "long_run",

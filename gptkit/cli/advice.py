@@ -10,7 +10,7 @@ from typing import Any, get_args
 from gptkit.cli.habits import COMMANDS, FIELDS, OPTIONS
 from gptkit.errors import closest
 
-RECIPE_COMMANDS = {("train",), ("resume",), ("check",)}
+RECIPE_COMMANDS = {("train",), ("resume",), ("check",), ("plan",)}
 _KEY = r"[A-Za-z_][\w-]*(\.[\w:-]+|\[\d+\])+"
 _ASSIGNMENT = re.compile(rf"(seed|{_KEY})=.*", re.DOTALL)
 _DOTTED = re.compile(rf"--{_KEY}")

@@ -205,6 +205,20 @@ def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B
 
 
 @app.command()
+def plan(recipe: RecipeArgument, overrides: SetOption = [], json: JsonOption = False) -> None:  # noqa: B006
+    """Show what a training will take: parameters, FLOPs, memory, time; tries three steps."""
+    if torchrun.rank() != 0:
+        return  # one process is enough
+
+    from gptkit.analysis.plan import make_plan
+    from gptkit.recipe import build
+    from gptkit.show.plan import print_plan
+
+    plugins = build.build(build.read(recipe, overrides, report=say))
+    print_plan(make_plan(plugins), as_json=json)
+
+
+@app.command()
 def convert(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="A nanoGPT config, a .py file.")],
 ) -> None:

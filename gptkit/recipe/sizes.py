@@ -30,6 +30,23 @@ def n_parameters(config: GPTConfig) -> int:
     return _count(outer.values()) + config.n_layer * _count(block.values())
 
 
+def parameters_by_part(config: GPTConfig) -> dict[str, int]:
+    """Number of parameters of each part; a tied head counts as the embedding."""
+    block = {f"h.{name}": shape for name, shape in _block_shapes(config).items()}
+    found = dict.fromkeys(_PARTS.values(), 0)
+    for name, shape in (_outer_shapes(config) | block).items():
+        part = next(part for prefix, part in _PARTS.items() if name.startswith(prefix))
+        found[part] += math.prod(shape) * (config.n_layer if name in block else 1)
+    return found
+
+
+def part_sizes(config: GPTConfig) -> tuple[int, int, int]:
+    """Numbers of parameters: outside the blocks, of a block, of the matrices in a block."""
+    block = _block_shapes(config)
+    matrices = _count(shape for shape in block.values() if len(shape) == 2)
+    return _count(_outer_shapes(config).values()), _count(block.values()), matrices
+
+
 def flops_per_token(config: GPTConfig) -> int:
     """Floating-point operations of a training step per token, forward and backward pass.
 
@@ -82,6 +99,16 @@ def to_sample(config: GPTConfig, samples: int, tokens: int) -> Need:
     return Need(f"{samples:,} samples at once", "draw fewer at once: --samples", size)
 
 
+_PARTS = {
+    "wte.": "embedding",
+    "position.": "position",
+    "h.attn.": "attention",
+    "h.mlp.": "mlp",
+    "h.ln_": "norms",
+    "ln_f.": "norms",
+    "lm_head.": "head",
+}
+"""Parts of a model, by how the names of their parameters begin."""
 _HINTS: Mapping[str, str] = {
     "model": "a smaller model: model.n_embd and n_layer, or the data set's vocabulary and "
     "block_size; several GPUs with train.shard=true",

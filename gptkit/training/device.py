@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptkit.errors import UsageError
+from gptkit.memory import forget_peak as forget_peak_of_process
 from gptkit.memory import peak, total
 from gptkit.recipe.options import ModelOptions, TrainOptions
 from gptkit.training import precision
@@ -120,6 +121,14 @@ def peak_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()  # keeps what it once allocated
     return peak()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin again with what is there now, where that is possible."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        forget_peak_of_process()
 
 
 def _pick_for_rank(name: str, local_rank: int) -> tuple[torch.device, str]:
