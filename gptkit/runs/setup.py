@@ -114,8 +114,11 @@ def choose_device(recipe: Recipe, ranks: Ranks, *, run: RunFolder | None = None)
         ranks: the processes that train together; all of them call this.
         run: which is resumed; on a CPU its precision stays what it was.
     """
+    options = recipe.train
+    if not ranks.first:  # it would only disturb the trial of the first
+        options = options.model_copy(update={"dtype": "float32"})
     found = resolve_device(
-        recipe.train,
+        options,
         width=recipe.model.n_embd,
         before=run.cpu_dtype if run else None,
         local_rank=ranks.local_rank,

@@ -168,14 +168,14 @@ def _pick_dtype(
 
 
 def _try_dtypes(width: int, before: str | None) -> tuple[torch.dtype, str]:
-    """The clearly faster one by a trial; a run keeps what it has begun in, unless it is slow."""
-    if before == "float32":
-        return torch.float32, "as before"
+    """The clearly faster one by a trial; a run keeps what it began in, unless it is hopeless."""
+    if before == "float32" or (before == "bfloat16" and not precision.hopeless()):
+        return getattr(torch, before), "as before"
     faster = precision.speedup(width)
+    if not faster:
+        return torch.float32, "bfloat16 is not fast on this cpu"
     told = f"bfloat16 has {faster:.2g} times float32's speed in a trial"
-    if faster >= precision.CLEARLY or (before == "bfloat16" and faster >= 1):
-        return torch.bfloat16, told
-    return torch.float32, told if faster else "bfloat16 is not fast on this cpu"
+    return torch.bfloat16 if faster >= precision.CLEARLY else torch.float32, told
 
 
 def _pick_compile(choice: str | bool, device: torch.device) -> tuple[bool, str]:

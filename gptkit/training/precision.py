@@ -6,7 +6,7 @@ number by number. What a product gains, small models lose again to the casts aro
 
 from collections.abc import Callable
 from functools import cache, partial
-from time import perf_counter
+from time import process_time
 
 import torch
 
@@ -24,16 +24,22 @@ SEQUENCES, TOKENS = 2, 64
 """Of the trial's step."""
 HEAD, WIDEST = 64, 384
 """Width of a head in the trial, and of the model; a wider model gains at least as much."""
-ROUNDS = 2
+ROUNDS = 3
+
+
+def hopeless() -> bool:
+    """Whether this CPU computes products in bfloat16 number by number."""
+    return max(_ratios(_product)) < 1 / HOPELESS
 
 
 @cache
 def speedup(width: int) -> float:
     """How many times faster bfloat16 is than float32 in a block of that width, backward included.
 
-    0 where products in bfloat16 are hopeless. The program's random numbers stay as they were.
+    In the least favourable of a few rounds; 0 where products in bfloat16 are hopeless. The
+    program's random numbers stay as they were.
     """
-    if _faster(_product, rounds=1) < 1 / HOPELESS:
+    if hopeless():
         return 0.0
     heads = max(1, min(width, WIDEST) // HEAD)
     config = GPTConfig(
@@ -44,21 +50,23 @@ def speedup(width: int) -> float:
         block_size=TOKENS,
     )
     with torch.random.fork_rng(devices=[]):
-        model = GPT(config)
-        return _faster(partial(_step, model), rounds=ROUNDS)
+        return min(_ratios(partial(_step, GPT(config))))
 
 
-def _faster(work: Callable[[torch.dtype], None], *, rounds: int) -> float:
-    """The best time in float32 over the best in bfloat16; both take turns after a first call."""
+def _ratios(work: Callable[[torch.dtype], None]) -> list[float]:
+    """Of float32's time to bfloat16's in a few rounds, after a first one.
+
+    Time is that of the CPU, since a clock would count other programs too.
+    """
     dtypes = (torch.float32, torch.bfloat16)
-    times = [[_seconds(work, dtype) for dtype in dtypes] for _ in range(1 + rounds)]
-    return min(full for full, _ in times[1:]) / min(lower for _, lower in times[1:])
+    times = [[_seconds(work, dtype) for dtype in dtypes] for _ in range(1 + ROUNDS)]
+    return [full / lower for full, lower in times[1:]]
 
 
 def _seconds(work: Callable[[torch.dtype], None], dtype: torch.dtype) -> float:
-    begin = perf_counter()
+    begin = process_time()
     work(dtype)
-    return perf_counter() - begin
+    return process_time() - begin
 
 
 def _product(dtype: torch.dtype) -> None:
