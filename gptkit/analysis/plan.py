@@ -92,10 +92,10 @@ class Plan:
 
 
 def make_plan(plugins: Plugins) -> Plan:
-    """Plan a recipe's training in one process; loads its data and tries a few steps without it.
+    """Plan a recipe's training in one process; loads its data and tries a few steps.
 
     The recipe's callbacks are left out: what they keep, such as an average of the weights, comes
-    on top, as do evaluations and saving.
+    on top, and so does the copy from which a checkpoint is written.
 
     Raises:
         GptkitError: the device is missing, or the data cannot be loaded.

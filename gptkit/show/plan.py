@@ -26,9 +26,11 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         f"tokens  {plan.tokens:,} in {plan.steps:,} steps, {plan.tokens_per_parameter:.2g} per "
         f"parameter; {ENOUGH} take {plan.steps_for_enough:,} steps\n"
     )
-    device = f"{plan.run_device.device} in {plan.run_device.dtype_name}"
-    there = f", which has {told(plan.memory)}" if plan.memory else ""
-    print_result(f"On {device}{there}, of which {told(plan.base)} are taken without a model:\n")
+    there = told(plan.memory) if plan.memory else "an unknown size"
+    print_result(
+        f"memory  {there} on {plan.run_device.device}, {told(plan.base)} taken without a model; "
+        f"in {plan.run_device.dtype_name} at the peak:\n"
+    )
     table = [{"training": v.change or "as in the recipe", "peak": told(v.peak)}
              for v in plan.variants]  # fmt: skip
     print_rows(table, ["training", "peak"], as_json=False)
