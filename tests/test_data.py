@@ -124,6 +124,17 @@ def test_a_walk_over_items_takes_each_once_and_as_it_is(size: int, batch_size: i
     assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 10])
+def test_a_few_batches_of_a_walk_are_spread_over_the_split(batch_size: int) -> None:
+    split, batches = Items(100), 20 // batch_size
+    spread, _ = split[torch.arange(0, 100, 5)]  # images of ten classes, in their order, say
+    found = list(walk(split, batch_size, batches))
+    assert [len(x) for x, _ in found] == [batch_size] * batches
+    assert torch.equal(torch.cat([x for x, _ in found]), spread)
+    all_of_it = torch.cat([x for x, _ in walk(split, batch_size, 1000)])
+    assert torch.equal(all_of_it, split[torch.arange(100)][0])
+
+
 @pytest.mark.skipif(not shutil.which("fincore"), reason="fincore counts pages in Linux' cache")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_targets_that_are_masked_leave_the_inputs_as_they_are(numbered: Path, rows: int) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import PrivateAttr
 from torch import Tensor
 
+from gptkit.data.order import windows_of
 from gptkit.errors import CheckpointError, DataError, DivergedError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import IGNORE, Callback, Data, Split, TokenFile, TrainState
@@ -346,11 +347,16 @@ def test_an_evaluation_is_without_dropout_and_gives_the_mode_back(data: Data) ->
     assert not plain.training
 
 
-def test_an_evaluation_can_be_limited_to_its_first_batches(data: Data) -> None:
+def spread(split: Split, count: int) -> Tensor:
+    """Where `count` windows begin that are spread evenly over a split."""
+    return torch.arange(count) * windows_of(split) // count * BLOCK
+
+
+def test_an_evaluation_can_be_limited_to_a_few_batches(data: Data) -> None:
     model = make()
     limited = evaluate(model, data.val, run_device=CPU, batch_size=2, batches=3)
     assert limited.tokens == 3 * 2 * BLOCK
-    x, y = data.val[torch.arange(6) * BLOCK]
+    x, y = data.val[spread(data.val, 6)]
     assert limited.loss == pytest.approx(model(x, y).item(), abs=1e-6)
 
 
@@ -361,7 +367,7 @@ def test_eval_batches_are_of_batch_size_whatever_the_micro_batch(
     options = {"steps": 1, "batch_size": 4, "eval_batches": 1}
     state = trainer(data, micro_batch_size=micro_batch_size, **options).fit()
     whole = trainer(data, **options).fit()
-    x, y = data.val[torch.arange(4) * BLOCK]
+    x, y = data.val[spread(data.val, 4)]
     assert state.val_loss == pytest.approx(whole.val_loss, abs=1e-6)
     assert state.val_loss == pytest.approx(state.model(x, y).item(), abs=1e-6)
 

@@ -82,8 +82,8 @@ class TrainState:
             format. Call it on all ranks or on none: under `shard = true` each rank holds a part of
             the weights.
         evaluate: `evaluate("val" | "train" | a Split, batches=None)` is the loss of the current
-            weights in nats per token, over the whole split or its first `batches` batches. Call it
-            on all ranks or on none.
+            weights in nats per token, over the whole split or `batches` batches, spread evenly
+            over it. Call it on all ranks or on none.
         recorder: Makes what `record()` returns; the trainer starts and stops its clock. A logger
             that has kept the seconds of earlier processes sets `recorder.earlier`.
     """

@@ -13,18 +13,24 @@ def windows_of(split: Split) -> int:
     return -(-(len(split) - 1) // split.stride) + 1
 
 
-def walk(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def walk(
+    split: Split, batch_size: int, batches: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches that cover a split once, every target counted exactly once.
+
+    At most `batches` of them; their windows are spread evenly over the split, which may be sorted,
+    as images by class.
 
     Windows start a stride apart. The last one may overlap the one before it; the targets that were
     counted there are masked.
     """
     last, windows = len(split) - 1, windows_of(split)
     overlap = (windows - 1) * split.stride - last
-    for first in range(0, windows, batch_size):
-        chosen = torch.arange(first, min(first + batch_size, windows))
+    count = min(windows, batches * batch_size) if batches else windows
+    for first in range(0, count, batch_size):
+        chosen = torch.arange(first, min(first + batch_size, count)) * windows // count
         x, y = split[(chosen * split.stride).clamp(max=last)]
-        if overlap and first + batch_size >= windows:
+        if overlap and chosen[-1] == windows - 1:
             y = y.clone()
             y[-1, :overlap] = IGNORE
         yield x, y

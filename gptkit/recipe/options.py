@@ -220,7 +220,8 @@ class TrainOptions(Options):
     eval_every: Count = 100
     """Steps between evaluations; the last step is always evaluated."""
     eval_batches: Count | None = None
-    """Batches of batch_size per evaluation; unset: the whole validation split."""
+    """Batches of batch_size per evaluation, whose windows are spread evenly over the validation
+    split; unset: all of it."""
     save_every: Count | None = None
     """Steps between checkpoints; unset: after each evaluation. The last step is always saved."""
     keep: Count = 2

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 from torch import nn
 
@@ -46,7 +45,7 @@ def evaluate(
     name: str = "the split",
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """The loss over a whole split in fixed windows, or over its first `batches` batches.
+    """The loss over a whole split in fixed windows, or over `batches` batches of them.
 
     Each rank computes a part of the batches; every rank gets the loss over all of them. `name` is
     what errors call the split; `advance` is told the number of windows after each batch.
@@ -56,7 +55,7 @@ def evaluate(
     """
     total, tokens = 0.0, 0
     with evaluating(model), run_device.autocast():
-        for x, y in ranks.shard(islice(walk(split, batch_size), batches)):
+        for x, y in ranks.shard(walk(split, batch_size, batches)):
             counted = int((y != IGNORE).sum())
             loss = model(run_device.put(x), run_device.put(y))
             total += loss.item() * counted if counted else 0.0
