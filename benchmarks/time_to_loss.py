@@ -51,15 +51,15 @@ class Goal:
 
 
 GOALS = (
-    Goal(1.88, "tinyshakespeare-speedrun", steps=380, base_steps=2300, seeds=SEEDS),
-    Goal(1.70, "tinyshakespeare-minute", steps=400, base_steps=5500),
-    Goal(1.60, "tinyshakespeare-minute", steps=1000, base_steps=14000),
-    Goal(1.55, "tinyshakespeare-10min", steps=1000, base_steps=14000),
+    Goal(1.88, "tinyshakespeare-speedrun", steps=370, base_steps=2400, seeds=SEEDS),
+    Goal(1.70, "tinyshakespeare-minute", steps=450, base_steps=4500),
+    Goal(1.60, "tinyshakespeare-minute", steps=1100, base_steps=12000),
+    Goal(1.55, "tinyshakespeare-minute", steps=1800, base_steps=12000),
 )
 LOWEST = "tinyshakespeare-10min"
 """The recipe for the lowest loss, trained with the steps that it has."""
 QUICK_STEPS = 4
-POINTS = 6
+POINTS = 5
 """Evaluations per run; the clock is stopped meanwhile."""
 PICTURE = Path(__file__).with_name("time_to_loss.png")
 
@@ -207,8 +207,9 @@ def _meaning(curves: Curves, lowest: Curve) -> str:
     words = []
     for goal in GOALS:
         reached = sum(curve.loss <= goal.loss for curve in curves[goal.own])
+        more = "more than " if _mark(goal, curves) else ""
         words.append(
-            f"{goal.loss:.2f} {_mark(goal, curves)}{_ratio(goal, curves):.1f} times sooner "
+            f"{goal.loss:.2f} {more}{_ratio(goal, curves):.1f} times sooner "
             f"({reached} of {len(curves[goal.own])} seeds)"
         )
     return (
@@ -223,12 +224,12 @@ def _draw(curves: Curves) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    labels: set[str] = set()
-    for (name, _), runs in curves.items():
-        color = "tab:gray" if name == BASE else f"C{list(dict(curves)).index(name)}"
-        for curve in runs:
-            label = None if name in labels else name
-            labels.add(name)
+    names = list(dict.fromkeys(name for name, _ in curves))
+    for i, name in enumerate(names):
+        color = "tab:gray" if name == BASE else f"C{i}"
+        found = [curve for run in curves if run[0] == name for curve in curves[run]]
+        for j, curve in enumerate(found):
+            label = None if j else name
             axes.plot(*zip(*curve.points, strict=True), ".-", color=color, label=label, alpha=0.7)
     for goal in GOALS:
         axes.axhline(goal.loss, color="black", linewidth=0.8, linestyle=":")
