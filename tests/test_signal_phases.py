@@ -13,6 +13,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("no fork server, no SIGHUP", allow_module_level=True)
 
+from gptkit.training.saving import LARGE
 from tests.test_resume import FORKING, PRELOADED, assert_same_outcome, exit_code
 
 SIGNALLER = '''
@@ -104,13 +105,17 @@ PLACES = [
 ]  # fmt: skip
 """Of a training. At `open:NAME` a file is opened that belongs to NAME."""
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE]
-QUICK = [("on_backward_end", signal.SIGHUP), ("open:state.json", signal.SIGTERM)]
+QUICK = [("on_backward_end", signal.SIGHUP, LARGE), ("open:state.json", signal.SIGTERM, 0)]
 
 Gptkit = Callable[..., int]
+Case = tuple[str, signal.Signals, int]
 
 
-def _run(arguments: list[str], place: str, signum: int, folder: str) -> None:
+def _run(arguments: list[str], place: str, signum: int, folder: str, large: int) -> None:
     from gptkit.cli.app import main
+    from gptkit.training import saving
+
+    saving.LARGE = large
 
     os.chdir(folder)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -134,7 +139,10 @@ def _run(arguments: list[str], place: str, signum: int, folder: str) -> None:
 def gptkit_with_a_signal(
     distribution: Callable[..., Path], tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> Gptkit:
-    """Runs `gptkit ARGS` in a process that gets a signal at a place; returns the exit code."""
+    """Runs `gptkit ARGS` in a process that gets a signal at a place; returns the exit code.
+
+    Checkpoints of `large` bytes or more are written while training goes on.
+    """
     entries = {"callbacks": "signaller = Signaller", "datasets": "watched-text = WatchedText"}
     distribution("gptkit-signaller", SIGNALLER, **entries)
     tiny_recipe(
@@ -145,9 +153,9 @@ def gptkit_with_a_signal(
     FORKING.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
-    def call(*args: object, place: str = "", signum: int = 0) -> int:
-        arguments = [str(arg) for arg in args]
-        process = FORKING.Process(target=_run, args=(arguments, place, signum, str(tmp_path)))
+    def call(*args: object, place: str = "", signum: int = 0, large: int = LARGE) -> int:
+        told = ([str(arg) for arg in args], place, signum, str(tmp_path), large)
+        process = FORKING.Process(target=_run, args=told)
         process.start()
         return exit_code(process)
 
@@ -156,23 +164,27 @@ def gptkit_with_a_signal(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("large", [LARGE, 0], ids=["between steps", "beside"])
 @pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
 def test_a_signal_in_any_phase_of_training(
-    signum: signal.Signals, gptkit_with_a_signal: Gptkit, tmp_path: Path
+    signum: signal.Signals, large: int, gptkit_with_a_signal: Gptkit, tmp_path: Path
 ) -> None:
-    expect_the_same(gptkit_with_a_signal, tmp_path, [(place, signum) for place in PLACES])
+    cases = [(place, signum, large) for place in PLACES]
+    expect_the_same(gptkit_with_a_signal, tmp_path, cases)
 
 
 def test_a_signal_in_a_phase_of_training(gptkit_with_a_signal: Gptkit, tmp_path: Path) -> None:
     expect_the_same(gptkit_with_a_signal, tmp_path, QUICK)
 
 
-def expect_the_same(gptkit: Gptkit, folder: Path, cases: list[tuple[str, signal.Signals]]) -> None:
+def expect_the_same(gptkit: Gptkit, folder: Path, cases: list[Case]) -> None:
     """Every run that a signal stopped ends like one that was not, after `resume` or `train`."""
     assert gptkit("train", "tiny.toml", "--out", "whole") == 0
-    for i, (place, signum) in enumerate(cases):
+    for i, (place, signum, large) in enumerate(cases):
         run = folder / f"run-{i}"
-        code = gptkit("train", "tiny.toml", "--out", run.name, place=place, signum=signum)
+        code = gptkit(
+            "train", "tiny.toml", "--out", run.name, place=place, signum=signum, large=large
+        )
         ignored = signum == signal.SIGPIPE or place == "on_fit_end"
         assert code == (0 if ignored else 128 + signum), (place, signum)
         if code:

@@ -77,7 +77,10 @@ class Callback(Plugin):
         """After an evaluation, which has set `state.val_loss` and `state.val_losses`."""
 
     def on_save_end(self, state: TrainState) -> None:
-        """A checkpoint is complete, `state.checkpoint` on rank 0: upload it."""
+        """A checkpoint is complete, `state.checkpoint` on rank 0: upload it.
+
+        A large one is written while training goes on: then `state.step` is later than its step.
+        """
 
     def on_fit_end(self, state: TrainState) -> None:
         """Once, always, also after an error or Ctrl-C, which is `state.error`: close files."""
