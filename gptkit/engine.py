@@ -23,6 +23,7 @@ from gptkit.runs import run_folder
 from gptkit.runs.state import State
 from gptkit.runs.weights import make_codec, map_weights
 from gptkit.sampling.decoded import LOADED, TRIED, DecodedModel
+from gptkit.sampling.generate import Decoder
 from gptkit.sampling.model import Model
 from gptkit.sampling.rule import Floats, Ints
 
@@ -53,8 +54,11 @@ class CheckpointModel(DecodedModel):
         super().__init__(state.config, codec)
         self.session, self.arrays, self.state, self.weights = session, arrays, state, weights
 
-    def make_decoder(self, batch_size: int) -> OnnxDecoder:
+    def make_decoder(self, batch_size: int) -> Decoder:
         """A decoder for that many rows."""
+        if "model" in vars(self):  # whoever has the module may change it
+            by_torch: Decoder = self.measuring.make_decoder(batch_size)
+            return by_torch
         return OnnxDecoder(self.session, batch_size)
 
     def memory(self) -> int | None:
@@ -67,21 +71,29 @@ class CheckpointModel(DecodedModel):
         return provider(self.session.session)
 
     @cached_property
-    def measuring(self) -> Model:
-        """The same model in torch; made when a text is measured first."""
+    def measuring(self) -> Any:
+        """The same model in torch, a `LoadedModel`; made when it is needed first."""
         from gptkit.runs import loaded
         from gptkit.training.process_state import untouched
 
         with untouched():
             return loaded.of_arrays(self.arrays, self.codec, self.state, weights=self.weights)
 
+    @cached_property
+    def model(self) -> Any:
+        """The module in torch, which from now on draws, too."""
+        self._decoders.clear()
+        return self.measuring.model
+
     def logits(self, tokens: Ints) -> Floats:
         """Unnormalised log-probabilities of the token after each token, (T, vocab_size)."""
-        return self.measuring.logits(tokens)
+        found: Floats = self.measuring.logits(tokens)
+        return found
 
     def features(self, tokens: Ints) -> Floats:
         """The residual stream after the last norm, (T, n_embd)."""
-        return self.measuring.features(tokens)
+        found: Floats = self.measuring.features(tokens)
+        return found
 
 
 def load_model(

@@ -14,12 +14,12 @@ import torch
 from typer.testing import Result
 
 import gptkit
-from gptkit.engine import load_model
+from gptkit.engine import CheckpointModel, load_model
 from gptkit.errors import DivergedError, UsageError
 from gptkit.model.gpt import GPT
 from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession
 from gptkit.recipe.options import GPTConfig
-from gptkit.runs.loaded import load_checkpoint
+from gptkit.runs.loaded import LoadedModel, load_checkpoint
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
 from gptkit.sampling.torch_decoder import TorchDecoder
@@ -94,6 +94,18 @@ def test_many_requests_are_drawn_together_as_each_alone() -> None:
     assert drawn == by_torch.draw_each(requests, sampling, [1, 2, 3, 4]).token_ids()
     alone = by_onnx.draw(requests[1], replace(sampling, seed=2)).token_ids()
     assert drawn[1] == alone[0]
+
+
+def test_whoever_changes_the_module_draws_from_it() -> None:
+    model, by_torch = (gptkit.load(DATA / "text", engine=engine) for engine in ("onnx", "torch"))
+    unchanged = model.sample(tokens=40)
+    assert unchanged == by_torch.sample(tokens=40)
+    for each in (model, by_torch):
+        assert isinstance(each, CheckpointModel | LoadedModel)
+        with torch.no_grad():
+            each.model.wte.weight.mul_(-1)
+    assert model.sample(tokens=40) == by_torch.sample(tokens=40) != unchanged
+    assert gptkit.load(DATA / "text", engine="onnx").sample(tokens=40) == unchanged
 
 
 def test_torch_draws_what_onnxruntime_cannot(tmp_path: Path) -> None:
