@@ -11,6 +11,7 @@ from gptkit.training.trainer import Trainer
 SEED = 1
 ENDLESS = 10**6
 """Steps that no benchmark reaches."""
+CPU = {"device": "cpu", "dtype": "float32"}
 
 
 class NoCodec(Codec):
@@ -44,14 +45,14 @@ def make_trainer(
         vocab_size: number of different tokens.
         block_size: tokens of a sequence.
         model: the recipe's table `[model]`.
-        train: the recipe's table `[train]`; on the CPU and endless by default.
+        train: the recipe's table `[train]`; endless, on the CPU and in float32 by default.
         callbacks: run at every event.
     """
     recipe = {
         "seed": SEED,
         "dataset": {"use": "char-text"},  # `data` takes its place
         "model": model,
-        "train": {"steps": ENDLESS, "device": "cpu", **train},
+        "train": {"steps": ENDLESS, **({} if "device" in train else CPU), **train},
     }
     data = Data(split, split, NoCodec(), vocab_size, block_size)
     return gptkit.trainer(recipe, data=data, callbacks=callbacks)

@@ -106,10 +106,10 @@ def make_plan(plugins: Plugins) -> Plan:
     config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
     base = _base(config, options, run_device)
     there = device.memory(run_device.device)
-    variants = _variants(config, options, run_device, base)
     trial = None
-    if there is None or variants[0].peak <= USABLE * there:
+    if there is None or _predict(config, options, run_device, base) <= USABLE * there:
         trial = _try(plugins, data, run_device, base=base, there=there)
+    variants = _variants(config, options, run_device, base)
     windows, stride = len(data.train), data.train.stride
     steps = total_steps(options, block_size=data.block_size, windows=windows, stride=stride)
     return Plan(config, options, run_device, steps, base, there, variants, trial)
@@ -129,6 +129,11 @@ def _base(config: GPTConfig, options: TrainOptions, run_device: RunDevice) -> in
         loss = model(tokens, tokens)
     loss.backward()
     optimizer.step()
+    return _taken(run_device)
+
+
+def _taken(run_device: RunDevice) -> int:
+    """Bytes that are taken now."""
     device.forget_peak(run_device.device)
     return device.peak_memory(run_device.device) or 0
 
@@ -138,10 +143,7 @@ def _variants(
 ) -> tuple[Variant, ...]:
     """The recipe as it is, and with each of the options that change its memory."""
     rows = min(options.micro_batch_size or options.batch_size, options.batch_size)
-    changes: dict[str, dict[str, object]] = {
-        "": {},
-        f"recompute = {str(not options.recompute).lower()}": {"recompute": not options.recompute},
-    }
+    changes: dict[str, dict[str, object]] = {"": {}}
     for fewer in dict.fromkeys((rows // 2, 1)):
         if 0 < fewer < rows and options.batch_size % fewer == 0:
             changes[f"micro_batch_size = {fewer}"] = {"micro_batch_size": fewer}
@@ -149,6 +151,11 @@ def _variants(
         Variant(change, _predict(config, options.model_copy(update=update), run_device, base))
         for change, update in changes.items()
     ]
+    other = options.model_copy(update={"recompute": not options.recompute})
+    before = _taken(run_device)
+    imports = _base(config, other, run_device) - before  # of torch's part that recomputes
+    peak = _predict(config, other, run_device, base + max(0, imports))
+    found.insert(1, Variant(f"recompute = {str(other.recompute).lower()}", peak))
     sharded = options.model_copy(update={"shard": True})
     for processes in (2, 8):
         if options.batch_size % processes == 0:

@@ -10,9 +10,11 @@ from gptkit.recipe import sizes
 from gptkit.recipe.options import GPTConfig, MuonOptions, TrainOptions
 from gptkit.recipe.sizes import NUMBER
 
-GAPS = {False: 1.15, True: 1.9}
+GAPS = {False: 1.25, True: 1.9}
 """What a CPU's memory grows to per byte of tensors, without and with `recompute`: glibc's malloc
 leaves gaps, and more of them where blocks come and go."""
+LARGE = 1 << 25
+"""Bytes from which on a tensor has memory of its own, without gaps."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,22 @@ def process_peak(config: GPTConfig, options: TrainOptions, how: Setting, *, base
         how: it is run.
         base: bytes of the process, or on the GPU, without the training.
     """
-    gaps = 1.0 if how.on_gpu else GAPS[how.recompute]
-    return base + round(gaps * peak(config, options, how))
+    tensors = peak(config, options, how)
+    gaps = 0.0 if how.on_gpu else GAPS[how.recompute] - 1
+    return base + tensors + round(gaps * max(0, tensors - _large(config, how)))
+
+
+def _large(config: GPTConfig, how: Setting) -> int:
+    """Bytes of the tensors that have memory of their own."""
+    tokens, inner = how.rows * config.block_size, config.inner_size
+    layers = 1 if how.recompute else config.n_layer
+    kinds = {  # bytes of one, and how many there are at the peak
+        "embedding": (NUMBER * config.vocab_size * config.n_embd // how.processes, 4),
+        "matrices": (NUMBER * inner * config.n_embd // how.processes, 8 * config.n_layer),
+        "logits": (NUMBER * tokens * config.vocab_size, 3),
+        "activations": (how.item_size * tokens * inner, 2 * layers),
+    }
+    return sum(size * count for size, count in kinds.values() if size >= LARGE)
 
 
 def block_bytes(config: GPTConfig, item: int, *, on_gpu: bool = False) -> int:
