@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptkit.model import cpu
 from gptkit.model.cache import Cache
 from gptkit.recipe.options import NORM_EPS, ROPE_THETA, GPTConfig
 
@@ -69,6 +70,14 @@ def rotate(x: Tensor, angles: Angles | None) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+class Linear(nn.Linear):
+    """torch's linear layer, with the faster products of `gptkit.model.cpu` where they apply."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return cpu.linear(x, self.weight, self.bias) if cpu.trains(x) else super().forward(x)
+
+
 class Attention(nn.Module):
     """Causal self-attention, with grouped queries if n_kv_head < n_head."""
 
@@ -77,8 +86,8 @@ class Attention(nn.Module):
         self.layer, self.head_size, self.dropout = layer, config.head_size, config.dropout
         self.sizes = [config.n_embd, *[config.kv_heads * config.head_size] * 2]
         self.grouped = config.kv_heads != config.n_head
-        self.qkv = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qkv = Linear(config.n_embd, sum(self.sizes), bias=config.bias)
+        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm = plain_norm(config.head_size) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cache: Cache, angles: Angles | None) -> Tensor:
@@ -108,8 +117,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, self.width * config.inner_size, bias=config.bias)
-        self.proj = nn.Linear(config.inner_size, config.n_embd, bias=config.bias)
+        self.up = Linear(config.n_embd, self.width * config.inner_size, bias=config.bias)
+        self.proj = Linear(config.inner_size, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""

@@ -13,7 +13,7 @@ from gptkit.data.split import Split
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
-from gptkit.training import finite, groups, micro_batches, optimizer, sharding, snapshot
+from gptkit.training import allocator, finite, groups, micro_batches, optimizer, sharding, snapshot
 from gptkit.training.callbacks import Callbacks, note_later
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
@@ -133,6 +133,9 @@ class Trainer:
         """
         state, callbacks = self.state, self.callbacks
         with ExitStack() as stack:
+            if self.run_device.device.type == "cpu":
+                allocator.keep_freed_memory()
+                stack.callback(allocator.give_back_memory)
             stack.callback(self.reader.close)
             stack.callback(callbacks.tell_failures, state)
             for name in reversed([*callbacks]):
