@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.parts import Parts, Row, take_parts
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -58,6 +61,22 @@ def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
     assert f"no benchmark stop; there are {', '.join(NAMES)}" in result.stderr
 
 
+def test_a_part_that_fails_has_its_row_and_the_next_goes_on() -> None:
+    def broken() -> Iterator[Row]:
+        yield ["first", "1", "2"]
+        raise RuntimeError("no such kernel\nand more")
+
+    parts: Parts = {"broken": broken, "sound": lambda: [["", "3", "4"]]}
+    assert list(take_parts(parts)) == [
+        ["first", "1", "2"],
+        ["broken", "failed: RuntimeError: no such kernel", "-"],
+        ["sound", "3", "4"],
+    ]
+    assert list(take_parts(parts, until=0)) == [
+        [name, "not begun: the time is over", "-"] for name in parts
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # spinning threads crawl where the cores are taken
 def test_all_run(tmp_path: Path) -> None:
@@ -69,4 +88,5 @@ def test_all_run(tmp_path: Path) -> None:
     for name in NAMES:
         assert len(re.findall(rf"(?m)^\|.*{FIGURE}.*\|$", written[name])) >= 2, written[name]
         assert re.search(r"(?m)^\*\*.+\.\*\* ", written[name]), "says what it means"
+    assert "failed: " not in written["gpu"]
     assert result.stdout.count("## ") == len(NAMES)

@@ -56,6 +56,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why(
     }
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_auto_takes_the_gpu_and_names_it() -> None:
     run_device = resolve_device(TrainOptions())

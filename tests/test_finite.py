@@ -142,6 +142,7 @@ def test_logits_that_are_not_finite_draw_nothing() -> None:
             choose(logits, np.full(2, 0.5, np.float32), SamplingOptions())
 
 
+@pytest.mark.gpu
 @needs_cuda
 def test_on_a_gpu_a_bad_step_is_found_one_step_later() -> None:
     watch = FiniteCheck(nn.Linear(2, 2).cuda())
@@ -155,6 +156,7 @@ def test_on_a_gpu_a_bad_step_is_found_one_step_later() -> None:
         watch.before_save(4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_on_a_gpu_that_is_not_the_current_one_the_check_waits_for_the_copy() -> None:
     watch = FiniteCheck(nn.Linear(2, 2).to("cuda:1"))
@@ -166,6 +168,7 @@ def test_on_a_gpu_that_is_not_the_current_one_the_check_waits_for_the_copy() -> 
         watch.before_save(1)
 
 
+@pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("micro_batch_size", [4, 2])
 def test_on_a_gpu_no_step_waits_for_the_device(micro_batch_size: int) -> None:

@@ -165,6 +165,7 @@ def test_a_step_of_fixed_shapes_gives_the_logits_of_a_growing_one(shape: dict[st
         assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_recorded_graph_draws_what_single_kernels_draw(shape: dict[str, Any]) -> None:
