@@ -186,6 +186,8 @@ def expect_the_same(gptkit: Gptkit, folder: Path, cases: list[Case]) -> None:
             "train", "tiny.toml", "--out", run.name, place=place, signum=signum, large=large
         )
         ignored = signum == signal.SIGPIPE or place == "on_fit_end"
+        if large == 0 and place in ("open:state.json", "on_save_end"):
+            ignored = ignored or code == 0  # training goes on meanwhile, perhaps to its end
         assert code == (0 if ignored else 128 + signum), (place, signum)
         if code:
             again = ["resume", run.name] if run.exists() else ["train", "tiny.toml", "--out", run]
