@@ -10,6 +10,8 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 32 << 20
 """Bytes; larger tensors still go back to the system at once."""
+SMALL = 256 << 10
+"""Bytes; smaller tensors share pages, also where memory is short."""
 KEPT = 1 << 30
 """Bytes that may lie unused at the end of the heap."""
 
@@ -19,6 +21,16 @@ def keep_freed_memory() -> None:
     if libc := _glibc():
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return large tensors to the system as soon as they are freed.
+
+    For sharded models: between gathered blocks that go and gradients that stay, the memory that it
+    keeps otherwise comes to several times what is in use.
+    """
+    if libc := _glibc():
+        libc.mallopt(M_MMAP_THRESHOLD, SMALL)
 
 
 def give_back_memory() -> None:

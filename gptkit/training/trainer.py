@@ -134,7 +134,10 @@ class Trainer:
         state, callbacks = self.state, self.callbacks
         with ExitStack() as stack:
             if self.run_device.device.type == "cpu":
-                allocator.keep_freed_memory()
+                if self.options.shard and self.ranks.size > 1:
+                    allocator.return_freed_memory()
+                else:
+                    allocator.keep_freed_memory()
                 stack.callback(allocator.give_back_memory)
             stack.callback(self.reader.close)
             stack.callback(callbacks.tell_failures, state)
