@@ -33,11 +33,10 @@ class Bound(Callback):
     """Bounds this process's memory to what it has already and some more."""
 
     contract = 1
-    more: int
 
     def model_post_init(self, context):
         found = re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-        bound = int(found[1]) * 1024 + self.more
+        bound = int(found[1]) * 1024 + int(os.environ["BOUND"])
         resource.setrlimit(resource.RLIMIT_DATA, (bound, resource.RLIM_INFINITY))
 '''
 RECIPE: dict[str, Any] = {
@@ -50,7 +49,7 @@ RECIPE: dict[str, Any] = {
         "steps": 2, "batch_size": 4, "eval_every": 1, "eval_batches": 1, "device": "cpu",
         "dtype": "float32", "optimizer": {"use": "muon"},
     },
-    "callbacks": [{"use": "bound", "more": 0}, {"use": "log", "every": 1, "sample_tokens": 0}],
+    "callbacks": [{"use": "bound"}, {"use": "log", "every": 1, "sample_tokens": 0}],
 }  # fmt: skip
 WEIGHTS = 4 * 152_000_000  # bytes, of at least 12 per parameter in a training
 BOUNDS = {4: int(1.25 * WEIGHTS), 2: int(1.9 * WEIGHTS)}
@@ -75,11 +74,11 @@ class Workshop:
     ) -> subprocess.CompletedProcess[str]:
         """A command, in which every rank may have so many more bytes than at its start."""
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        sets = ["--set", f"callbacks.bound.more={more}"] if args[0] in ("train", "resume") else []
+        env = {"PYTHONPATH": str(self.folder / "site"), "OMP_NUM_THREADS": "1", "BOUND": str(more)}
         return subprocess.run(
-            [sys.executable, *(launcher if ranks > 1 else []), "-m", "gptkit", *args, *sets],
+            [sys.executable, *(launcher if ranks > 1 else []), "-m", "gptkit", *args],
             cwd=self.folder, text=True, capture_output=True, check=False,
-            env=os.environ | {"PYTHONPATH": str(self.folder / "site"), "OMP_NUM_THREADS": "1"},
+            env=os.environ | env,
         )  # fmt: skip
 
     def losses(self, run: str) -> list[float]:
