@@ -16,6 +16,9 @@ from gptkit.runs import checkpoint, checkpoint_writer
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
 
+RUNNING = "running on onnxruntime: faster than torch on a CPU\n"
+"""What `sample` says of a run on a CPU."""
+
 BYTES = '''
     """The bytes of a file, one token each, as text and as pictures."""
 

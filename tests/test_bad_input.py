@@ -289,12 +289,11 @@ def test_paths_that_the_system_refuses(
     long = "x" * 300
     for command in (
         ("train", tiny_recipe(), "--out", long), ("resume", long),
-        ("export", long), ("runs", "show", long), ("plugins", "new", long),
+        ("sample", long), ("export", long), ("runs", "show", long), ("plugins", "new", long),
     ):  # fmt: skip
         error = refused(*command, exit_code=2)
         assert error.startswith("error: x") and ": File name too long\nhint:  check " in error
         assert len(error) < 300
-    assert refused("sample", long, exit_code=2).startswith("error: path is too long: 'x")
 
 
 def test_a_working_folder_that_was_deleted(

@@ -21,6 +21,7 @@ from gptkit.errors import ExportError
 from gptkit.onnx.export import build, bundle
 from gptkit.onnx.export import export as exporting
 from gptkit.onnx.export import format as format_
+from gptkit.onnx.graphs.cache import SCORES
 from gptkit.onnx.runtime.metadata import appendix, check_files
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.runs.loaded import load_checkpoint
@@ -133,6 +134,19 @@ def weight(name: str, function: Callable[[Any], Any]) -> Mutation:
     return lambda model: change(initializers(model)[name], function)
 
 
+def drop_mask(model: ir.Model) -> None:
+    """What is added to the score of a hidden token."""
+    added = {node.inputs[2] for node in nodes(model, "Where") if is_hidden(node.inputs[2])}
+    assert added
+    for value in added:
+        change(value, np.zeros_like)
+
+
+def is_hidden(value: ir.Value | None) -> bool:
+    array = value.const_value and value.const_value.numpy() if value else None
+    return array is not None and array.size == 1 and array == SCORES["hidden"]
+
+
 def swap_transpose(model: ir.Model) -> None:
     """Of a square matrix, whose shape does not tell."""
     change(initializers(model)["h.0.attn.proj.weight"], np.transpose)
@@ -231,7 +245,7 @@ WRONG_GRAPHS: dict[str, tuple[str, Mutation]] = {
     "rotary angles of the position before": (
         "modern", weight("rotary.cos", lambda a: np.roll(a, 1, 0))
     ),
-    "a dropped mask": ("modern", weight("attention.hidden", np.zeros_like)),
+    "a dropped mask": ("modern", drop_mask),
     "an inverted mask": ("classic", swap_inputs("cache/LessOrEqual")),
     "unscaled queries": ("classic", weight("attention.scale", np.ones_like)),
     "softmax along the wrong axis": ("modern", other_axis),
@@ -348,11 +362,10 @@ def test_a_wrong_graph_is_caught(
 
 def prepend_keys(model: ir.Model) -> None:
     graph = next(g for g in model.graph.subgraphs() if g.name == "append")
-    for node in graph:
-        if node.op_type == "Concat" and node.attributes["axis"].as_int() == 3:
-            first, second = node.inputs
-            node.replace_input_with(0, second)
-            node.replace_input_with(1, first)
+    for node in [node for node in graph if node.op_type == "Concat"][::2]:  # then a layer's values
+        first, second = node.inputs
+        node.replace_input_with(0, second)
+        node.replace_input_with(1, first)
 
 
 def test_a_cache_that_grows_the_wrong_way_is_caught(
@@ -424,9 +437,9 @@ WRONG_BUNDLES: dict[str, tuple[str, str, Mutation, dict[str, Any]]] = {
     "a rotary sign in decode for CUDA": (
         "modern", "decode", weight("rotary.sin", np.negative), {"device": "cuda"}
     ),
-    "a dropped mask in step": ("modern", "step", weight("attention.hidden", np.zeros_like), {}),
+    "a dropped mask in step": ("modern", "step", drop_mask, {}),
     "a dropped mask in decode": (
-        "modern", "decode", weight("attention.hidden", np.zeros_like), {"device": "cuda"}
+        "modern", "decode", drop_mask, {"device": "cuda"}
     ),
     "padding that is seen": ("classic", "step", ignore_padding, {}),
     "keys and values swapped": ("classic", "step", swap_present, {}),

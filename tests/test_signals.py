@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from gptkit.runs import checkpoint, signals
+from tests.support import RUNNING
 
 if sys.platform == "win32":
     pytest.skip("there is no SIGTERM to catch", allow_module_level=True)
@@ -161,7 +162,7 @@ def test_ctrl_c_while_sampling(
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr.strip() == "stopped"
+    assert stderr == f"{RUNNING}stopped\n"
 
 
 def read_until(text: str, file: IO[str] | None) -> str:
