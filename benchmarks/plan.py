@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -72,7 +73,7 @@ METHOD = """\
 The prediction is that of `gptkit plan`: what the process has taken after a step of a tiny model,
 and the formulas of `recipe/training_memory.py`. Measured is the highest resident memory (VmHWM)
 of another process that trains {steps} steps as `gptkit train` does, in float32 and eager on one
-thread, with malloc as it is, in turns (rounds: {rounds}). The trial is that of `gptkit plan`:
+thread, in turns (rounds: {rounds}). The trial is that of `gptkit plan`:
 {trial} steps. The part of the training is what is above the process without a model, of which
 importing torch is the most."""
 
@@ -167,10 +168,9 @@ def main(work: str, number: int) -> None:
         print(json.dumps({"predicted": plan.peak, "base": plan.base, "trial": plan.trial.peak}))
         return
     trainer = build_trainer(plugins, plugins.load_data())
-    for _ in range(STEPS):
-        trainer.step()
+    for state in islice(trainer.steps(), STEPS):
+        assert state.step
     print(json.dumps({"measured": memory.peak()}))
-    trainer.reader.close()
 
 
 def _plugins(shape: Shape) -> Plugins:

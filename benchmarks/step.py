@@ -27,6 +27,7 @@ from benchmarks.report import Result, Table
 from benchmarks.timing import Spread, take_turns, timed
 from benchmarks.training import make_trainer
 from gptkit.plugin import Data, TokenFile
+from gptkit.recipe.sizes import flops_per_token
 from gptkit.training import allocator
 from gptkit.training.trainer import Trainer
 from gptkit_grad_clip import GradClip
@@ -96,8 +97,8 @@ def measure(quick: bool) -> Result:
 def _contestants(shape: Shape, matmul: int) -> Iterator[dict[str, Callable[[], float]]]:
     """Functions by name, each of which takes a step and returns its seconds."""
     calls = CALLS.get(shape, 1)
-    allocator.keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
+    settled = allocator.for_training(torch.device("cpu"), sharded=False)
+    with settled, tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(shape, Path(folder) / "tokens.bin")
         unbiased = _trainer(shape, Path(folder) / "tokens.bin", bias=False)
         nano = Training(NanoGPT.of(unbiased.model), learning_rate=LEARNING_RATE)
@@ -211,10 +212,7 @@ def _row(shape: Shape, number: int, times: dict[str, Spread], matmul_flops: int)
 
 def _flops(shape: Shape) -> int:
     """FLOPs of one step, after Chowdhery et al. 2022 (PaLM), appendix B."""
-    model = make_ours(shape)
-    weights = model.n_parameters() - shape.block_size * shape.n_embd
-    attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
-    return (6 * weights + attention) * shape.tokens
+    return flops_per_token(make_ours(shape).config) * shape.tokens
 
 
 def _meaning(peer: str, ratios: list[float]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -11,7 +12,7 @@ from gptkit.recipe import sizes, training_memory
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.runs.setup import build_trainer, choose_device
-from gptkit.training import device
+from gptkit.training import allocator, device
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE
 from gptkit.training.optimizer import make_optimizer
@@ -190,11 +191,9 @@ def _try(
     """Train a few steps that nobody sees or keeps."""
     device.forget_peak(run_device.device)
     trainer = build_trainer(replace(plugins, callbacks={}), data, run_device=run_device)
-    try:
+    with closing(trainer.reader), allocator.for_training(run_device.device, sharded=False):
         seconds = min([_seconds(trainer) for _ in range(TRIAL)][1:])
-    finally:
-        trainer.reader.close()
-    peak = device.peak_memory(run_device.device)
+        peak = device.peak_memory(run_device.device)
     config, options = trainer.model.config, trainer.options
 
     def predict(rows: int | None = None) -> int:

@@ -5,9 +5,16 @@ for it again: thousands of page faults a step.
 """
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""Environment variables with which a user says the same to glibc; then they decide."""
 LARGEST = 32 << 20
 """Bytes; larger tensors still go back to the system at once."""
 SMALL = 256 << 10
@@ -16,27 +23,41 @@ KEPT = 1 << 30
 """Bytes that may lie unused at the end of the heap."""
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, for the whole process; elsewhere nothing happens."""
-    if libc := _glibc():
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+@contextmanager
+def for_training(device: torch.device, *, sharded: bool) -> Iterator[None]:
+    """Set glibc for a training on a CPU, for the whole process; elsewhere nothing happens.
+
+    At the end, memory that is free goes back to the system.
+
+    Args:
+        device: that trains.
+        sharded: whether the model is divided among processes.
+    """
+    libc = _glibc()
+    if libc is None or device.type != "cpu":
+        yield
+        return
+    if not any(name in os.environ for name in CHOSEN):
+        (_return_freed_memory if sharded else _keep_freed_memory)(libc)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)
 
 
-def return_freed_memory() -> None:
+def _keep_freed_memory(libc: ctypes.CDLL) -> None:
+    """Let glibc keep what is freed."""
+    libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
+    libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def _return_freed_memory(libc: ctypes.CDLL) -> None:
     """Let glibc return large tensors to the system as soon as they are freed.
 
     For sharded models: between gathered blocks that go and gradients that stay, the memory that it
     keeps otherwise comes to several times what is in use.
     """
-    if libc := _glibc():
-        libc.mallopt(M_MMAP_THRESHOLD, SMALL)
-
-
-def give_back_memory() -> None:
-    """Return the memory that is free now to the system."""
-    if libc := _glibc():
-        libc.malloc_trim(0)
+    libc.mallopt(M_MMAP_THRESHOLD, SMALL)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -133,12 +133,8 @@ class Trainer:
         """
         state, callbacks = self.state, self.callbacks
         with ExitStack() as stack:
-            if self.run_device.device.type == "cpu":
-                if self.options.shard and self.ranks.size > 1:
-                    allocator.return_freed_memory()
-                else:
-                    allocator.keep_freed_memory()
-                stack.callback(allocator.give_back_memory)
+            sharded = self.options.shard and self.ranks.size > 1
+            stack.enter_context(allocator.for_training(self.run_device.device, sharded=sharded))
             stack.callback(self.reader.close)
             stack.callback(callbacks.tell_failures, state)
             for name in reversed([*callbacks]):
