@@ -186,6 +186,34 @@ def test_what_ends_training_waits_for_the_checkpoint(data: Data, tmp_path: Path)
         assert [path.name for path in (tmp_path / how).iterdir() if path.is_dir()], how
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pthread_kill")
+@pytest.mark.usefixtures("large")
+def test_an_interrupt_does_not_forget_what_is_being_written(data: Data, tmp_path: Path) -> None:
+    """A second Ctrl-C, while training waits: the folder stays locked until the thread has ended."""
+    begun, go_on = threading.Event(), threading.Event()
+    main = threading.main_thread().ident or 0
+
+    def save(taken: Snapshot) -> Path:
+        assert begun.wait(LONG)
+        go_on.wait(0.1)  # until the training waits
+        signal.pthread_kill(main, signal.SIGINT)
+        assert go_on.wait(LONG)
+        return saver_to(tmp_path / "run")(taken)
+
+    watch = Watch()
+    trainer = make(data, save, watch)
+    steps = trainer.steps()
+    next(steps)
+    trainer.save(wait=False)
+    with pytest.raises(KeyboardInterrupt):
+        begun.set()
+        trainer.finish_save()
+    assert watch._log == []
+    go_on.set()
+    steps.close()
+    assert watch._log == [("step-00000001", 1), ("end", 1)]
+
+
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("fail_at", [0, 5])
 def test_a_disk_that_is_full_ends_training_with_the_reason(

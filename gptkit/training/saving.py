@@ -1,7 +1,7 @@
 """Saving: writes snapshots, large ones in a thread while training goes on."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from gptkit import memory
@@ -59,7 +59,10 @@ class Saving:
         Raises:
             CheckpointError: it cannot be written.
         """
-        folder, self._folder, self.step = self._folder, None, None
+        folder = self._folder
+        if folder:
+            wait([folder])  # a Ctrl-C here leaves it pending
+        self._folder, self.step = None, None
         return folder.result() if folder else None
 
     def _copies(self, taken: Snapshot) -> bool:

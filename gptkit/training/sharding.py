@@ -145,7 +145,7 @@ def host_copy(tensor: Tensor) -> Tensor:
     """
     rows = local_tensor(tensor.detach())
     own = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
-    own.copy_(rows, non_blocking=True)
+    own.copy_(rows, non_blocking=rows.is_cuda)
     if not is_sharded(tensor):
         return own
     from torch.distributed import get_world_size

@@ -118,8 +118,9 @@ def n_bytes(snapshot: Snapshot) -> int:
 def copy(snapshot: Snapshot) -> Snapshot:
     """The same with tensors of its own in the host's memory, so that training can go on."""
     tensors = {file: _each(host_copy, named) for file, named in snapshot.tensors.items()}
-    if any(tensor.is_cuda for tensor in snapshot.tensors["model"].values()):
-        torch.cuda.synchronize()  # on this rank's device
+    for device in {tensor.device for tensor in snapshot.tensors["model"].values()}:
+        if device.type == "cuda":  # which need not be the current one
+            torch.cuda.synchronize(device)
     return replace(snapshot, tensors=tensors)
 
 
