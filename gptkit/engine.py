@@ -115,6 +115,7 @@ def load_model(
     if engine not in ENGINES:
         raise UsageError(f'no engine named "{engine}"', hint=", ".join(ENGINES))
     unable = "asked for" if engine == "torch" else _needs_torch(device)
+    found: CheckpointModel | str | None = None
     if unable is None:
         found = _load_into_onnxruntime(path, checkpoint, weights)
         if isinstance(found, CheckpointModel):
@@ -122,7 +123,8 @@ def load_model(
             return found, f"onnxruntime: {asked}"
         unable = found
     if engine == "onnx":
-        raise UsageError(f"engine onnx: {unable}", hint="--engine torch, or --engine auto")
+        instead = "--device cpu" if device == "auto" and found is None else "--engine torch"
+        raise UsageError(f"engine onnx: {unable}", hint=f"{instead}, or --engine auto")
     from gptkit.runs.loaded import load_checkpoint
     from gptkit.training.process_state import untouched
 

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from gptkit import __version__
 from gptkit.data.download import cache_folder
 from gptkit.errors import ModelFileError
-from gptkit.files import write_atomically
+from gptkit.files import read_file, write_atomically
 from gptkit.onnx.runtime.providers import open_session, running
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.sizes import FUSED_HEAD_SIZES
 from gptkit.sampling.rule import Floats, Ints
 
 Array = NDArray[Any]
+DIGEST = 32  # bytes of a sha256, with which the file of a graph begins
+MOST_BYTES = 1 << 30
+"""Of such a file."""
 
 
 def unfit(config: GPTConfig) -> str | None:
@@ -55,13 +58,15 @@ class WeightsSession:
 
     def _open(self) -> ort.InferenceSession:
         """Open the graph, which is kept in a file: onnxruntime reads it sooner than it is built."""
-        path = cache_folder("graphs") / f"{_key(self.config)}.onnx"
+        path = cache_folder("graphs") / _key(self.config)
         with suppress(OSError, ModelFileError):
-            return open_session(path.read_bytes(), "cpu", weights=self._weights)
+            contents = read_file(path, limit=MOST_BYTES)
+            if contents[:DIGEST] == _digest(graph := contents[DIGEST:]):
+                return open_session(graph, "cpu", weights=self._weights)
         graph = _build(self.config, self._weights)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, graph)
+            write_atomically(path, _digest(graph) + graph)
         return open_session(graph, "cpu", weights=self._weights)
 
 
@@ -119,6 +124,10 @@ def _key(config: GPTConfig) -> str:
     sources = sorted((Path(__file__).parents[1] / "graphs").glob("*.py"))
     parts = [__version__.encode(), config.model_dump_json().encode()]
     return hashlib.sha256(b"\n".join([*parts, *(p.read_bytes() for p in sources)])).hexdigest()
+
+
+def _digest(graph: bytes) -> bytes:
+    return hashlib.sha256(graph).digest()
 
 
 def _build(config: GPTConfig, weights: Mapping[str, Array]) -> bytes:
