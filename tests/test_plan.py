@@ -119,11 +119,19 @@ def test_plan_tells_what_a_training_takes_and_writes_nothing(
     assert trial["largest_micro_batch_size"] > 100
 
 
-def test_plan_says_it_in_words(tiny_recipe: TinyRecipe, cli: Command) -> None:
-    done = cli("plan", tiny_recipe(), "--set", "train.device=cpu", "--set", "train.steps=77")
+def test_plan_says_it_in_words(
+    tiny_recipe: TinyRecipe, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptkit.data.progress.EVERY", 0)
+    done = cli("plan", tiny_recipe(), "--set", "train.device=cpu", "--set", "train.steps=1")
     assert done.exit_code == 0, done.output
-    for words in ("embedding ", "per token", " in 77 steps", "as in the recipe", "3 steps took"):
+    for words in ("embedding ", "per token", " in 1 step, ", "as in the recipe", "3 steps took"):
         assert words in done.stdout
+    assert "\n1 step takes " in done.stdout
+    assert "trying the recipe: 3 of 3 steps" in done.stderr
+    table, *_ = done.stdout.split("\n\n")
+    assert len({len(line) for line in table.split("\n")}) == 1
+    assert not any(line.endswith(" ") for line in done.stdout.split("\n"))
 
 
 def test_what_does_not_fit_is_planned_but_not_tried(

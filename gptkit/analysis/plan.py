@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from gptkit.data.progress import progress
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
 from gptkit.recipe import sizes, training_memory
@@ -192,7 +193,8 @@ def _try(
     device.forget_peak(run_device.device)
     trainer = build_trainer(replace(plugins, callbacks={}), data, run_device=run_device)
     with closing(trainer.reader), allocator.for_training(run_device.device, sharded=False):
-        seconds = min([_seconds(trainer) for _ in range(TRIAL)][1:])
+        with progress("trying the recipe", total=TRIAL, unit="steps") as advance:
+            seconds = min([_seconds(trainer, advance) for _ in range(TRIAL)][1:])
         peak = device.peak_memory(run_device.device)
     config, options = trainer.model.config, trainer.options
 
@@ -209,12 +211,14 @@ def _try(
     )
 
 
-def _seconds(trainer: Trainer) -> float:
-    """Of a step."""
+def _seconds(trainer: Trainer, advance: Callable[[int], None]) -> float:
+    """Of a step, which is then shown as done."""
     begin = perf_counter()
     trainer.step()
     trainer.state.loss.item()  # waits for a GPU
-    return perf_counter() - begin
+    seconds = perf_counter() - begin
+    advance(1)
+    return seconds
 
 
 def _largest(peak: Callable[[int], float], limit: float) -> int:

@@ -18,13 +18,14 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     parts = sizes.parameters_by_part(plan.config)
     total = sum(parts.values())
     rows = [{"parameters": name, "number": f"{n:,}"} for name, n in parts.items()]
-    print_rows([*rows, {"parameters": "all", "number": f"{total:,}"}], [*rows[0]], as_json=False)
+    rows.append({"parameters": "all", "number": f"{total:,}"})
+    print_rows(rows, ["parameters", "number"], as_json=False, right=["number"])
     flops = sizes.flops_per_token(plan.config)
     per_step = plan.options.batch_size * plan.config.block_size
     print(f"\nFLOPs   {flops:.3g} per token, {flops * per_step:.3g} per step")
     print(
-        f"tokens  {plan.tokens:,} in {plan.steps:,} steps, {plan.tokens_per_parameter:.2g} per "
-        f"parameter; {ENOUGH} take {plan.steps_for_enough:,} steps\n"
+        f"tokens  {plan.tokens:,} in {_steps(plan.steps)}, {_ratio(plan.tokens_per_parameter)} "
+        f"per parameter; {ENOUGH} take {_steps(plan.steps_for_enough)}\n"
     )
     there = told(plan.memory) if plan.memory else "an unknown size"
     print_result(
@@ -33,7 +34,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     )
     table = [{"training": v.change or "as in the recipe", "peak": told(v.peak)}
              for v in plan.variants]  # fmt: skip
-    print_rows(table, ["training", "peak"], as_json=False)
+    print_rows(table, ["training", "peak"], as_json=False, right=["peak"])
     print(f"\n{_trial(plan)}")
 
 
@@ -43,13 +44,23 @@ def _trial(plan: Plan) -> str:
         return "It does not fit, so it was not tried."
     found, seconds = plan.trial, plan.trial.seconds
     peak = "" if found.peak is None else f", {told(found.peak)} at the peak"
+    takes = "takes" if plan.steps == 1 else "take"
     per_second = plan.options.batch_size * plan.config.block_size / seconds
     return (
         f"{TRIAL} steps took {_time(seconds)} each: {per_second:,.0f} tokens/s, "
         f"{found.mfu:.0%} of the device's speed{peak}.\n"
-        f"{plan.steps:,} steps take {_time(plan.steps * seconds)}, without evaluations.\n"
+        f"{_steps(plan.steps)} {takes} {_time(plan.steps * seconds)}, without evaluations.\n"
         f"Up to {found.largest:,} sequences fit into memory at once."
     )
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"
+
+
+def _ratio(value: float) -> str:
+    """Two digits, and the whole number of a large one."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _time(seconds: float) -> str:

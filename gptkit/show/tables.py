@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, JustifyMethod
@@ -15,8 +15,16 @@ UNLIMITED = 1 << 20
 """The width of what is no terminal."""
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    right: Collection[str] = (),
+) -> None:
     """Print rows, each with a value for every column.
+
+    Numbers are right-aligned, as are the texts of the columns `right`.
 
     A terminal that is too narrow breaks texts into several lines; nothing is left out.
     """
@@ -25,7 +33,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
         return
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        is_text = any(isinstance(row[name], str) for row in rows)
+        is_text = name not in right and any(isinstance(row[name], str) for row in rows)
         justify: JustifyMethod = "left" if is_text else "right"
         title = name.replace("_", " ")
         table.add_column(title, overflow="fold", no_wrap=not is_text, justify=justify)
