@@ -7,6 +7,9 @@ from gptkit.arguments import checked
 from gptkit.errors import UsageError
 from gptkit.sampling.model import Model
 
+ENGINES = ("auto", "torch", "onnx")
+"""What draws from a run's model."""
+
 
 @checked
 def load(
@@ -45,6 +48,8 @@ def open_model(
     engine: str,
 ) -> tuple[Model, str | None]:
     """A model as `load` returns it, and what chose its engine or device; None if nothing did."""
+    if engine not in ENGINES:
+        raise UsageError(f'no engine named "{engine}"', hint=", ".join(ENGINES))
     folder = None if path is None else Path(path)
     if folder and _is_exported(folder):
         from gptkit.onnx.runtime.model import load_exported

@@ -5,11 +5,13 @@ import os
 SMALL = 16 << 20
 """Bytes of weights that one core reads for a token before a second one has begun: with fewer, more
 threads draw no faster (docs/experiments.md)."""
+DIGITS = 3
+"""Of a number of threads that is taken at its word: more threads take too much memory."""
 
 
 def for_drawing(weight_bytes: int) -> int | None:
-    """OMP_NUM_THREADS if it is set, 1 for a small model; None leaves it to the library."""
+    """OMP_NUM_THREADS if it is below 1,000, 1 for a small model; None: the library's own."""
     number = os.environ.get("OMP_NUM_THREADS", "")
-    if number.isdecimal() and int(number):
+    if number.isdecimal() and len(number) <= DIGITS and int(number):
         return int(number)
     return 1 if weight_bytes < SMALL else None
