@@ -111,6 +111,12 @@ def test_one_slow_step_in_float32_decides_nothing(monkeypatch: pytest.MonkeyPatc
     assert not precision.hopeless()
 
 
+def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "process_time", lambda: 7.0)
+    precision.speedup.cache_clear()
+    assert precision.speedup(16) == 1.0
+
+
 def test_a_trial_leaves_random_numbers_as_they_are_and_is_made_once() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)

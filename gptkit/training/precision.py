@@ -18,8 +18,10 @@ CLEARLY = 2.0
 faster; less is not worth the lost digits, and is so near 1 that equal runs could differ."""
 HOPELESS = 10.0
 """How many times slower a small product is where no trial is worth its time."""
-SIDE = 64
-"""Rows and columns of that product."""
+SIDE, PRODUCTS = 64, 8
+"""Rows and columns of that product, and how many are timed at once."""
+SHORTEST = 1e-6
+"""Seconds: a clock of the CPU may not see less."""
 SEQUENCES, TOKENS = 2, 64
 """Of the trial's step."""
 HEAD, WIDEST = 64, 384
@@ -66,12 +68,13 @@ def _ratios(work: Callable[[torch.dtype], None]) -> list[float]:
 def _seconds(work: Callable[[torch.dtype], None], dtype: torch.dtype) -> float:
     begin = process_time()
     work(dtype)
-    return process_time() - begin
+    return max(process_time() - begin, SHORTEST)
 
 
 def _product(dtype: torch.dtype) -> None:
     side = torch.ones(SIDE, SIDE, dtype=dtype)
-    _ = side @ side
+    for _ in range(PRODUCTS):
+        torch.mm(side, side)
 
 
 def _step(model: GPT, dtype: torch.dtype) -> None:
