@@ -109,7 +109,7 @@ def test_ranks_train_save_and_resume_a_model_that_none_of_them_could_hold(
 ) -> None:
     """Each has less memory than the weights with their gradients take, not counting the moments."""
     more, run = BOUNDS[ranks], f"by-{ranks}"
-    refused = workshop.gptkit("train", "recipe.toml", "--out", "refused", more=more)
+    refused = workshop.gptkit("train", "recipe.toml", "--out", f"refused-{ranks}", more=more)
     assert refused.returncode == 1
     assert "error: too little memory for this training" in refused.stderr
 
