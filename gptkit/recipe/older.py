@@ -60,6 +60,13 @@ def rename_gelu(model: Any) -> Any:
     return model
 
 
+def upgrade(record: Any) -> Any:
+    """A checkpoint's or exported file's record of the model, with `config` in today's words."""
+    if isinstance(record, dict) and record.get("format") in (1, 2):
+        return record | {"config": rename_gelu(record.get("config"))}
+    return record
+
+
 def in_older_run(recipe: Path) -> bool:
     """Whether a recipe.toml is in a run folder that an earlier version made."""
     if recipe.name != "recipe.toml":

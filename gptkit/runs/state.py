@@ -65,7 +65,5 @@ class State(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _rename(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("format") in (1, 2):
-            return values | {"config": older.rename_gelu(values.get("config"))}
-        return values
+    def _upgrade(cls, values: Any) -> Any:
+        return older.upgrade(values)

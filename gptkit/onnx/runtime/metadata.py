@@ -78,10 +78,8 @@ class Metadata(StoredJson):
 
     @model_validator(mode="before")
     @classmethod
-    def _rename(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("format") in (1, 2):
-            return values | {"config": older.rename_gelu(values.get("config"))}
-        return values
+    def _upgrade(cls, values: Any) -> Any:
+        return older.upgrade(values)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
