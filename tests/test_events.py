@@ -439,7 +439,7 @@ def test_a_state_that_fails_is_left_out_of_the_checkpoint(
         trainer(data, {"tracker": Tracker()}, eval_every=99, save_every=1).fit()
     made = trainer(data, {"tracker": Tracker()}, warn=["tracker"])
     made.fit()
-    assert made.saved_step == 4
+    assert made.checkpoints.saved_step == 4
     assert made.state.val_losses == {}
     assert capsys.readouterr().err.count("tracker failed in state_dict at step 2") == 1
 

@@ -1,6 +1,7 @@
 """Saving: tensor by tensor, by all ranks that hold rows, and large checkpoints beside training."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -161,7 +162,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert 8 <= later <= 9
     assert last == [("step-00000009", 9), ("end", 9)]
     assert [thread is threading.main_thread() for thread in gate.threads] == [False, False, True]
-    assert trainer.saved_step == 9
+    assert trainer.checkpoints.saved_step == 9
 
 
 @pytest.mark.usefixtures("large")
@@ -204,10 +205,10 @@ def test_an_interrupt_does_not_forget_what_is_being_written(data: Data, tmp_path
     trainer = make(data, save, watch)
     steps = trainer.steps()
     next(steps)
-    trainer.save(wait=False)
+    trainer.checkpoints.save(wait=False)
     with pytest.raises(KeyboardInterrupt):
         begun.set()
-        trainer.finish_save()
+        trainer.checkpoints.finish(wait=True)
     assert watch._log == []
     go_on.set()
     steps.close()
@@ -233,7 +234,7 @@ def test_a_disk_that_is_full_ends_training_with_the_reason(
     assert trainer.state.error is caught.value
     told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
     assert any("step-0000000" in line and "cannot be saved: [Errno 27]" in line for line in told)
-    assert trainer.saved_step == (None if fail_at else EVERY)
+    assert trainer.checkpoints.saved_step == (None if fail_at else EVERY)
     assert not [*tmp_path.rglob("*.tmp")]
 
 
@@ -266,6 +267,26 @@ def test_the_file_is_that_of_safetensors(tmp_path: Path) -> None:
     tensor_writer.fill(tmp_path / "own", tensors, first=True)
     save_file({n: t.contiguous().clone() for n, t in tensors.items()}, tmp_path / "theirs")
     assert (tmp_path / "own").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_other_rows_are_neither_read_nor_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NFS, a page that was read would come back with the rows of others as they were."""
+    fcntl, modes = pytest.importorskip("fcntl"), list[int]()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    tensors = {"a": torch.ones(2), "b": torch.ones(3)}
+    size = tensor_writer.create(tmp_path / "file", tensors)
+    assert tensor_writer.fill(tmp_path / "file", {"b": tensors["b"]}, first=True) == 12
+    assert tensor_writer.fill(tmp_path / "file", {"a": tensors["a"]}, first=True) == 8 == size - 12
+    assert modes == [os.O_WRONLY, os.O_WRONLY]
+    torch.testing.assert_close(load_file(tmp_path / "file"), tensors)
 
 
 def test_saving_takes_memory_for_one_tensor_at_a_time(tmp_path: Path) -> None:

@@ -632,8 +632,14 @@ def test_a_checkpoint_of_another_optimizer_is_refused(data: Data, tmp_path: Path
         ({"a": [{1, 2}]}, r"\['strange'\]\['a'\]\[0\] is a set", "use a sorted list"),
         ([(1, torch.ones(2))], r"\['strange'\]\[0\] is a tuple", "use a list"),
         ({1: 2}, r"\['strange'\] has the key 1, an int", 'use "1"'),
+        (
+            [torch.ones(1, dtype=torch.complex128)],
+            r"\['strange'\]\[0\] is a tensor of torch.complex128",
+            "a dense tensor",
+        ),
+        (torch.eye(2).to_sparse(), r"\['strange'\] is a tensor of torch.sparse_coo", "dense"),
     ],
-    ids=["numpy", "numpy-float", "set", "tuple", "key"],
+    ids=["numpy", "numpy-float", "set", "tuple", "key", "complex128", "sparse"],
 )
 def test_a_state_that_is_neither_json_nor_tensor_names_its_callback(
     data: Data, tmp_path: Path, value: object, fault: str, hint: str

@@ -7,8 +7,10 @@ their paths: in `{"ema": {"wte.weight": t}, "old": [t]}` they are `ema/wte.weigh
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gptkit.contract.tensor_types import DTYPES
 from gptkit.errors import PluginError
 
 _ADVICE = {
@@ -61,6 +63,7 @@ def last_key(path: str) -> str:
 
 def _separate(tree: Any, path: str, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
+        _check_type(tree, place)
         tensors[path] = tree
         return None
     if tree is None or type(tree) in (bool, int, float, str):
@@ -79,6 +82,15 @@ def _separate(tree: Any, path: str, place: str, tensors: dict[str, Tensor]) -> A
     raise PluginError(
         f"{place} is {_describe(tree)}, neither a JSON value nor a tensor", hint=_advise(tree)
     )
+
+
+def _check_type(tensor: Tensor, place: str) -> None:
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPES:
+        kind = tensor.layout if tensor.layout != torch.strided else tensor.dtype
+        raise PluginError(
+            f"{place} is a tensor of {kind}, which no checkpoint holds",
+            hint="store a dense tensor of another type, such as torch.view_as_real(...)",
+        )
 
 
 def _check_keys(tree: Mapping[Any, Any], place: str) -> None:

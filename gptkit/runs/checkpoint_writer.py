@@ -71,16 +71,16 @@ def _seal(folder: Path, state: State, names: Iterable[str]) -> None:
 
 @contextmanager
 def _agreeing(ranks: Ranks) -> Iterator[None]:
-    """A block whose OSError on one rank is raised on all of them."""
-    fault: OSError | None = None
+    """A block whose exception on one rank is raised on all of them: there as an OSError."""
+    fault: Exception | None = None
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         fault = error
     failed = int(ranks.all_reduce_max(ranks.rank + 1 if fault else 0))
     if not failed:
         return
-    text = ranks.broadcast(str(fault), source=failed - 1)
+    text = ranks.broadcast(str(fault) or type(fault).__name__, source=failed - 1)
     raise fault or OSError(text)
 
 

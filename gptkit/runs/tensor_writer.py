@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from io import BufferedWriter, FileIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptkit.contract.tensor_types import DTYPES
 from gptkit.model.gpt import is_sharded
 from gptkit.training.sharding import local_part
 
-DTYPES = {
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float32: "F32",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""What safetensors calls them, in the order in which it sorts tensors, and then by name."""
 ALIGNMENT = 8  # bytes
 
 
@@ -88,8 +66,8 @@ def fill(path: Path, tensors: Mapping[str, Tensor], *, first: bool) -> int:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     written = 0
-    # Not a buffer for reading and writing: it writes what it has read between two pieces, too.
-    with BufferedWriter(FileIO(path, "r+")) as file:
+    # Opened for writing alone: what is read comes back with what is written, over others' rows.
+    with os.fdopen(os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0)), "wb") as file:
         for name in (name for name in header if name in held):
             first_row, rows = local_part(held[name])
             row_size = rows.itemsize * math.prod(header[name]["shape"][1:])

@@ -19,6 +19,10 @@ class Failure:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: a training that ended may be continued."""
         self.error: Exception | None = None
         self._final = False
 

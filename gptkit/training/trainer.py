@@ -14,14 +14,14 @@ from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
 from gptkit.training import allocator, finite, groups, micro_batches, optimizer, sharding, snapshot
-from gptkit.training.callbacks import Callbacks, note_later
+from gptkit.training.callbacks import Callbacks
+from gptkit.training.checkpoints import Checkpoints
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.failure import Failure
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.preview import previewer
 from gptkit.training.reader import Reader
-from gptkit.training.saving import Saving
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.start import Start
 from gptkit.training.steps import total_steps
@@ -72,7 +72,6 @@ class Trainer:
         self.model, self.data, self.ranks = model, data, ranks
         self.options, self.run_device = options, run_device
         self.seed, self._check = seed, check
-        self._saving = Saving(save, ranks, together=options.shard) if save else None
         self.callbacks = Callbacks() if callbacks is None else callbacks
         self.part = ranks.batch_slice(options.batch_size)
         """This rank's part of the step's batch."""
@@ -112,8 +111,14 @@ class Trainer:
         self._preview = previewer(model, data.codec)
         self._interrupted, self._failure = False, Failure(ranks)
         self._start = Start(self.state, model, run_device.device)
-        self.saved_step: int | None = None
-        """Of the latest complete checkpoint."""
+        self.checkpoints = Checkpoints(
+            *(save, self.state),
+            ranks=ranks,
+            together=options.shard,
+            failure=self._failure,
+            take=self._take_snapshot,
+            emit=self.emit,
+        )
 
     def fit(self) -> TrainState:
         """Train until the recipe's last step, or until something sets `state.stop`.
@@ -140,8 +145,8 @@ class Trainer:
             for name in reversed([*callbacks]):
                 stack.callback(callbacks.call, name, "on_fit_end", state)
             stack.push(self._keep_error)
-            stack.push(self._finish_saving)
-            self._failure = Failure(self.ranks)
+            stack.push(self.checkpoints.end)
+            self._failure.forget()
             self._start.emit(callbacks)
             self.model.train()
             while state.step < state.steps and not self.stopping():
@@ -156,9 +161,9 @@ class Trainer:
                         self.evaluate()
                 with self._failure.kept():
                     if self._due(self.options.save_every or self.options.eval_every):
-                        self.save(wait=state.step == state.steps)
+                        self.checkpoints.save(wait=state.step == state.steps)
                     else:
-                        self.finish_save(wait=False)
+                        self.checkpoints.finish(wait=False)
                 yield state
             if self.stopping():
                 self._end_early()
@@ -270,48 +275,15 @@ class Trainer:
         """Call an event's method on every callback after a complete step."""
         self.callbacks.emit_to_all(event, self.state, final=self._failure.is_final)
 
-    def save(self, *, wait: bool = True) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one.
-
-        Args:
-            wait: return when it is complete. Otherwise, if it is large and memory has room for a
-                copy, training goes on while it is written, until `finish_save`.
 
         Raises:
             CheckpointError: it, or the one before it, cannot be written.
             DivergedError: a weight or a loss is not finite.
             PluginError: a callback set a batch size that cannot be divided among the ranks.
         """
-        saving = self._saving
-        if saving is None:
-            return
-        if self.state.step not in (self.saved_step, saving.step):
-            self.finish_save()
-            with self._failure.final():
-                saving.begin(self._take_snapshot(), beside=not wait)
-        self.finish_save(wait=wait)
-
-    def finish_save(self, *, wait: bool = True) -> None:
-        """Emit `on_save_end` if the checkpoint that is being written is complete.
-
-        Args:
-            wait: until it is complete.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
-        saving = self._saving
-        if saving is None or saving.step is None:
-            return
-        if not wait and self.ranks.any(not saving.done):
-            return
-        self.state.recorder.stop()
-        with self._failure.final():
-            step, folder = saving.step, saving.finish()
-            self.ranks.barrier()  # torchrun stops all ranks when one ends: none may end early
-        self.state.checkpoint = folder if self.ranks.first else None
-        self.saved_step = step
-        self.emit("on_save_end")
+        self.checkpoints.save(wait=True)
 
     def _take_snapshot(self) -> Snapshot:
         """Capture the training, if the weights are good."""
@@ -341,34 +313,20 @@ class Trainer:
         groups.check(self.state.optimizer, self.model, saved.optimizer_groups)
         snapshot.restore(saved, self.state, self.model, self.callbacks)
         self._start.resume(saved)
-        self.saved_step = saved.step
+        self.checkpoints.saved_step = saved.step
 
     def _end_early(self) -> None:
         """Save, and keep for `on_fit_end` whether a signal was the reason; raise what failed."""
         if self.ranks.any(self._interrupted) and self.state.step < self.state.steps:
             self.state.error = KeyboardInterrupt()
         with self._failure.kept():
-            self.finish_save()
+            self.checkpoints.finish(wait=True)
         if self._failure.error is None:
             self.save()
         else:
-            self._failure.raise_after(self.save, self.state.step, lambda: self.saved_step)
-
-    def _finish_saving(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Wait for what is being written when training ends early.
-
-        After an error on several ranks without an event: another one may have ended.
-        """
-        failed = error is not None and not isinstance(error, GeneratorExit)
-        try:
-            if not failed or self.ranks.size == 1:
-                self.finish_save()
-            elif self._saving:
-                self._saving.finish()
-        except Exception as fault:
-            if not error or not failed:
-                raise
-            note_later(error, fault)
+            self._failure.raise_after(
+                self.save, self.state.step, lambda: self.checkpoints.saved_step
+            )
 
     def _keep_error(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and not isinstance(error, GeneratorExit):
