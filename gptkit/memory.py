@@ -10,11 +10,17 @@ from pathlib import Path
 
 from gptkit.errors import RunError
 
-CONTAINERS = {
-    Path("/sys/fs/cgroup"): ("memory.max", "memory.current"),
-    Path("/sys/fs/cgroup/memory"): ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+CGROUPS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    "memory": (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+    ),
 }
-"""Files with the limit of a container in bytes, or "max", and with what it has taken."""
+"""By controller ("" in version 2): where the control groups are, and in the folder of each the
+files with its limit in bytes, or "max", and with what it has taken."""
+OWN_CGROUPS = Path("/proc/self/cgroup")
 TOO_LITTLE = re.compile(
     "out of memory|not enough memory|allocate memory|bad_?alloc|size calculation overflowed",
     re.IGNORECASE,
@@ -27,7 +33,7 @@ def total() -> int | None:
     found = []
     with suppress(AttributeError, ValueError, OSError):  # not on Windows
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for folder, (limit, _) in CONTAINERS.items():
+    for folder, limit, _ in _cgroups():
         with suppress(OSError, ValueError):
             found.append(int((folder / limit).read_bytes()))
     with suppress(ImportError):
@@ -56,10 +62,11 @@ def free() -> int | None:
     found = []
     with suppress(OSError, KeyError):
         found.append(_numbers("/proc/meminfo")["MemAvailable:"] << 10)
-    for folder, (limit, taken) in CONTAINERS.items():
+    for folder, limit, taken in _cgroups():
         with suppress(OSError, KeyError, ValueError):
             room = int((folder / limit).read_bytes()) - int((folder / taken).read_bytes())
-            found.append(room + _numbers(folder / "memory.stat")["inactive_file"])
+            stat = _numbers(folder / "memory.stat")  # "total": with the groups below, in version 1
+            found.append(room + stat.get("total_inactive_file", stat["inactive_file"]))
     with suppress(ImportError, OSError, KeyError):
         import resource
 
@@ -131,6 +138,23 @@ class Need:
             for note in getattr(error, "__notes__", ()):  # which step is saved, for example
                 full.add_note(note)
             raise full from error
+
+
+def _cgroups() -> Iterator[tuple[Path, str, str]]:
+    """The folders of the control groups that this process is in, with the names of their files.
+
+    A limit holds for all groups below: a container's, systemd's or Slurm's.
+    """
+    inner = dict.fromkeys(CGROUPS, "/")
+    with suppress(OSError, ValueError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            inner |= {name: path for name in controllers.split(",") if name in inner}
+    for controller, (root, limit, taken) in CGROUPS.items():
+        folder = root / inner[controller].lstrip("/")
+        for each in (folder, *folder.parents):
+            if each.is_relative_to(root):
+                yield each, limit, taken
 
 
 def _numbers(path: str | Path) -> dict[str, int]:

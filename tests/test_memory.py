@@ -161,6 +161,27 @@ def test_every_kind_of_full_memory_is_explained(error: Exception) -> None:
     assert (caught.value.hint, caught.value.__notes__) == ("less", ["step 4 is saved"])
 
 
+@pytest.mark.parametrize("inner", ["/", "/slurm/job", "/slurm/job/gone"])
+def test_the_limit_of_a_control_group_holds_for_those_below(
+    inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a container's, Slurm's or systemd's, in both versions of control groups."""
+    job = tmp_path / "groups/slurm/job"
+    job.mkdir(parents=True)
+    for folder, limit, taken in ((job, "max", 1), (job.parent, "50000", 20000)):
+        (folder / "limit").write_text(limit)
+        (folder / "taken").write_text(f"{taken}")
+        (folder / "memory.stat").write_text("inactive_file 5\ntotal_inactive_file 700\n")
+    for controller in ("", "memory"):
+        files = (tmp_path / "groups", "limit", "taken")
+        monkeypatch.setattr(memory, "CGROUPS", {controller: files})
+        own = tmp_path / "own"
+        own.write_text(f"4:cpu:/other\n3:{controller}:{inner}\n")
+        monkeypatch.setattr(memory, "OWN_CGROUPS", own)
+        found = (memory.total(), memory.free())
+        assert (found == (50000, 30700)) == (inner != "/")
+
+
 def test_other_errors_stay_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), Need("a", "b").explained():
         raise RuntimeError("shapes differ")
