@@ -79,7 +79,7 @@ class CheckpointModel(DecodedModel):
     @cached_property
     def model(self) -> Any:
         """The module in torch, which from now on draws, too."""
-        self._decoders.clear()
+        self._decoders = {}  # one that still draws goes back to those before
         return self.measuring.model
 
     def logits(self, tokens: Ints) -> Floats:
@@ -134,8 +134,9 @@ def _needs_torch(device: str) -> str | None:
         return None
     if device != "auto":
         return f'device "{device}" is not the CPU'
-    if gpus() or "rocm" in version("torch"):
-        return "there may be a GPU"
+    built = version("torch")
+    if "rocm" in built or (gpus() and "+cpu" not in built):
+        return 'device "auto" may take a GPU'
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"
     return "an Apple GPU" if apple else None
 
@@ -156,9 +157,9 @@ def _load_into_onnxruntime(
     try:
         with need.explained():
             session = WeightsSession(state.config, arrays, str(step_folder))
+            _check_finite(session, arrays, str(step_folder))
     except ModelFileError as error:
         return str(error)
-    _check_finite(session, arrays, str(step_folder))
     return CheckpointModel(session, arrays, codec, state, weights=weights)
 
 

@@ -15,17 +15,19 @@ from typer.testing import Result
 
 import gptkit
 from gptkit.engine import CheckpointModel, load_model
-from gptkit.errors import DivergedError, UsageError
+from gptkit.errors import DivergedError, ModelFileError, UsageError
 from gptkit.model.gpt import GPT
+from gptkit.onnx.runtime import decoder
 from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs.loaded import LoadedModel, load_checkpoint
+from gptkit.sampling import threads
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
 from gptkit.sampling.torch_decoder import TorchDecoder
 from gptkit.testing import LetterCodec
 from gptkit.training import preview
-from tests.support import names_of, pairwise, stir, train
+from tests.support import execute, names_of, pairwise, stir, train
 
 DATA = Path(__file__).parent / "data/v0.1"
 CHOICES = pairwise(
@@ -146,6 +148,18 @@ def test_a_graph_that_is_damaged_or_cannot_be_kept_is_built_again(
     np.testing.assert_array_equal(OnnxDecoder(session_of(model), 1).prefill(ids), expected)
 
 
+def test_only_the_newest_graphs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(decoder, "KEPT", 2)
+    found: list[Path] = []
+    for n_layer in (1, 2, 3):
+        session_of(gpt(1, n_layer=n_layer))
+        (new,) = set((tmp_path / "graphs").iterdir()) - set(found)
+        os.utime(new, (n_layer, n_layer))
+        found.append(new)
+    assert set((tmp_path / "graphs").iterdir()) == set(found[1:])
+
+
 @pytest.mark.parametrize(
     ("scale", "fault"), [(float("nan"), "a weight"), (3e38, "a weight"), (1e30, "the loss")]
 )
@@ -167,6 +181,7 @@ def test_a_small_model_is_drawn_by_one_thread_unless_the_user_says_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small, large = gpt(1), gpt(1, n_embd=512, n_layer=4)
+    monkeypatch.setattr(threads, "_allowed", lambda: None)
     seen: list[int] = []
     for model in (small, large):
         model.ln_f.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
@@ -185,6 +200,50 @@ def test_a_small_model_is_drawn_by_one_thread_unless_the_user_says_more(
         sessions = [session_of(model).session for model in (small, large)]
         counts = [session.get_session_options().intra_op_num_threads for session in sessions]
         assert counts == [0 if count == 3 else count for count in expected]  # 0: onnxruntime's own
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process has all cores")
+def test_a_process_with_fewer_cores_has_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    program = """
+import os
+from gptkit.sampling.threads import SMALL, for_drawing
+cores = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, cores[:1])
+print(for_drawing(SMALL), for_drawing(SMALL - 1), os.cpu_count())
+"""
+    restricted, small, there = execute(sys.executable, "-c", program).split()
+    assert (restricted, small) == ("None" if there == "1" else "1", "1")
+
+
+def test_a_decoder_that_still_draws_does_not_come_back_with_the_weights_before() -> None:
+    model, expected = (gptkit.load(DATA / "text", engine="onnx") for _ in range(2))
+    assert isinstance(model, CheckpointModel)
+    request, sampling = SampleRequest("a", tokens=40), SamplingOptions(seed=1)
+    begun = model.draw(request, sampling)
+    next(begun.steps)
+    with torch.no_grad():
+        model.model.wte.weight.mul_(-1)
+    for _ in begun.steps:
+        pass
+    assert begun.token_ids() == expected.draw(request, sampling).token_ids()
+    assert model.draw(request, sampling).token_ids() != begun.token_ids()
+
+
+def test_torch_draws_where_a_graph_fails_when_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: OnnxDecoder, tokens: object) -> None:
+        raise ModelFileError("a graph: onnxruntime cannot run it: no such kernel")
+
+    expected = preview.previewer(gpt(2, vocab_size=26), LetterCodec())(100, 5)
+    monkeypatch.setattr(OnnxDecoder, "prefill", fail)
+    model, reason = load_model(
+        DATA / "text", checkpoint="last", weights=None, device="cpu", engine="auto"
+    )
+    assert model.provider is None
+    assert reason == "torch: a graph: onnxruntime cannot run it: no such kernel"
+    assert preview.previewer(gpt(2, vocab_size=26), LetterCodec())(100, 5) == expected
 
 
 def test_a_preview_is_drawn_by_onnxruntime_from_the_weights_as_they_are_now(

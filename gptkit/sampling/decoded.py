@@ -66,9 +66,10 @@ class DecodedModel(Model):
         need = sizes.to_sample(self.config, size, request.tokens or self.block_size)
         need.check(self.memory())
         with need.explained():
-            decoder = self._decoders.pop(size, None) or self.make_decoder(size)
+            idle = self._decoders
+            decoder = idle.pop(size, None) or self.make_decoder(size)
             drawn = samples.sample(decoder, self.codec, request, sampling)
-        return replace(drawn, steps=self._keeping(decoder, size, drawn.steps, need))
+        return replace(drawn, steps=_keeping(decoder, size, idle, drawn.steps, need))
 
     def draw_each(
         self, requests: Sequence[SampleRequest], sampling: SamplingOptions, seeds: Sequence[int]
@@ -79,18 +80,20 @@ class DecodedModel(Model):
     @contextmanager
     def _lend_decoder(self, size: int) -> Iterator[Decoder]:
         """A decoder for that many rows, which is kept for the next ones."""
-        decoder = self._decoders.pop(size, None) or self.make_decoder(size)
+        idle = self._decoders
+        decoder = idle.pop(size, None) or self.make_decoder(size)
         try:
             yield decoder
         finally:
-            self._decoders[size] = decoder
+            idle[size] = decoder
 
-    def _keeping(
-        self, decoder: Decoder, size: int, steps: Iterator[None], need: Need
-    ) -> Iterator[None]:
-        """The steps; the decoder is kept for the next samples when they end."""
-        try:
-            with need.explained():
-                yield from steps
-        finally:
-            self._decoders[size] = decoder
+
+def _keeping(
+    decoder: Decoder, size: int, idle: dict[int, Decoder], steps: Iterator[None], need: Need
+) -> Iterator[None]:
+    """The steps; the decoder is kept for the next samples when they end."""
+    try:
+        with need.explained():
+            yield from steps
+    finally:
+        idle[size] = decoder

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import numpy as np
 import torch
 
 from gptkit.codec import Codec, ImageCodec, TextCodec
@@ -52,7 +53,9 @@ def _fastest(model: GPT, samples: int, count: int) -> Decoder:
         if unfit(model.config) is None:
             arrays = {name: tensor.detach().numpy() for name, tensor in weights.items()}
             with suppress(ModelFileError):
-                return OnnxDecoder(WeightsSession(model.config, arrays, "the model"), samples)
+                decoder = OnnxDecoder(WeightsSession(model.config, arrays, "the model"), samples)
+                decoder.prefill(np.zeros((samples, 1), np.int64))  # faults may show only then
+                return decoder
     return TorchDecoder(model, samples)
 
 

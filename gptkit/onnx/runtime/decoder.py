@@ -27,6 +27,8 @@ Array = NDArray[Any]
 DIGEST = 32  # bytes of a sha256, with which the file of a graph begins
 MOST_BYTES = 1 << 30
 """Of such a file."""
+KEPT = 64
+"""Such files, the newest ones; a graph is built again in a quarter of a second."""
 
 
 def unfit(config: GPTConfig) -> str | None:
@@ -67,6 +69,7 @@ class WeightsSession:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _digest(graph) + graph)
+            _drop_old(path.parent)
         return open_session(graph, "cpu", weights=self._weights)
 
 
@@ -84,14 +87,17 @@ class OnnxDecoder:
         self._length = 0
         self._binding = owner.session.io_binding()
         shape = (batch_size, config.kv_heads, config.block_size, config.head_size)
-        for name in owner.cache_names:
-            cache = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        self._caches = {  # a binding does not keep their memory
+            name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+            for name in owner.cache_names
+        }
+        for name, cache in self._caches.items():
             self._binding.bind_ortvalue_input(name, cache)
             present = name.replace("past_key_values", "present")
             self._binding.bind_ortvalue_output(present, cache)  # in place
         self._logits = np.zeros((batch_size, config.vocab_size), np.float32)
-        logits = ort.OrtValue.ortvalue_from_numpy(self._logits)
-        self._binding.bind_ortvalue_output("logits", logits)
+        self._bound_logits = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        self._binding.bind_ortvalue_output("logits", self._bound_logits)
 
     @property
     def length(self) -> int:
@@ -128,6 +134,13 @@ def _key(config: GPTConfig) -> str:
 
 def _digest(graph: bytes) -> bytes:
     return hashlib.sha256(graph).digest()
+
+
+def _drop_old(folder: Path) -> None:
+    """Remove all but the newest graphs."""
+    oldest_first = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in oldest_first[:-KEPT]:
+        path.unlink()
 
 
 def _build(config: GPTConfig, weights: Mapping[str, Array]) -> bytes:
