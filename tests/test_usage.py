@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,28 @@ def test_the_share_is_of_the_peak_of_all_processes() -> None:
     usage.peak = 1000.0 * flops_per_token(config)
     assert usage(1000.0)["mfu"] == 0.25
     assert "mfu" not in usage(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 1.0),
+        ("NVIDIA T4", 1.0),
+    ],
+)
+def test_the_peak_of_a_known_gpu_is_its_makers(
+    name: str, peak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr("gptkit.training.usage.measure_peak", lambda *_: 1.0)
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=4, block_size=4)
+    on_gpu = replace(CPU, device=torch.device("cuda:1"), dtype=torch.bfloat16)
+    assert Usage(config, on_gpu).peak == peak
 
 
 def test_a_peak_is_that_of_a_product_which_takes_long_enough(

@@ -201,7 +201,7 @@ def _try(
     def predict(rows: int | None = None) -> int:
         return _predict(config, options, run_device, base, rows=rows) - base
 
-    scale = 1.0 if peak is None else (peak - base) / predict()
+    scale = 1.0 if peak is None else max(1.0, (peak - base) / predict())
     usage = Usage(config, run_device)
     return Trial(
         seconds=seconds,

@@ -75,7 +75,7 @@ class TrainState:
             loggers.
         stop: (set) True, on any rank, ends training after the current step.
         checkpoint: The folder of the latest complete checkpoint; None if there is none, and on all
-            ranks but 0.
+            ranks but 0. Read it in `on_save_end`: later it may be deleted at any time.
         error: Why training ends early, for `on_fit_end`: the exception, or a KeyboardInterrupt
             after a signal. None if it ends as planned or by `stop`.
         sample: `sample(tokens, seed, prompt="")` draws from the current weights, in the codec's

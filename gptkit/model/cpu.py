@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 
 def trains(x: Tensor) -> bool:
@@ -22,12 +21,14 @@ def trains(x: Tensor) -> bool:
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
         and _has_onednn()
+        and torch.backends.mkldnn.enabled
     )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, (..., C) to (..., out). Its gradient has no gradient."""
+    """`F.linear`, (..., C) to (..., out)."""
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
 
@@ -41,16 +42,20 @@ class _Linear(Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = grad.flatten(0, -2)  # (N, out)
         return (
-            _product(grad, weight.t()) if of_x else None,
+            _gradient(grad, weight) if of_x else None,
             rows.t() @ x.flatten(0, -2) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Of x (..., C), from that of the output; with `create_graph`, it has a gradient itself."""
+    return grad @ weight if torch.is_grad_enabled() else _product(grad, weight.t())
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-"""Environment variables with which a user says the same to glibc; then they decide."""
+TUNABLES = ("glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold")
+"""Environment variables, and parts of GLIBC_TUNABLES, with which a user says the same to glibc;
+then they decide."""
 LARGEST = 32 << 20
 """Bytes; larger tensors still go back to the system at once."""
 SMALL = 256 << 10
@@ -37,7 +39,7 @@ def for_training(device: torch.device, *, sharded: bool) -> Iterator[None]:
     if libc is None or device.type != "cpu":
         yield
         return
-    if not any(name in os.environ for name in CHOSEN):
+    if not _is_chosen():
         (_return_freed_memory if sharded else _keep_freed_memory)(libc)
     try:
         yield
@@ -58,6 +60,11 @@ def _return_freed_memory(libc: ctypes.CDLL) -> None:
     keeps otherwise comes to several times what is in use.
     """
     libc.mallopt(M_MMAP_THRESHOLD, SMALL)
+
+
+def _is_chosen() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(name in os.environ for name in CHOSEN) or any(n in tunables for n in TUNABLES)
 
 
 def _glibc() -> ctypes.CDLL | None:

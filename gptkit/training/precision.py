@@ -4,9 +4,10 @@ CPUs differ by a factor of several hundred: some have matrix units for bfloat16,
 number by number. What a product gains, small models lose again to the casts around it.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache, partial
-from time import process_time
+from time import perf_counter, process_time
 
 import torch
 
@@ -18,6 +19,8 @@ CLEARLY = 2.0
 faster; less is not worth the lost digits, and is so near 1 that equal runs could differ."""
 HOPELESS = 10.0
 """How many times slower a small product is where no trial is worth its time."""
+CLOCK = perf_counter if sys.platform == "win32" else process_time
+"""That of the CPU, since another one would count other programs too; Windows' is too coarse."""
 SIDE, PRODUCTS = 64, 8
 """Rows and columns of that product, and how many are timed at once."""
 SHORTEST = 1e-6
@@ -56,19 +59,16 @@ def speedup(width: int) -> float:
 
 
 def _ratios(work: Callable[[torch.dtype], None]) -> list[float]:
-    """Of float32's time to bfloat16's in a few rounds, after a first one.
-
-    Time is that of the CPU, since a clock would count other programs too.
-    """
+    """Of float32's time to bfloat16's in a few rounds, after a first one."""
     dtypes = (torch.float32, torch.bfloat16)
     times = [[_seconds(work, dtype) for dtype in dtypes] for _ in range(1 + ROUNDS)]
     return [full / lower for full, lower in times[1:]]
 
 
 def _seconds(work: Callable[[torch.dtype], None], dtype: torch.dtype) -> float:
-    begin = process_time()
+    begin = CLOCK()
     work(dtype)
-    return max(process_time() - begin, SHORTEST)
+    return max(CLOCK() - begin, SHORTEST)
 
 
 def _product(dtype: torch.dtype) -> None:

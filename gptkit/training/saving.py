@@ -29,6 +29,7 @@ class Saving:
         self._write, self._ranks = write, ranks
         self._writes = together or ranks.first
         self._folder: Future[Path | None] | None = None
+        self._has_room = False  # for every copy, since there is one that is used again
         self.step: int | None = None
         """The step that is being written; None if none is."""
 
@@ -68,8 +69,12 @@ class Saving:
     def _copies(self, taken: Snapshot) -> bool:
         """Whether to write a copy: if, on all ranks, as much memory is free besides it."""
         size = self._ranks.all_reduce_sum(snapshot.n_bytes(taken) if self._writes else 0)
+        if size < LARGE or self._has_room:
+            return size >= LARGE
         free = memory.free()
-        return size >= LARGE and not self._ranks.any(free is None or 2 * size > free)
+        fits = not self._ranks.any(free is None or 2 * size > free)
+        self._has_room = fits and snapshot.pins_copies(taken)
+        return fits
 
     def _start(self, taken: Snapshot) -> "Future[Path | None]":
         pool = ThreadPoolExecutor(1, "saving")

@@ -6,6 +6,7 @@ al. 2023) keeps 1/N of weights, gradients and moments on each rank and gathers a
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -144,7 +145,7 @@ def host_copy(tensor: Tensor) -> Tensor:
     From a GPU it is complete after the next synchronisation. All ranks must call it.
     """
     rows = local_tensor(tensor.detach())
-    own = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+    own = _memory_for(rows)
     own.copy_(rows, non_blocking=rows.is_cuda)
     if not is_sharded(tensor):
         return own
@@ -157,6 +158,14 @@ def host_copy(tensor: Tensor) -> Tensor:
         own, init_device_mesh("cpu", (get_world_size(),)), whole.placements, run_check=False,
         shape=whole.shape, stride=whole.stride(),
     )  # fmt: skip
+
+
+def _memory_for(tensor: Tensor) -> Tensor:
+    """Memory of the host for a copy: for one on a GPU pinned, if the system has so much of that."""
+    if tensor.is_cuda:
+        with suppress(RuntimeError):  # pinned memory may be limited; a copy then takes longer
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 class Sharded(Mapping[str, Tensor]):

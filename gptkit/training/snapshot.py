@@ -118,10 +118,16 @@ def n_bytes(snapshot: Snapshot) -> int:
 def copy(snapshot: Snapshot) -> Snapshot:
     """The same with tensors of its own in the host's memory, so that training can go on."""
     tensors = {file: _each(host_copy, named) for file, named in snapshot.tensors.items()}
-    for device in {tensor.device for tensor in snapshot.tensors["model"].values()}:
+    copied = (tensor for named in snapshot.tensors.values() for tensor in named.values())
+    for device in {tensor.device for tensor in copied}:
         if device.type == "cuda":  # which need not be the current one
             torch.cuda.synchronize(device)
     return replace(snapshot, tensors=tensors)
+
+
+def pins_copies(snapshot: Snapshot) -> bool:
+    """Whether a copy is in pinned memory, which torch then keeps for the next one."""
+    return any(tensor.is_cuda for tensor in snapshot.tensors["model"].values())
 
 
 def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callbacks) -> None:

@@ -16,9 +16,11 @@ PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "5090": 209e12,
     "4090": 165e12,
@@ -61,7 +63,8 @@ class Usage:
         device, dtype = self.run_device.device, self.run_device.dtype
         if device.type == "cuda" and dtype == torch.bfloat16:
             name = torch.cuda.get_device_name(device)
-            if known := next((flops for part, flops in PEAKS.items() if part in name), None):
+            known = next((flops for part, flops in PEAKS.items() if part in name), None)
+            if known and "Laptop" not in name:
                 return known
         return measure_peak(device, dtype)
 
@@ -81,5 +84,5 @@ def _seconds(matrix: torch.Tensor) -> float:
     begin = perf_counter()
     _ = matrix @ matrix
     if matrix.device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(matrix.device)
     return perf_counter() - begin
