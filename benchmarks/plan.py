@@ -1,4 +1,4 @@
-"""The memory that `gptkit plan` predicts beside what a training takes, for six shapes."""
+"""The memory that `gptkit plan` predicts beside what a training takes, for seven shapes."""
 
 import json
 import os
@@ -66,6 +66,13 @@ SHAPES: tuple[Shape, ...] = (
         50257, 128,
         {"preset": "gpt2"},
         {"batch_size": 4, "micro_batch_size": 2},
+    ),
+    (
+        "10L 5H 320, T 192, B 6: rotary, squared ReLU, no biases",
+        500, 192,
+        {"n_layer": 10, "n_head": 5, "n_embd": 320, "position": "rotary", "mlp": "relu2",
+         "bias": False, "tie_embeddings": False},
+        {"batch_size": 6},
     ),
 )  # fmt: skip
 

@@ -51,10 +51,10 @@ class Goal:
 
 
 GOALS = (
-    Goal(1.88, "tinyshakespeare-speedrun", steps=370, base_steps=2400, seeds=SEEDS),
-    Goal(1.70, "tinyshakespeare-minute", steps=450, base_steps=4500),
-    Goal(1.60, "tinyshakespeare-minute", steps=1100, base_steps=12000),
-    Goal(1.55, "tinyshakespeare-minute", steps=1800, base_steps=12000),
+    Goal(1.88, "tinyshakespeare-speedrun", steps=370, base_steps=2200, seeds=SEEDS),
+    Goal(1.70, "tinyshakespeare-minute", steps=465, base_steps=4550),
+    Goal(1.60, "tinyshakespeare-minute", steps=1060, base_steps=8900),
+    Goal(1.55, "tinyshakespeare-minute", steps=1900, base_steps=12400),
 )
 LOWEST = "tinyshakespeare-10min"
 """The recipe for the lowest loss, trained with the steps that it has."""
