@@ -233,7 +233,7 @@ def _draw(curves: Curves) -> None:
             axes.plot(*zip(*curve.points, strict=True), ".-", color=color, label=label, alpha=0.7)
     for goal in GOALS:
         axes.axhline(goal.loss, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", ylim=(1.45, 2.6), ylabel="validation loss, nats per character")
+    axes.set(xscale="log", ylim=(1.4, 2.6), ylabel="validation loss, nats per character")
     axes.set(xlabel=f"seconds of training, {torch.get_num_threads()} threads")
     axes.legend()
     figure.savefig(PICTURE, dpi=110)
