@@ -20,6 +20,8 @@ from gptkit.cli.app import app
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job and its children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, lambda *_: None)  # ignored by the tests, not by their children
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: two threads per tiny matrix only wait
 
 TINY: dict[str, Any] = {

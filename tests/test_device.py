@@ -28,7 +28,7 @@ def take(seconds: dict[torch.dtype, float], monkeypatch: pytest.MonkeyPatch) -> 
     def work(*arguments: object) -> None:
         now[0] += seconds[next(a for a in arguments if isinstance(a, torch.dtype))]
 
-    monkeypatch.setattr(precision, "process_time", lambda: now[0])
+    monkeypatch.setattr(precision, "CLOCK", lambda: now[0])
     monkeypatch.setattr(precision, "_step", work)
     monkeypatch.setattr(precision, "_product", work)
     precision.speedup.cache_clear()
@@ -103,7 +103,7 @@ def test_one_slow_step_in_float32_decides_nothing(monkeypatch: pytest.MonkeyPatc
         steps[0] += 1
         now[0] += 50.0 if steps[0] in (5, 13) else 1.0  # one of a product, one of a step
 
-    monkeypatch.setattr(precision, "process_time", lambda: now[0])
+    monkeypatch.setattr(precision, "CLOCK", lambda: now[0])
     monkeypatch.setattr(precision, "_product", work)
     monkeypatch.setattr(precision, "_step", work)
     precision.speedup.cache_clear()
@@ -112,7 +112,7 @@ def test_one_slow_step_in_float32_decides_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "process_time", lambda: 7.0)
+    monkeypatch.setattr(precision, "CLOCK", lambda: 7.0)
     precision.speedup.cache_clear()
     assert precision.speedup(16) == 1.0
 
