@@ -197,3 +197,15 @@ def test_a_missing_apple_gpu_is_a_usage_error() -> None:
 def test_a_gpu_number_beyond_the_last_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match='device "cuda:99" is not available'):
         pick_device("cuda:99")
+
+
+def test_a_trial_runs_on_one_thread_and_leaves_the_others() -> None:
+    """Two threads that wait for each other once made equal steps three times as fast."""
+    seen, before = set[int](), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        precision._ratios(lambda dtype: seen.add(torch.get_num_threads()))
+        left = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert (seen, left) == ({1}, 3)

@@ -7,7 +7,7 @@ number by number. What a product gains, small models lose again to the casts aro
 import sys
 from collections.abc import Callable
 from functools import cache, partial
-from time import perf_counter, process_time
+from time import perf_counter, thread_time
 
 import torch
 
@@ -19,8 +19,8 @@ CLEARLY = 2.0
 faster; less is not worth the lost digits, and is so near 1 that equal runs could differ."""
 HOPELESS = 10.0
 """How many times slower a small product is where no trial is worth its time."""
-CLOCK = perf_counter if sys.platform == "win32" else process_time
-"""That of the CPU, since another one would count other programs too; Windows' is too coarse."""
+CLOCK = perf_counter if sys.platform == "win32" else thread_time
+"""The CPU time of this thread, since others' would count, too; Windows' is too coarse."""
 SIDE, PRODUCTS = 64, 8
 """Rows and columns of that product, and how many are timed at once."""
 SHORTEST = 1e-6
@@ -59,9 +59,16 @@ def speedup(width: int) -> float:
 
 
 def _ratios(work: Callable[[torch.dtype], None]) -> list[float]:
-    """Of float32's time to bfloat16's in a few rounds, after a first one."""
-    dtypes = (torch.float32, torch.bfloat16)
-    times = [[_seconds(work, dtype) for dtype in dtypes] for _ in range(1 + ROUNDS)]
+    """Of float32's time to bfloat16's in a few rounds, after a first one.
+
+    On one thread: several would also count how long they wait for each other.
+    """
+    dtypes, threads = (torch.float32, torch.bfloat16), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = [[_seconds(work, dtype) for dtype in dtypes] for _ in range(1 + ROUNDS)]
+    finally:
+        torch.set_num_threads(threads)
     return [full / lower for full, lower in times[1:]]
 
 
