@@ -18,6 +18,7 @@ from gptkit.data.folder import find_files
 from gptkit.data.progress import note, progress
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile, map_tokens
+from gptkit.data.transfer import download
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError
 from gptkit.files import digest, lock, open_file, read_file, read_json, write_atomically
 from gptkit.staging import staged
@@ -46,6 +47,7 @@ __all__ = [
     "cache_folder",
     "cached",
     "digest",
+    "download",
     "fetch",
     "find_files",
     "harmless",

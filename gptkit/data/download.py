@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
 from gptkit.data.progress import progress
+from gptkit.data.transfer import append_to, read_chunk, reason
 from gptkit.errors import CacheError, DownloadError
-from gptkit.files import CHUNK, digest, lock
+from gptkit.files import digest, lock
 from gptkit.staging import remove_abandoned, staged
 
 
@@ -90,7 +90,7 @@ def fetch(url: str, *, sha256: str, size: int, hint: str | None = None) -> Path:
             _download(url, partial, size)
         except (requests.RequestException, HTTPError) as error:
             raise DownloadError(
-                f"{url}: cannot be downloaded: {_reason(error)}",
+                f"{url}: cannot be downloaded: {reason(error)}",
                 hint=f"check the network and try again, {advice}",
             ) from error
         if digest(partial) != sha256:
@@ -132,37 +132,13 @@ def _download(url: str, partial: Path, size: int) -> None:
         if response.status_code != requests.codes.partial_content:
             have = 0
         with (
-            _appended(partial, have) as file,
+            append_to(partial, have) as file,
             progress(f"downloading {url.rsplit('/', 1)[-1]}", total=size) as advance,
         ):
             advance(have)
-            # As it is sent: what is compressed does not grow. What came is kept when it ends.
-            while have <= size and (chunk := response.raw.read1(CHUNK, decode_content=False)):
+            while have <= size and (chunk := read_chunk(response)):  # what came is kept
                 file.write(chunk)
                 have += len(chunk)
                 advance(len(chunk))
     if have < size:
         raise requests.RequestException(f"the connection ended after {have} of {size} bytes")
-
-
-@contextmanager
-def _appended(partial: Path, have: int) -> Iterator[BinaryIO]:
-    """Open a file that keeps its first bytes; never through a link."""
-    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(partial, flags, 0o666), "wb") as file:
-        file.truncate(have)
-        file.seek(have)
-        yield file
-
-
-def _reason(error: Exception) -> str:
-    import requests
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return "no answer (offline?)"
-    if isinstance(error, HTTPError):
-        return "the connection broke off; what came is kept"
-    return str(error)
