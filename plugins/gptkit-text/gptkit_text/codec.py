@@ -1,0 +1,99 @@
+"""TokenizerCodec: subword tokens, or one token per byte. Imports no torch."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Self
+
+from pydantic import NonNegativeInt, model_validator
+
+from gptkit.codec import PromptError, TextCodec
+from gptkit_text.vocabulary import Vocabulary, byte_tokenizer, read_vocabulary
+
+
+class TokenizerCodec(TextCodec):
+    """A tokenizer of the `tokenizers` library; the end token begins every document."""
+
+    contract = 1
+
+    tokenizer: str
+    """The text of a `tokenizer.json`, as `vocabulary.prepare` gives it; "" for single bytes."""
+    end: NonNegativeInt | None = None
+    """The id that begins a document and ends a sample; None if the texts are joined."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.end is not None and self.end >= self.vocab_size:
+            raise ValueError(f"end should be below {self.vocab_size}, got {self.end}")
+        return self
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids there are."""
+        return len(self.token_bytes)
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The end token, if there is one."""
+        return () if self.end is None else (self.end,)
+
+    @cached_property
+    def token_bytes(self) -> Sequence[bytes]:
+        """The bytes of every token, by id; b"" for the end token and other special ones."""
+        if self.tokenizer:
+            pieces = self._vocabulary.pieces
+        else:
+            pieces = [bytes([byte]) for byte in range(256)] + [b""] * (self.end is not None)
+        return [b"" if token == self.end else piece for token, piece in enumerate(pieces)]
+
+    def encode(self, prompt: str) -> list[int]:
+        """The end token, which a document begins with, then the tokens of the prompt.
+
+        Args:
+            prompt: any text. What spells a special token is text.
+
+        Returns:
+            The ids; for "" without an end token those of a line feed.
+
+        Raises:
+            PromptError: the prompt has half a character, which no text has.
+        """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"prompt: half a character, U+{ord(prompt[error.start]):04X}, at {error.start}",
+                hint="give the prompt in UTF-8",
+            ) from None
+        if self.end is not None:
+            return [self.end, *self.divide(prompt)]
+        return self.divide(prompt or "\n") or [0]
+
+    def divide(self, text: str) -> list[int]:
+        """The tokens of a text, without the end token."""
+        if not self.tokenizer:
+            return list(text.encode())
+        (found,) = self._vocabulary.library.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = found.ids
+        return ids if self._vocabulary.control.isdisjoint(ids) else self._divide_spelt(text)
+
+    def tokenizer_json(self) -> str:
+        """The text of a `tokenizer.json` that gives what `divide` gives."""
+        return self.tokenizer or byte_tokenizer(self.end)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self.tokenizer)
+
+    def _divide_spelt(self, text: str) -> list[int]:
+        """The tokens of a text that spells a special token: it is cut inside of that one."""
+        library, control = self._vocabulary.library, self._vocabulary.control
+        found = library.encode(text, add_special_tokens=False)
+        spans = [
+            span for token, span in zip(found.ids, found.offsets, strict=True) if token in control
+        ]
+        cuts = [start + 1 for start, stop in spans if stop - start > 1]
+        if not cuts:  # a single character: it is left out
+            return [token for token in found.ids if token not in control]
+        parts = [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
+        return [token for part in parts for token in self.divide(part)]

@@ -1,0 +1,245 @@
+"""The recipe's option `tokenizer`: trained on the text, GPT-2's, a file's, or single bytes."""
+
+import hashlib
+import heapq
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from gptkit.plugin import (
+    DataError,
+    LocalPath,
+    cache_errors,
+    cache_folder,
+    cached,
+    digest,
+    fetch,
+    lock,
+    note,
+    progress,
+    read_file,
+    read_json,
+)
+from gptkit_text.codec import TokenizerCodec
+from gptkit_text.vocabulary import END, prepare
+
+OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_FILES = {
+    "encoder.json": ("196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", 1_042_301),
+    "vocab.bpe": ("1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", 456_318),
+}
+PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+LARGEST = 1 << 26  # bytes of a file
+VERSION = 1
+"""Of how a tokenizer is trained: another one makes those in the cache unused."""
+SAMPLED = re.compile(r".{1,65536}(?=\s|\Z)|.{1,65536}", re.DOTALL)
+"""A piece of text for the sample; it ends with a word if it can."""
+
+
+class TrainTokenizer(BaseModel):
+    """Train a byte-level BPE on the text itself."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    train: int = Field(ge=258, le=1 << 20)
+    """Tokens of the vocabulary: 256 bytes, the end token, and what is learned."""
+    sample_mb: PositiveInt = 64
+    """Megabytes of text to learn from, at most."""
+
+
+TokenizerOption = TrainTokenizer | Literal["byte", "gpt2"] | LocalPath
+
+
+def make_codec(
+    option: TokenizerOption, texts: Callable[[], Iterable[str]], *, key: str, join: bool
+) -> TokenizerCodec:
+    """The codec that the recipe asks for.
+
+    Args:
+        option: a value of `tokenizer` in the recipe.
+        texts: the texts, from the first, for a tokenizer that is trained.
+        key: names the texts: the same key, the same texts.
+        join: leave the end token out.
+
+    Raises:
+        DataError: a file is missing or is no tokenizer, or the cache cannot be written.
+        DownloadError: GPT-2's vocabulary cannot be downloaded.
+    """
+    if isinstance(option, TrainTokenizer):
+        return _trained(option, texts, key=key, join=join)
+    if option == "byte":
+        return TokenizerCodec(tokenizer="", end=None if join else 256)
+    text, end = _gpt2() if option == "gpt2" else _from_path(Path(option))
+    return TokenizerCodec(tokenizer=text, end=None if join else end)
+
+
+def _trained(
+    option: TrainTokenizer, texts: Callable[[], Iterable[str]], *, key: str, join: bool
+) -> TokenizerCodec:
+    """The tokenizer of these texts, from the cache if it is there."""
+    names = json.dumps([VERSION, key, option.model_dump(), join])
+    folder = cache_folder("text") / "tokenizers" / hashlib.sha256(names.encode()).hexdigest()
+
+    def build(new: Path) -> None:
+        contents = train_bpe(texts(), option, end=not join).encode()
+        (new / "tokenizer.json").write_bytes(contents)
+        (new / "sha256").write_text(hashlib.sha256(contents).hexdigest())
+
+    with cache_errors(folder):
+        if not _is_whole(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with lock(folder.with_suffix(".lock")):  # a second process waits, then finds it
+                cached(folder, build, fits=_is_whole)
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    codec = TokenizerCodec(tokenizer=text)
+    size = codec.vocab_size
+    if size < option.train:
+        note(f"tokenizer: the text gave {size:,} tokens, not the {option.train:,} of train")
+    return codec if join else TokenizerCodec(tokenizer=text, end=size - 1)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return digest(folder / "tokenizer.json") == (folder / "sha256").read_text()
+    except (OSError, ValueError):
+        return False
+
+
+def train_bpe(texts: Iterable[str], option: TrainTokenizer, *, end: bool) -> str:
+    """Train a byte-level BPE with GPT-2's pre-tokenizer (Radford et al. 2019).
+
+    Args:
+        texts: what to learn from.
+        option: how many tokens, and from how much of the text.
+        end: add an end token, as the last one.
+
+    Returns:
+        The text of a `tokenizer.json`, the same on every machine.
+    """
+    sample = sample_texts(texts, option.sample_mb * 10**6)
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=option.train - end,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(_shown(sample), trainer)
+    return prepare(library.to_str())[0] if end else library.to_str()
+
+
+def sample_texts(texts: Iterable[str], size: int) -> list[str]:
+    """Pieces of the texts, `size` bytes at most: those with the smallest hashes.
+
+    So it does not matter in which order the texts come; memory does not grow with them.
+    """
+    heap: list[tuple[int, str, int]] = []  # the largest hash first
+    total, ceiling = 0, 1 << 64
+    for piece in (piece for text in texts for piece in SAMPLED.findall(text)):
+        contents = piece.encode()
+        rank = int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big")
+        if rank >= ceiling:
+            continue
+        heapq.heappush(heap, (-rank, piece, len(contents)))
+        total += len(contents)
+        while total > size:
+            ceiling, _, dropped = heapq.heappop(heap)
+            ceiling, total = -ceiling, total - dropped
+    return [piece for _, piece, _ in heap]
+
+
+def pair_tokenizer(vocabulary: str, merges: str) -> str:
+    """The `tokenizer.json` of a byte-level BPE in OpenAI's two files.
+
+    Args:
+        vocabulary: of encoder.json or vocab.json, the ids by token.
+        merges: of vocab.bpe or merges.txt, a pair of tokens per line.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    spec: dict[str, object] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": split | {"use_regex": True},
+        "post_processor": None,
+        "decoder": split,
+        "model": {"type": "BPE", "vocab": json.loads(vocabulary), "merges": lines},
+    }
+    return json.dumps(spec, ensure_ascii=False)
+
+
+def _shown(sample: list[str]) -> Iterator[str]:
+    with progress("training the tokenizer", total=len(sample), unit="pieces") as advance:
+        for piece in sample:
+            yield piece
+            advance(1)
+
+
+def _gpt2() -> tuple[str, int]:
+    """GPT-2's tokenizer, of OpenAI's own files."""
+    hint = 'or set tokenizer to a folder that has encoder.json and vocab.bpe, or to "byte"'
+    with cache_errors(cache_folder("downloads")):
+        files = [
+            fetch(OPENAI + name, sha256=sha256, size=size, hint=hint)
+            for name, (sha256, size) in GPT2_FILES.items()
+        ]
+    return prepare(pair_tokenizer(*map(_text, files)), end=END)
+
+
+def _from_path(path: Path) -> tuple[str, int]:
+    """The tokenizer of a file or a folder, and its end token.
+
+    Raises:
+        DataError: it is missing, cannot be read, or is no tokenizer.
+    """
+    hint = "tokenizer should be a tokenizer.json, a folder that has one, or { train = 4096 }"
+    try:
+        text = _json_text(path)
+        return prepare(text, end=_named_end(path if path.is_dir() else path.parent))
+    except OSError as error:
+        where = error.filename or path
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}", hint=hint) from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}", hint=hint) from error
+
+
+def _json_text(path: Path) -> str:
+    if not path.is_dir():
+        return _text(path)
+    if (path / "tokenizer.json").is_file():
+        return _text(path / "tokenizer.json")
+    for names in PAIRS:
+        if all((path / name).is_file() for name in names):
+            return pair_tokenizer(*(_text(path / name) for name in names))
+    raise ValueError("has no tokenizer.json, nor encoder.json and vocab.bpe")
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_file(path, limit=LARGEST).decode()
+    except UnicodeDecodeError:
+        raise ValueError("not a tokenizer.json: not UTF-8") from None
+
+
+def _named_end(folder: Path) -> str | None:
+    """The end token that a tokenizer_config.json names, if there is one."""
+    try:
+        named = read_json(folder / "tokenizer_config.json")["eos_token"]
+    except (FileNotFoundError, KeyError, TypeError):
+        return None
+    if isinstance(named, dict):
+        named = named.get("content")
+    return named if isinstance(named, str) else None
