@@ -33,6 +33,12 @@ def test_files_are_found_at_any_depth_in_any_case_in_the_order_of_their_paths(
     assert capsys.readouterr() == ("", "")
 
 
+def test_an_ending_may_have_two_parts(tmp_path: Path) -> None:
+    write(tmp_path, "a.md.gz", "b.MD.GZ", "c.gz", "d.tar.gz", "e.md")
+    files = find_files(tmp_path, endings=(".md.gz",))
+    assert [file.name for file in files] == ["a.md.gz", "b.MD.GZ"]
+
+
 def test_what_is_left_out_is_said_in_one_line(tmp_path: Path, capsys: Said) -> None:
     write(tmp_path, "a.txt", ".b.txt", "c/.ipynb_checkpoints/c.txt", "c/c.csv", "d.csv", "no")
     assert found(tmp_path) == ["a.txt"]

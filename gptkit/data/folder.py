@@ -27,7 +27,7 @@ def find_files(*folders: Path, endings: Collection[str], in_folders: bool = Fals
 
     Args:
         folders: where to look, at any depth.
-        endings: in small letters, such as ".txt"; they fit names in any case.
+        endings: in small letters, such as ".txt" or ".txt.gz"; they fit names in any case.
         in_folders: leave out the files that are not in a folder below `folders`.
 
     Returns:
@@ -36,7 +36,7 @@ def find_files(*folders: Path, endings: Collection[str], in_folders: bool = Fals
     Raises:
         DataError: a folder cannot be read, or one of `folders` is in /proc or /sys.
     """
-    walk = _Walk(frozenset(endings))
+    walk = _Walk(tuple(endings))
     with progress(f"looking through {folders[0].name}", unit="files") as advance:
         walk.run(folders, advance)
     files = sorted(walk.files, key=Path.as_posix)
@@ -54,7 +54,7 @@ def find_files(*folders: Path, endings: Collection[str], in_folders: bool = Fals
 class _Walk:
     """One walk: what is really in the folders first, then what the links lead to."""
 
-    def __init__(self, endings: Collection[str]) -> None:
+    def __init__(self, endings: tuple[str, ...]) -> None:
         self.endings = endings
         self.files: list[Path] = []
         self.skipped, self.others = Counter[str](), Counter[str]()
@@ -118,9 +118,8 @@ class _Walk:
                     self._take(child, real_child, advance)
 
     def _take_file(self, path: Path, real: Path) -> None:
-        ending = path.suffix.lower()
-        if ending not in self.endings:
-            self.others[ending or "none"] += 1
+        if not path.name.lower().endswith(self.endings):
+            self.others[path.suffix.lower() or "none"] += 1
         elif real in self._seen:
             self.skipped["linked twice"] += 1
         else:

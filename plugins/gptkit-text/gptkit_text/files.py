@@ -1,0 +1,230 @@
+"""What a path option means: the files of a text, their kinds, and the digest of all of them."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gptkit.plugin import (
+    DataError,
+    cache_folder,
+    find_files,
+    note,
+    open_file,
+    progress,
+    read_json,
+    write_atomically,
+)
+
+Kind = Literal["text", "jsonl", "json", "csv", "parquet"]
+Compression = Literal["gz", "zst", "bz2", "xz"]
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+KINDS: dict[str, Kind] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+ENDINGS = (
+    *KINDS,
+    *(f"{e}.{c}" for e, kind in KINDS.items() if kind != "parquet" for c in COMPRESSIONS),
+)
+"""The names of files that a folder is searched for; Parquet is compressed inside."""
+CHUNK = 1 << 20  # bytes read at a time
+MOST_FILES = 1 << 20  # that braces may stand for
+WORTH_NOTING = 1 << 20  # bytes of a file from which its digest is remembered
+SETTLED = 2_000_000_000  # nanoseconds: a file system's clock may be this coarse
+RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file that holds documents."""
+
+    path: Path
+    kind: Kind
+    compression: Compression | None = None
+    text_key: str = "text"
+    """The key or the column that has the text, in JSONL, JSON, CSV and Parquet."""
+    source: int = 0
+    """The index of the mixture's source that it belongs to."""
+
+
+def expand(path: str) -> list[str]:
+    """A path, or all that `{000..199}` in it stands for, in the order of the numbers.
+
+    As in a shell: where a number begins with a zero, all have the same number of digits.
+
+    Raises:
+        DataError: the last number is smaller than the first, or there are too many.
+    """
+    if (found := RANGE.search(path)) is None:
+        return [path]
+    first, last = found.groups()
+    numbers, rests = range(int(first), int(last) + 1), expand(path[found.end() :])
+    if not 0 < len(numbers) * len(rests) <= MOST_FILES:
+        fault = f"stands for more than {MOST_FILES:,} files" if numbers else "counts down"
+        raise DataError(f"{path}: {found[0]} {fault}", hint="write it as in {000..199}")
+    padded = any(len(digits) > 1 and digits[0] == "0" for digits in (first, last))
+    width = max(len(first), len(last)) if padded else 0
+    return [f"{path[: found.start()]}{n:0{width}}{rest}" for n in numbers for rest in rests]
+
+
+def find(paths: Sequence[str | Path], *, text_key: str = "text", source: int = 0) -> list[TextFile]:
+    """The files that paths name: each a file, or a folder that is searched at any depth.
+
+    A file whose name has no known ending is plain text. A file counts once, wherever it is named
+    or linked again.
+
+    Raises:
+        DataError: a path does not exist, is neither a file nor a folder, cannot be read, or is a
+            folder without a file that has a known ending.
+    """
+    found = [file for path in map(Path, paths) for file in _files(path)]
+    files = dict[str, Path]()
+    for file in found:
+        files.setdefault(os.path.realpath(file), file)
+    if again := len(found) - len(files):
+        note(f"{common_place(found)}: {again:,} named twice: skipped")
+    return [_text_file(path, text_key, source) for path in files.values()]
+
+
+def digest_all(files: Sequence[TextFile]) -> str:
+    """The sha256 of all that decides which documents the files give; their names do not.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    hasher = hashlib.sha256()
+    place = common_place([file.path for file in files])
+    with progress(f"checking {place.name}", total=total_size(files)) as advance:
+        for file in files:
+            sha256 = file_digest(file.path, advance)
+            fields = [sha256, file.kind, file.compression, file.text_key, file.source]
+            hasher.update(json.dumps(fields).encode() + b"\n")
+    return hasher.hexdigest()
+
+
+def file_digest(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The sha256 of a file in hex; that of a large file is remembered while it stays as it is.
+
+    Args:
+        path: the file.
+        advance: told how many bytes are done.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with reading(path):
+        before, now = path.stat(), time.time_ns()
+        if before.st_size < WORTH_NOTING:
+            return _digest(path, advance)
+        place, changed = os.path.realpath(path), [before.st_mtime_ns, before.st_ctime_ns]
+        state = {"path": place, "size": before.st_size, "inode": before.st_ino, "changed": changed}
+        memory = _memory(place)
+        if (sha256 := _remembered(memory, state)) is not None:
+            advance(before.st_size)
+            return sha256
+        sha256 = _digest(path, advance)
+        # A file may change again within one tick of its clock, and its state would be the same.
+        if max(changed) < now - SETTLED:
+            with suppress(OSError):  # the cache cannot be written: read it again next time
+                memory.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(memory, json.dumps(state | {"sha256": sha256}).encode())
+        return sha256
+
+
+def total_size(files: Sequence[TextFile]) -> int:
+    """The bytes of all files.
+
+    Raises:
+        DataError: a file is not there, or not to be read.
+    """
+    total = 0
+    for file in files:
+        with reading(file.path):
+            total += file.path.stat().st_size
+    return total
+
+
+def common_place(paths: Sequence[Path]) -> Path:
+    """The file itself, or the folder around all files, for a message."""
+    with suppress(ValueError):  # on different drives
+        return Path(os.path.commonpath(paths))
+    return paths[0].parent
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError into a DataError that names the path."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"{path}: no such file or folder", hint="check path in [dataset]"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror or error}",
+            hint="path should be a file, or a folder of them, that you may read",
+        ) from error
+
+
+def _files(path: Path) -> list[Path]:
+    with reading(path):
+        if not path.is_dir():
+            open_file(path).close()
+            return [path]
+    files = find_files(path, endings=ENDINGS)
+    if not files:
+        raise DataError(
+            f"{path}: no file in this folder ends in {', '.join(KINDS)}, "
+            f"nor in one of these and .{', .'.join(COMPRESSIONS)}",
+            hint="rename the files, or set path to one file",
+        )
+    return files
+
+
+def _text_file(path: Path, text_key: str, source: int) -> TextFile:
+    name = path.name.lower()
+    compression = next((c for c in COMPRESSIONS if name.endswith(f".{c}")), None)
+    kind = KINDS.get(Path(name.removesuffix(f".{compression}")).suffix, "text")
+    if kind == "parquet" and compression:
+        raise DataError(
+            f"{path}: a Parquet file is read only as it is, not compressed again",
+            hint=f"decompress it; then its name ends in .parquet, without .{compression}",
+        )
+    return TextFile(path, kind, compression, text_key, source)
+
+
+def _digest(path: Path, advance: Callable[[int], None]) -> str:
+    hasher = hashlib.sha256()
+    with open_file(path) as file:
+        while chunk := file.read(CHUNK):
+            hasher.update(chunk)
+            advance(len(chunk))
+    return hasher.hexdigest()
+
+
+def _memory(real_path: str) -> Path:
+    """The file in the cache that remembers a file's digest."""
+    name = hashlib.sha256(os.fsencode(real_path)).hexdigest()[:32]
+    return cache_folder("text") / "digests" / f"{name}.json"
+
+
+def _remembered(memory: Path, state: dict[str, Any]) -> str | None:
+    """The digest that was noted for a file in this very state."""
+    try:
+        noted = read_json(memory, limit=CHUNK)
+        sha256 = noted.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return sha256 if noted == state and isinstance(sha256, str) else None

@@ -1,0 +1,143 @@
+"""The texts of the rows of JSONL, JSON and CSV files."""
+
+import csv
+import itertools
+import json
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
+
+from gptkit.plugin import DataError, harmless
+from gptkit_text.decoding import Decoder
+
+MOST_ROW = 1 << 30
+"""Bytes of a row, or of a JSON file that is no JSONL: these are held in memory."""
+SHOWN = 10  # keys in an error
+JSON_HINT = "it should have an object, a list of objects, or one object per line"
+KINDS = {bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
+
+Lines = Iterator[tuple[int, str]]
+"""Lines with their numbers from 1."""
+
+
+def jsonl_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str]:
+    """The text of the JSON value in each line; lines of white space are skipped.
+
+    Raises:
+        DataError: a line is no JSON, or has no text.
+    """
+    return _of_lines(_lines(stream, decoder), decoder, text_key)
+
+
+def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str]:
+    """The texts of one object, of a list of objects or strings, or of JSONL by another name.
+
+    Raises:
+        DataError: the file is none of these, or a row has no text.
+    """
+    lines = _lines(stream, decoder)
+    number, first = next((line for line in lines if not line[1].isspace()), (0, ""))
+    if not first:
+        return
+    try:
+        is_jsonl = isinstance(json.loads(first), dict | str)
+    except (ValueError, RecursionError):
+        is_jsonl = False  # the value may go on in the next line
+    if is_jsonl:
+        yield from _of_lines(itertools.chain([(number, first)], lines), decoder, text_key)
+        return
+    value = _parsed(_joined(first, lines, decoder), f"{decoder.path}", hint=JSON_HINT)
+    for row, item in enumerate(value if isinstance(value, list) else [value], 1):
+        yield _text(item, row, decoder, text_key)
+
+
+def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str]:
+    """The fields of one column; the first line names the columns.
+
+    Raises:
+        DataError: it is not CSV, has no such column, or a row has too few fields.
+    """
+    csv.field_size_limit(MOST_ROW)  # of this process; the module has no other way
+    reader = csv.reader(decoder.lines(stream, most=MOST_ROW), strict=True)
+    rows = (fields for fields in reader if fields)
+    try:
+        if (header := next(rows, None)) is None:
+            return
+        if text_key not in header:
+            raise no_text_key(f"{decoder.path}", text_key, header, kind="column")
+        index = header.index(text_key)
+        for row, fields in enumerate(rows, 1):
+            if len(fields) <= index:
+                raise DataError(
+                    f"{decoder.path}: row {row:,} (line {reader.line_num:,}): "
+                    f'ends before the column "{text_key}"',
+                    hint="fields with commas or line feeds need quotation marks",
+                )
+            yield fields[index]
+    except csv.Error as error:
+        raise DataError(
+            f"{decoder.path}: line {reader.line_num:,}: not CSV: {error}",
+            hint='fields with commas or line feeds need quotation marks; a quotation mark is ""',
+        ) from error
+
+
+def no_text_key(place: str, text_key: str, names: Collection[str], *, kind: str) -> DataError:
+    """The error for a row or a file without the key or the column that should have the text."""
+    shown = ", ".join(harmless(name, keep="") for name in itertools.islice(names, SHOWN))
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    there = f"its {kind}s are {shown}{more}" if names else f"it has no {kind}s"
+    return DataError(
+        f'{place}: no {kind} "{text_key}"; {there}',
+        hint=f"set text_key in [dataset] to the {kind} that has the text",
+    )
+
+
+def _lines(stream: BinaryIO, decoder: Decoder) -> Lines:
+    return enumerate(decoder.lines(stream, most=MOST_ROW), 1)
+
+
+def _of_lines(lines: Lines, decoder: Decoder, text_key: str) -> Iterator[str]:
+    for number, line in lines:
+        if not line.isspace():
+            place = f"{decoder.path}: row {number:,}"
+            value = _parsed(line, place, hint="each line should have one JSON object")
+            yield _text(value, number, decoder, text_key)
+
+
+def _joined(first: str, lines: Lines, decoder: Decoder) -> str:
+    parts, size = [first], len(first)
+    for _, line in lines:
+        parts.append(line)
+        size += len(line)
+        if size > MOST_ROW:
+            raise DataError(
+                f"{decoder.path}: is longer than {MOST_ROW:,} bytes, which are held in memory",
+                hint="write it as JSONL: one object per line",
+            )
+    return "".join(parts)
+
+
+def _parsed(text: str, place: str, *, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno:,}, " if error.lineno > 1 else ""
+        fault = f"{error.msg} at {line}column {error.colno:,}"
+        raise DataError(f"{place}: not JSON: {fault}", hint=hint) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting
+        raise DataError(f"{place}: cannot be read as JSON: {error}", hint=hint) from error
+
+
+def _text(value: Any, row: int, decoder: Decoder, text_key: str) -> str:
+    place = f"{decoder.path}: row {row:,}"
+    if isinstance(value, dict):
+        if text_key not in value:
+            raise no_text_key(place, text_key, value, kind="key")
+        value, place = value[text_key], f'{place}: "{text_key}"'
+        if value is None:
+            return ""
+    if isinstance(value, str):
+        return decoder.whole(value, row)
+    raise DataError(
+        f"{place}: is {KINDS.get(type(value), 'a number')}, not text",
+        hint=f'a row should be an object whose key "{text_key}" has a text',
+    )
