@@ -9,6 +9,7 @@ HOMES = {
     "train": "gptkit.run",
     "resume": "gptkit.run",
     "trainer": "gptkit.run",
+    "dataset": "gptkit.run",
     "Run": "gptkit.run",
     "load": "gptkit.loading",
     "Model": "gptkit.sampling.model",

@@ -6,6 +6,7 @@ from gptkit.errors import UsageError as UsageError
 from gptkit.loading import load as load
 from gptkit.recipe.recipe import Recipe as Recipe
 from gptkit.run import Run as Run
+from gptkit.run import dataset as dataset
 from gptkit.run import resume as resume
 from gptkit.run import train as train
 from gptkit.run import trainer as trainer

@@ -19,7 +19,7 @@ from gptkit.arguments import checked
 from gptkit.data.progress import silent
 from gptkit.errors import GptkitError
 from gptkit.files import open_file
-from gptkit.plugin import Callback, Data
+from gptkit.plugin import Callback, Data, Dataset
 from gptkit.recipe import build, formats
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import checkpoint, signals
@@ -262,6 +262,20 @@ def trainer(
         plugins = build.build(build.read(_source(recipe), texts(overrides)))
         plugins = with_callbacks(plugins, callbacks)
         return build_trainer(plugins, data or plugins.load_data())
+
+
+@checked
+def dataset(recipe: RecipeSource, overrides: Overrides = ()) -> Dataset:
+    """The data set of a recipe; its `load()` reads the data. Callbacks need not be installed.
+
+    Args:
+        recipe: the path of a TOML file, a Recipe, or its tables as a dict.
+        overrides: values by key, e.g. {"dataset.path": "my.txt"}, as `--set` takes them.
+
+    Raises:
+        GptkitError: what is wrong with the recipe.
+    """
+    return build.without_callbacks(_source(recipe), texts(overrides)).dataset
 
 
 @contextmanager

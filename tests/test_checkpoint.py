@@ -40,7 +40,7 @@ DTYPES = (
 
 def state(step: int = 5, **moment: Any) -> State:
     plain = {"val_loss": None, "val_step": None, "optimizer_groups": [], "callbacks": []}
-    return State(step=step, **RECORD, **plain | moment)
+    return State(step=step, **RECORD | plain | moment)
 
 
 def files(seed: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -104,6 +104,20 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert after.optimizer_groups[0]["fused"] is True
     assert isinstance(after.optimizer_groups[0]["weight_decay"], float)
     assert after.sha256.keys() == {"model.safetensors", "optimizer.safetensors"}
+
+
+LONG_CODEC = CodecRecord(name="a", distribution="b", options={"words": ["ß"] * 20_000})
+
+
+def test_a_long_codec_has_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = checkpoint_writer.save(tmp_path, state(codec=LONG_CODEC), files())
+    light = checkpoint.load_state(folder)
+    assert (folder / "state.json").stat().st_size < 5_000
+    assert light.codec == LONG_CODEC.model_copy(update={"options": {}})
+    assert "codec.json" in light.sha256
+    loaded, tensors = checkpoint.load(folder)
+    assert loaded.codec == LONG_CODEC
+    assert tensors.keys() == {"model", "optimizer"}
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
@@ -253,10 +267,13 @@ def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
         ("model.safetensors", Path.unlink),
         ("optimizer.safetensors", truncate),
         ("optimizer.safetensors", lambda path: path.write_bytes(b"")),
+        ("codec.json", flip_a_byte),
+        ("codec.json", truncate),
+        ("codec.json", Path.unlink),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Any) -> None:
-    folder = checkpoint_writer.save(tmp_path, state(), files())
+    folder = checkpoint_writer.save(tmp_path, state(codec=LONG_CODEC), files())
     damage(folder / name)
     with pytest.raises(CheckpointError, match=rf"step-00000005/{name}: damaged or incomplete"):
         checkpoint.load(folder)
@@ -268,6 +285,18 @@ def test_a_file_that_is_no_safetensors_is_refused_though_its_checksum_holds(tmp_
     digests = dict(checkpoint.load_state(folder).sha256)
     edit(folder, sha256=digests | {"model.safetensors": hashlib.sha256(b"pickle").hexdigest()})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"[" * 99_999, b'{"a": 1'])
+def test_a_file_that_is_no_codec_is_refused_though_its_checksum_holds(
+    tmp_path: Path, content: bytes
+) -> None:
+    folder = checkpoint_writer.save(tmp_path, state(codec=LONG_CODEC), files())
+    (folder / "codec.json").write_bytes(content)
+    digests = dict(checkpoint.load_state(folder).sha256)
+    edit(folder, sha256=digests | {"codec.json": hashlib.sha256(content).hexdigest()})
+    with pytest.raises(CheckpointError, match=r"codec\.json: damaged .*: holds no options"):
         checkpoint.load(folder)
 
 
@@ -322,8 +351,8 @@ def test_a_state_without_its_seal_is_refused(tmp_path: Path, damage: Any) -> Non
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
     folder = checkpoint_writer.save(tmp_path, state(), files())
-    edit(folder, format=4, without="step", surprise={"unheard": "of"})
-    with pytest.raises(CheckpointError, match=r"state\.json: written in format 4, .* 3$") as caught:
+    edit(folder, format=5, without="step", surprise={"unheard": "of"})
+    with pytest.raises(CheckpointError, match=r"state\.json: written in format 5, .* 4$") as caught:
         checkpoint.load(folder)
     assert caught.value.hint == "pip install --upgrade gptkit"
 

@@ -219,6 +219,29 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_complete(
         assert [part.decode() for part in parts]  # each of them has whole characters
 
 
+def test_a_model_with_a_long_vocabulary_is_sampled_resumed_and_begun_with(
+    cli: Cli, tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its codec has a file of its own."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 6_000)))
+    (tmp_path / "text").write_text(letters * 2, encoding="utf-8")
+    recipe = tiny_recipe(
+        dataset={"use": "char-text", "path": str(tmp_path / "text"), "block_size": 4}
+    )
+    assert cli("train", recipe, "--out", "r").exit_code == 0
+    for engine in ("torch", "auto"):
+        asked = ("--prompt", "一", "--tokens", "3", "--engine", engine)
+        assert cli("sample", "r", *asked).stdout.startswith("一")
+    assert cli("eval", "r").exit_code == 0
+    assert cli("export", "r").exit_code == 0
+    assert cli("train", recipe, "--out", "s", "--from", "r").exit_code == 0
+    assert cli("resume", "r", "--set", "train.steps=50").exit_code == 0
+    (tmp_path / "r/checkpoints/last/codec.json").write_bytes(b"{}")
+    refused = cli("sample", "r")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "codec.json: damaged or incomplete" in refused.stderr
+
+
 def test_a_loss_in_bits_per_byte(
     cli: Cli, tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

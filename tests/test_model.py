@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gptkit.errors import CheckpointError
 from gptkit.model import initial
-from gptkit.model.cache import KVCache
+from gptkit.model.cache import Documents, KVCache
 from gptkit.model.gpt import GPT
 from gptkit.recipe import sizes
 from gptkit.recipe.options import GPTConfig
@@ -31,6 +31,14 @@ SIZES = {"vocab_size": 13, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd"
 
 Check = Callable[[GPT], None]
 
+START = 0
+"""The token that begins the documents in `documents`."""
+PIECES = [
+    *[(0, slice(0, 4)), (0, slice(4, 7)), (0, slice(7, 12))],
+    *[(1, slice(0, 6)), (1, slice(6, 7)), (1, slice(7, 11)), (1, slice(11, 12))],
+]
+"""Where the documents are, by row; those at the beginning of row 1 and the ends are cut."""
+
 
 def make(**options: Any) -> GPT:
     """A model in evaluation mode whose weights are large enough for every part to matter."""
@@ -45,6 +53,15 @@ def make(**options: Any) -> GPT:
 
 def tokens(*shape: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) -> Tensor:
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def documents() -> tuple[Tensor, Tensor]:
+    """Inputs and targets, both (2, 12), of several documents in a row."""
+    x = tokens(2, 13) % (SIZES["vocab_size"] - 1) + 1
+    for row, where in PIECES:
+        if (row, where.start) != (1, 0):
+            x[row, where.start] = START
+    return x[:, :-1], x[:, 1:].contiguous()
 
 
 @torch.no_grad()
@@ -134,6 +151,16 @@ def sees_no_later_token_and_no_other_row(model: GPT) -> None:
     assert (difference > 1e-4).all()  # it is seen at its own and at every later position
 
 
+def reads_each_document_as_if_it_were_alone(model: GPT) -> None:
+    x, y = documents()
+    alone = [model.logits(x[row : row + 1, where])[0] for row, where in PIECES]
+    together = model.logits(x, Documents(x, START))
+    for (row, where), logits in zip(PIECES, alone, strict=True):
+        torch.testing.assert_close(together[row, where], logits, atol=1e-5, rtol=0)
+    whole = x[1:, 1:6], y[1:, 1:6]  # in which no document begins
+    torch.testing.assert_close(model(*whole, START), model(*whole), atol=1e-5, rtol=0)
+
+
 def has_the_parameters_that_its_sizes_say(model: GPT) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.weights().items()}
     assert sizes.parameter_shapes(model.config) == shapes
@@ -144,6 +171,7 @@ CHECKS = [
     computes_what_the_papers_say,
     computes_the_same_with_a_cache,
     sees_no_later_token_and_no_other_row,
+    reads_each_document_as_if_it_were_alone,
     has_the_parameters_that_its_sizes_say,
 ]
 
@@ -431,3 +459,44 @@ def test_the_modern_model_equals_transformers_llama() -> None:
         weights |= copied(f"h.{i}.ln_2", ours, f"{layer}.post_attention_layernorm")
     theirs.load_state_dict(weights)
     torch.testing.assert_close(ours.logits(x), theirs(x).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("position", names_of("position"))
+def test_a_change_in_one_document_moves_nothing_in_another(position: str) -> None:
+    model = make(position=position)
+    x, _ = documents()
+    seen: list[Tensor] = []
+    model.wte.register_forward_hook(lambda module, args, out: seen.append(out))
+    logits = model.logits(x, Documents(x, START))
+    for row, where in PIECES:
+        (gradient,) = torch.autograd.grad(
+            logits[row, where].square().sum(), seen, retain_graph=True
+        )
+        moved = gradient.abs().sum(-1) > 0  # (2, 12)
+        own = torch.zeros_like(moved)
+        own[row, where] = True
+        assert torch.equal(moved, own)
+
+
+@pytest.mark.parametrize("position", names_of("position"))
+@pytest.mark.parametrize("recompute", [False, True])
+def test_training_on_documents_is_training_on_each_alone(position: str, recompute: bool) -> None:
+    x, y = documents()
+    model = make(position=position).train()
+    model.recompute = recompute
+    model(x, y, START).backward()
+    together = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    for row, where in PIECES:
+        part = x[row : row + 1, where], y[row : row + 1, where]
+        (model(*part) * part[0].numel() / x.numel()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_training_on_documents_is_the_same() -> None:
+    x, y = documents()
+    model = make(position="rotary", n_kv_head=2)
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(x, y, START), model(x, y, START), atol=1e-5, rtol=0)

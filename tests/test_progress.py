@@ -41,10 +41,20 @@ def test_a_pipe_gets_a_plain_line_every_ten_seconds(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "reading my.txt: 1.2 of 4.0 MB (30 %)",
-        "reading my.txt: 2.4 of 4.0 MB (60 %)",
-        "reading my.txt: 3.6 of 4.0 MB (90 %)",
+        "reading my.txt: 1.2 of 4.0 MB (30 %), 0.1 MB/s, eta 0:28",
+        "reading my.txt: 2.4 of 4.0 MB (60 %), 0.1 MB/s, eta 0:16",
+        "reading my.txt: 3.6 of 4.0 MB (90 %), 0.1 MB/s, eta 0:04",
     ]
+
+
+def test_a_detail_is_shown_behind_the_amount(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("encoding", total=90_000_000) as advance:
+        clock[0] += 10
+        advance(30_000_000, "1,200 documents")
+    line = "encoding: 30.0 of 90.0 MB (33 %), 3.0 MB/s, 1,200 documents, eta 0:20"
+    assert capsys.readouterr().err.splitlines() == [line]
 
 
 def test_a_program_can_silence_it(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ SIGNATURES = {
     "train": "(recipe, overrides=(), *, callbacks=(), out=None, start=None, checkpoint='last', "
     "weights=None, quiet=False)",
     "trainer": "(recipe, overrides=(), *, data=None, callbacks=())",
+    "dataset": "(recipe, overrides=())",
     "Run": "(path)",
     "Run.evaluate": "(self, *, checkpoint='last', weights=None, device='auto', classify=False)",
     "Run.export": "(self, path=None, *, to='onnx', checkpoint='last', weights=None, **options)",
@@ -533,3 +534,12 @@ def test_ctrl_c_in_a_script_leaves_a_run(tmp_path: Path) -> None:
     step = len(steps) + 1
     assert told == f"StoppedError stopped {step} stopped by SIGINT at step {step}, checkpoint saved"
     assert gptkit.resume("stopped", {"train.steps": step + 1}, quiet=True).last
+
+
+def test_the_data_set_of_a_recipe_needs_no_callbacks(tiny_recipe: Callable[..., Path]) -> None:
+    recipe = tiny_recipe(callbacks=[{"use": "of-somebody-else"}])
+    found = gptkit.dataset(recipe, {"dataset.block_size": 7})
+    assert found.block_size == 7
+    assert found.load().block_size == 7
+    with pytest.raises(gptkit.RecipeError, match="did you mean"):
+        gptkit.dataset(recipe, "dataset.block_sise=7")

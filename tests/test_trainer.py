@@ -2,6 +2,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,48 @@ def test_the_seed_and_dropouts_generator_determine_the_run(data: Data) -> None:
 
     assert same(final(1), final(1))
     assert not same(final(1), final(2))
+
+
+def test_documents_are_trained_and_measured_each_alone(data: Data) -> None:
+    """As the model itself is told to; another loss than that of one long text."""
+    separate = replace(data, document_start=4)
+    model = make()
+    twin = copy.deepcopy(model)
+    state = trainer(separate, model=model, steps=1).fit()
+    x, y = data.train[data.train.indices(3, 0, 8)]
+    expected = twin(x, y, 4)
+    assert state.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert abs(expected - twin(x, y)) > 1e-4
+    model.eval()
+    x, y = data.val[torch.arange(0, len(data.val), BLOCK)]
+    own, whole = (
+        evaluate(model, data.val, run_device=CPU, batch_size=3, document_start=start).loss
+        for start in (4, None)
+    )
+    assert state.val_loss == pytest.approx(own, abs=1e-6)
+    assert abs(own - whole) > 1e-5
+
+
+def test_a_document_start_is_a_token(data: Data) -> None:
+    with pytest.raises(PluginError, match=r"Data\.document_start should hold ids below vocab_size"):
+        replace(data, document_start=data.vocab_size)
+
+
+def test_what_a_split_counts_is_logged(data: Data) -> None:
+    class Counting(TokenFile):
+        def metrics(self, seed: int, step: int, batch_size: int) -> dict[str, float]:
+            return {"tokens_of_seed": seed * step * batch_size}
+
+    split = data.train
+    assert isinstance(split, TokenFile)
+    counting = Counting(split.path, "uint8", stop=split.stop, block_size=BLOCK)
+    seen = []
+    trainer(
+        replace(data, train=counting),
+        callbacks=acting(on_step_end=lambda state: seen.append(state.record())),
+        steps=3,
+    ).fit()
+    assert [record["tokens_of_seed"] for record in seen] == [24, 48, 72]
 
 
 @torch.no_grad()

@@ -72,6 +72,7 @@ def _measured(run: LoadedRun) -> Evaluation:
             val,
             run_device=run.run_device,
             batch_size=run.batch_size,
+            document_start=run.data.document_start,
             name="the validation split",
             advance=advance,
         )

@@ -35,7 +35,7 @@ def check_loaded(codec: Codec, vocab_size: int) -> None:
             f"{kind}.stop_tokens should be a tuple of token ids, got {stops!r}",
             hint="a tuple of one id is (END,); no stop tokens are ()",
         )
-    _check_ids(stops, f"{kind}.stop_tokens", vocab_size)
+    check_ids(stops, f"{kind}.stop_tokens", vocab_size)
     _check_starts(codec, vocab_size)
     if isinstance(codec, TextCodec) and len(codec.token_bytes) != vocab_size:
         raise DataError(
@@ -67,7 +67,7 @@ def _check_starts(codec: Codec, vocab_size: int) -> None:
                 f"{what} should be a list of at least one token id, got {start!r}",
                 hint="a sample without a prompt needs a token to start with, such as a newline",
             )
-        _check_ids(start, what, vocab_size)
+        check_ids(start, what, vocab_size)
 
 
 def _survives_json(codec: Codec) -> bool:
@@ -77,7 +77,12 @@ def _survives_json(codec: Codec) -> bool:
         return False
 
 
-def _check_ids(ids: Any, what: str, vocab_size: int) -> None:
+def check_ids(ids: Any, what: str, vocab_size: int) -> None:
+    """Refuse what is no token id, or none below vocab_size.
+
+    Raises:
+        PluginError: names `what` holds the ids, the fault and the next move.
+    """
     for token in ids:
         if type(token) is not int:
             raise PluginError(

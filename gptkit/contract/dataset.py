@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gptkit.codec import Codec
 from gptkit.contract.base import Plugin
-from gptkit.contract.codec_check import check_loaded
+from gptkit.contract.codec_check import check_ids, check_loaded
 from gptkit.data.split import Split
 from gptkit.errors import DataError
 
@@ -23,6 +23,9 @@ class Data:
         sha256: Digest of the source, recorded with the run; a resumed run refuses another one.
             None is not compared.
         classes: Names of the classes, by label; empty if items have no classes.
+        document_start: The token that begins every document, if a document shall be trained as if
+            it were alone: its tokens see no other document in their window, and their positions
+            count from its beginning. Sampling does not need it. None: windows are one text.
     """
 
     train: Split
@@ -32,6 +35,7 @@ class Data:
     block_size: int
     sha256: str | None = None
     classes: tuple[str, ...] = ()
+    document_start: int | None = None
 
     def __post_init__(self) -> None:
         for name, split in (("training", self.train), ("validation", self.val)):
@@ -41,6 +45,8 @@ class Data:
                     hint="use more data or a smaller block_size",
                 )
         check_loaded(self.codec, self.vocab_size)
+        if self.document_start is not None:
+            check_ids([self.document_start], "Data.document_start", self.vocab_size)
 
 
 class Dataset(Plugin, ABC):

@@ -1,10 +1,11 @@
 """Progress of something long, on stderr: a bar on a terminal, a plain line at times in a pipe."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from time import perf_counter
+from typing import Protocol
 
 from gptkit.terminal import harmless, say
 
@@ -15,10 +16,15 @@ EVERY = 10.0
 _SILENT: ContextVar[bool] = ContextVar("_SILENT", default=False)
 
 
+class Advance(Protocol):
+    """Says that more is done."""
+
+    def __call__(self, count: int, detail: str = "") -> None:
+        """Count what is done; `detail` is shown behind it, e.g. "1,200 documents"."""
+
+
 @contextmanager
-def progress(
-    what: str, *, total: int | None = None, unit: str = "B"
-) -> Iterator[Callable[[int], None]]:
+def progress(what: str, *, total: int | None = None, unit: str = "B") -> Iterator[Advance]:
     """Show on stderr how far something long has come; nothing if it is done at once.
 
     with progress("reading my.txt", total=size) as advance:
@@ -26,7 +32,7 @@ def progress(
             advance(len(chunk))
 
     On a terminal a bar appears after half a second and vanishes at the end. In a pipe there is a
-    plain line every ten seconds.
+    plain line every ten seconds. Of bytes it shows the speed, too.
 
     Args:
         what: what is being done, such as "encoding my.txt".
@@ -34,16 +40,18 @@ def progress(
         unit: what is counted, such as "images"; "B" for bytes.
     """
     if _SILENT.get() or sys.stderr is None:  # a program without a console
-        yield lambda count: None
+        yield lambda count, detail="": None
         return
     with ExitStack() as stack:
-        show = (_bar if sys.stderr.isatty() else _lines)(stack, what, total, unit)
-        done = 0
+        show = (_bar if sys.stderr.isatty() else _lines)(stack, what, total)
+        done, begin = 0, perf_counter()
 
-        def advance(count: int) -> None:
+        def advance(count: int, detail: str = "") -> None:
             nonlocal done
             done += count
-            show(done)
+            speed = _speed(done, perf_counter() - begin) if unit == "B" else ""
+            parts = (amount(done, total, unit), speed, harmless(detail, keep=""))
+            show(done, ", ".join(filter(None, parts)))
 
         yield advance
 
@@ -64,21 +72,25 @@ def note(line: str) -> None:
         say(f"note: {line}")
 
 
-def _bar(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:
+class _Show(Protocol):
+    def __call__(self, done: int, text: str) -> None: ...
+
+
+def _bar(stack: ExitStack, what: str, total: int | None) -> _Show:
     """Opens a live bar in `stack` as soon as it is worth it; returns what moves it."""
     begin, move = perf_counter(), None
 
-    def show(done: int) -> None:
+    def show(done: int, text: str) -> None:
         nonlocal move
         if move is None and perf_counter() - begin > DELAY:
             move = _open_bar(stack, harmless(what, keep=""), total)
         if move:
-            move(done, amount(done, total, unit))
+            move(done, text)
 
     return show
 
 
-def _open_bar(stack: ExitStack, what: str, total: int | None) -> Callable[[int, str], None]:
+def _open_bar(stack: ExitStack, what: str, total: int | None) -> _Show:
     from rich.console import Console  # imported here, so that only something long pays for it
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -94,14 +106,16 @@ def _open_bar(stack: ExitStack, what: str, total: int | None) -> Callable[[int, 
     return lambda done, text: bar.update(task, completed=done, amount=text)
 
 
-def _lines(stack: ExitStack, what: str, total: int | None, unit: str) -> Callable[[int], None]:
-    latest = perf_counter()
+def _lines(stack: ExitStack, what: str, total: int | None) -> _Show:
+    latest = begin = perf_counter()
 
-    def show(done: int) -> None:
+    def show(done: int, text: str) -> None:
         nonlocal latest
         if (now := perf_counter()) - latest >= EVERY:
             latest = now
-            say(f"{what}: {amount(done, total, unit)}")
+            seconds = round((now - begin) * (total - done) / done) if total and done else None
+            eta = f", eta {seconds // 60}:{seconds % 60:02}" if seconds is not None else ""
+            say(f"{what}: {text}{eta}")
 
     return show
 
@@ -115,3 +129,7 @@ def amount(done: int, total: int | None, unit: str) -> str:
     form = "{:,.1f}" if scale > 1 else "{:,.0f}"
     parts = [form.format(number / scale) for number in (done, total) if number is not None]
     return f"{' of '.join(parts)} {unit}{share}"
+
+
+def _speed(done: int, seconds: float) -> str:
+    return f"{done / seconds / 10**6:,.1f} MB/s" if done and seconds >= DELAY else ""

@@ -61,6 +61,21 @@ class Split(ABC):
         drawn = philox.random_raw(batch_size) % np.uint64(len(self))
         return torch.from_numpy(drawn.astype(np.int64))
 
+    def metrics(self, seed: int, step: int, batch_size: int) -> dict[str, float]:
+        """What is to be logged of the batches before a step, e.g. the tokens of each source.
+
+        A function of its arguments alone, as `indices` is; asked for after every step.
+
+        Args:
+            seed: the recipe's.
+            step: updates done.
+            batch_size: of the latest step.
+
+        Returns:
+            Numbers by name, which `TrainState.metrics` then has; nothing by default.
+        """
+        return {}
+
 
 def ids_fault(
     ids: Tensor, what: str, axes: Mapping[str, int], *, most: int, masked: bool = False

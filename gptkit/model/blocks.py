@@ -17,7 +17,7 @@ from gptkit.model.cache import Cache
 from gptkit.recipe.options import NORM_EPS, ROPE_THETA, GPTConfig
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of T positions, each float32 (T, hs / 2)."""
+"""Cosines and sines of T positions, each float32 (1, T, hs / 2), or (B, 1, T, hs / 2)."""
 
 
 class LearnedPosition(nn.Module):
@@ -28,7 +28,7 @@ class LearnedPosition(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
 
     def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
-        """Add the vectors of T positions to x (B, T, C)."""
+        """Add the vectors of positions, (T,) or (B, T), to x (B, T, C)."""
         return x + self.wpe.weight[positions]
 
     def angles(self, positions: slice | Tensor) -> None:
@@ -54,8 +54,8 @@ class RotaryPosition(nn.Module):
         return x
 
     def angles(self, positions: slice | Tensor) -> Angles:
-        """Cosines and sines of T positions, for all layers."""
-        return self.cos[positions], self.sin[positions]
+        """Cosines and sines of positions, (T,) or (B, T), for all layers and heads."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
 
 
 Position = LearnedPosition | RotaryPosition

@@ -23,7 +23,7 @@ class Cache(ABC):
         return slice(self.length, self.length + tokens)
 
     def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
-        """The keys (B, nkv, S, hs) that each query (B, nh, T, hs) may see, bool (T, S).
+        """The keys (B, nkv, S, hs) that each query (B, nh, T, hs) may see, bool (T, S) or with B.
 
         None if T = 1, since the token sees all keys, or T = S, which is plain causal attention.
         """
@@ -50,6 +50,30 @@ class NoCache(Cache):
 
     def advance(self, tokens: int) -> None:
         """Nothing to count."""
+
+
+class Documents(NoCache):
+    """Sequences in which every document is independent of the others, as in training.
+
+    Args:
+        x: token ids, int64 (B, T).
+        start: the token that begins a document.
+    """
+
+    def __init__(self, x: Tensor, start: int) -> None:
+        columns = torch.arange(x.size(1), device=x.device)
+        first = torch.where(x == start, columns, 0).cummax(1).values  # (B, T), of each document
+        self._positions = columns - first
+        seen = (columns >= first[:, :, None]) & (columns <= columns[:, None])
+        self._mask = seen[:, None]  # (B, 1, T, T)
+
+    def positions(self, tokens: int) -> Tensor:
+        """Positions within the documents, (B, T)."""
+        return self._positions
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor:
+        """The earlier tokens of a query's own document, bool (B, 1, T, T)."""
+        return self._mask
 
 
 class KVCache(Cache):

@@ -15,7 +15,7 @@ from gptkit.data.split import IGNORE
 from gptkit.errors import CheckpointError
 from gptkit.model import initial
 from gptkit.model.blocks import NORMS, POSITIONS, Angles, Block, plain_norm
-from gptkit.model.cache import NO_CACHE, Cache
+from gptkit.model.cache import NO_CACHE, Cache, Documents
 from gptkit.recipe.options import GPTConfig
 
 BLOCKS = "h."
@@ -46,9 +46,15 @@ class GPT(nn.Module):
         if seed is not None:
             self._draw(seed)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T)."""
-        return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE)
+    def forward(self, x: Tensor, y: Tensor, document_start: int | None = None) -> Tensor:
+        """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T).
+
+        With `document_start`, the token that begins a document, the tokens of a document see no
+        other one, and their positions count from its beginning: as if each were alone.
+        """
+        cache = NO_CACHE if document_start is None else Documents(x, document_start)
+        logits = self.logits(x, cache)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE)
 
     def logits(self, x: Tensor, cache: Cache = NO_CACHE) -> Tensor:
         """Unnormalised log-probabilities of the next token, (B, T) to (B, T, vocab_size).

@@ -94,8 +94,12 @@ def read(
     return recipe_file.read(recipe, overrides, check=check_plugin, report=report)
 
 
-def without_callbacks(recipe: Path) -> Plugins:
+def without_callbacks(recipe: Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Plugins:
     """The objects of a recipe but for its callbacks, which need not be installed.
+
+    Args:
+        recipe: a TOML file, or the same as nested tables.
+        overrides: `key=value` texts as given to `--set`; later ones win.
 
     Raises:
         RecipeError: what is wrong with the rest.
@@ -104,7 +108,7 @@ def without_callbacks(recipe: Path) -> Plugins:
     def check(kind: registry.Kind, spec: PluginSpec, place: str) -> list[Problem]:
         return check_plugin(kind, spec, place) if kind == "dataset" else []
 
-    found = recipe_file.read(recipe, check=check)
+    found = recipe_file.read(recipe, overrides, check=check)
     return build(found.model_copy(update={"callbacks": ()}))
 
 

@@ -5,6 +5,7 @@ checkpoints/step-00001000/
   model.NAME.safetensors  a further set of weights that a callback offers, such as an average
   optimizer.safetensors   optimizer moments and generator states
   callbacks.safetensors   tensors of callbacks, if there are any
+  codec.json              the codec's options, such as a vocabulary, if they are long
   state.json              everything else, with the sha256 of the files above
   state.json.sha256       its own digest
 
@@ -14,6 +15,7 @@ Only reading and writing tensors imports torch. `checkpoint_writer` writes step 
 """
 
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -26,14 +28,15 @@ from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import check_name, digest, read_file
+from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
 from gptkit.runs.tensor_file import TensorFile
 from gptkit.staging import unused_name
 
-STATE, STATE_DIGEST = "state.json", "state.json.sha256"
+STATE, STATE_DIGEST, CODEC = "state.json", "state.json.sha256", "codec.json"
 MOST_BYTES = 64 << 20
-"""Of a state.json."""
+"""Of a state.json or codec.json."""
 
 
 def weights_file(weights: str | None = None) -> str:
@@ -55,8 +58,8 @@ def load(step_folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is damaged, incomplete or of a newer format.
     """
-    state = load_state(step_folder)
-    names = [name.removesuffix(".safetensors") for name in state.sha256]
+    state = with_codec(step_folder, load_state(step_folder))
+    names = [name.removesuffix(".safetensors") for name in state.sha256 if name != CODEC]
     return Checkpoint(state, {name: load_tensors(step_folder, state, name) for name in names})
 
 
@@ -119,6 +122,28 @@ def load_state(step_folder: Path) -> State:
     if fault := _files_fault(state):
         raise damaged(path, f"sha256: {fault}")
     return state
+
+
+def with_codec(step_folder: Path, state: State) -> State:
+    """The state with the codec's options, also where they have a file of their own.
+
+    Raises:
+        CheckpointError: that file is missing or damaged.
+    """
+    if CODEC not in state.sha256:
+        return state
+    path = step_folder / CODEC
+    try:
+        contents = read_file(path, limit=MOST_BYTES)
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
+    if hashlib.sha256(contents).hexdigest() != state.sha256[CODEC]:
+        raise damaged(path, "its sha256 is not the one in state.json")
+    try:
+        codec = CodecRecord.model_validate({**dict(state.codec), "options": json.loads(contents)})
+    except (ValueError, RecursionError):
+        raise damaged(path, "holds no options of a codec") from None
+    return state.model_copy(update={"codec": codec})
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:
@@ -222,7 +247,7 @@ def _files_fault(state: State) -> str | None:
     needed.add("optimizer.safetensors")
     if missing := needed - state.sha256.keys():
         return f"has no {min(missing)}"
-    unknown = state.sha256.keys() - needed - {"callbacks.safetensors"}
+    unknown = state.sha256.keys() - needed - {"callbacks.safetensors", CODEC}
     return f"{min(unknown)[:80]!r} is no file of a checkpoint" if unknown else None
 
 

@@ -3,6 +3,7 @@
 Memory is needed for one tensor at a time. The folder appears when it is complete and on the disk.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,13 +13,15 @@ from torch import Tensor
 from gptkit.errors import CheckpointError
 from gptkit.files import digest
 from gptkit.runs import tensor_writer
-from gptkit.runs.checkpoint import STATE, STATE_DIGEST, step_name, sweep
+from gptkit.runs.checkpoint import CODEC, STATE, STATE_DIGEST, step_name, sweep
 from gptkit.runs.state import State
 from gptkit.staging import staged
 from gptkit.training.distributed import ALONE, Ranks
 
 Files = Mapping[str, Mapping[str, Tensor]]
 """Tensors by file name without ending, "model" and so on."""
+LONG = 1 << 14
+"""Characters of a codec's options from which on they have a file of their own."""
 
 
 def save(folder: Path, state: State, files: Files, ranks: Ranks = ALONE) -> Path:
@@ -63,8 +66,13 @@ def _named(files: Files) -> Files:
 
 def _seal(folder: Path, state: State, names: Iterable[str]) -> None:
     """Write `state.json`, with the digests of the other files, and its own digest."""
+    codec, names = state.codec, list(names)
+    options = json.dumps(codec.options)
+    if len(options) > LONG:
+        (folder / CODEC).write_text(options + "\n", encoding="utf-8")
+        codec, names = codec.model_copy(update={"options": {}}), [*names, CODEC]
     digests = {name: digest(folder / name) for name in names}
-    state = state.model_copy(update={"sha256": digests})
+    state = state.model_copy(update={"codec": codec, "sha256": digests})
     (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / STATE_DIGEST).write_text(digest(folder / STATE) + "\n")
 

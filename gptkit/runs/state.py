@@ -8,10 +8,10 @@ from gptkit.recipe import older
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, Number, Size
 
-FORMAT: Literal[3] = 3
-"""Increased whenever an older gptkit could not read what a newer one writes. Formats 1 and 2 are
-read, too: their "gelu" is what is now "gelu_tanh", and callbacks and parameter groups of 1 have
-positions instead of names."""
+FORMAT: Literal[4] = 4
+"""Increased whenever an older gptkit could not read what a newer one writes. Older formats are
+read, too: the "gelu" of 1 and 2 is what is now "gelu_tanh", callbacks and parameter groups of 1
+have positions instead of names, and 4 keeps a long codec in a file of its own."""
 
 
 def _check_group(group: dict[str, Any]) -> dict[str, Any]:
@@ -34,12 +34,13 @@ class State(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    format: Literal[1, 2, 3] = FORMAT
+    format: Literal[1, 2, 3, 4] = FORMAT
     gptkit: str
     """The version that wrote it."""
     config: GPTConfig
     dataset: str
     codec: CodecRecord
+    """Without its options where these are long: they are in `codec.json`, which `sha256` names."""
     step: Number
     tokens: Number | None = None
     """Target tokens seen; None in format 1."""

@@ -35,7 +35,7 @@ def load_weights(step_folder: Path, weights: str | None) -> tuple[State, TensorF
         UsageError: there is no such set.
         CheckpointError: its file is missing or damaged, or is not what the state describes.
     """
-    state = checkpoint.load_state(step_folder)
+    state = checkpoint.with_codec(step_folder, checkpoint.load_state(step_folder))
     tensors = checkpoint.load_weights(step_folder, state, weights)
     check_weights(step_folder, tensors, expected_shapes(step_folder, state, tensors), weights)
     return state, tensors

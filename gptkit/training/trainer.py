@@ -187,6 +187,7 @@ class Trainer:
             self.callbacks.emit("on_step_start", self.state)
             self.reset()
             batches = self.micro_batches()
+            of_data = self.data.train.metrics(self.seed, self.state.step + 1, self.state.batch_size)
         with self._failure.final():
             for x, y, weight in sharding.accumulating(self.module, batches):
                 self.backward(self.loss(x, y) * weight)
@@ -194,6 +195,7 @@ class Trainer:
             self.callbacks.emit("on_backward_end", self.state)
             self.state.optimizer.step()
         self.state.step += 1
+        self.state.metrics |= of_data
         self.state.tokens += self.batch_tokens
         self.emit("on_step_end")
 
@@ -221,7 +223,7 @@ class Trainer:
         """Mean loss of a micro-batch in the run's precision."""
         # A cache would hold the full weights under FSDP2.
         with self.run_device.autocast(cache=False):
-            loss: Tensor = self.module(x, y)
+            loss: Tensor = self.module(x, y, self.data.document_start)
         return loss
 
     def backward(self, loss: Tensor) -> None:

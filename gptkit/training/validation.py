@@ -86,6 +86,7 @@ class Validation:
             batch_size=self.batch_size,
             batches=batches and batches * self.parts,
             ranks=self.ranks,
+            document_start=self.data.document_start,
         ).loss
         finite.require_finite(loss, what)
         return loss
