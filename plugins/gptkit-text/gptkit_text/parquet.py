@@ -46,10 +46,12 @@ def parquet_texts(
 
 
 def _check_column(schema: Any, path: Path, text_key: str) -> None:
+    from pyarrow.types import is_dictionary
+
     if text_key not in schema.names:
         raise no_text_key(f"{path}", text_key, schema.names, kind="column")
     kind = schema.field(text_key).type
-    if str(getattr(kind, "value_type", kind)) not in TEXTS or str(kind).startswith("list"):
+    if str(kind.value_type if is_dictionary(kind) else kind) not in TEXTS:
         raise DataError(
             f'{path}: the column "{text_key}" has no text, but {kind}',
             hint="set text_key in [dataset] to the column that has the text",
