@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gptkit.codec import Codec
 from gptkit.contract.base import Plugin
@@ -51,6 +52,10 @@ class Data:
 
 class Dataset(Plugin, ABC):
     """A source of training data; an entry point in `gptkit.datasets`."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset({"path"})
+    """Options that a resumed run may change, since they say only where the data lies or how it is
+    read: `Data.sha256` tells whether it is still the same."""
 
     @abstractmethod
     def load(self) -> Data:

@@ -42,6 +42,11 @@ class Plugins:
     labels: Mapping[str, str] = field(default_factory=dict)
     """What errors call each callback, by its name."""
 
+    @property
+    def changeable(self) -> frozenset[str]:
+        """The fields of the data set that a resumed run may change, such as "dataset.path"."""
+        return frozenset(f"dataset.{name}" for name in type(self.dataset).changeable)
+
     def load_data(self) -> Data:
         """Load the data set; a note names it on errors that do not name a place themselves.
 

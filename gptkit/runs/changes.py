@@ -1,7 +1,7 @@
 """What a resumed run may change in its recipe, and how that is written down."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tomli_w
@@ -54,15 +54,22 @@ def told(fields: Mapping[str, Any]) -> str:
     )
 
 
-def check(run: RunFolder, changes: Mapping[str, Change], overrides: Sequence[str]) -> None:
+def check(
+    run: RunFolder,
+    changes: Mapping[str, Change],
+    overrides: Sequence[str],
+    *,
+    changeable: Collection[str],
+) -> None:
     """Raise a UsageError if a resumed run cannot change one of these fields.
 
     Args:
         run: what is resumed.
         changes: the fields.
+        changeable: those of the data set that may change.
         overrides: how they were set, for the hint.
     """
-    fixed = {key: change for key, change in changes.items() if not _may_change(key)}
+    fixed = {key: change for key, change in changes.items() if not _may_change(key, changeable)}
     if not fixed:
         return
     if "train.optimizer.use" in fixed:  # the options of another optimizer come and go with it
@@ -126,12 +133,18 @@ def trained_with(
     return {**fields, **(_recorded_in(state) if state else {})}
 
 
-def check_dataset(run: RunFolder, recipe: Recipe) -> None:
-    """Raise a RunError if recipe.toml has other options of the data set than the run began with."""
+def check_dataset(run: RunFolder, recipe: Recipe, *, changeable: Collection[str]) -> None:
+    """Raise a RunError if recipe.toml has other options of the data set than the run began with.
+
+    Args:
+        run: its environment.json has those that it began with.
+        recipe: what recipe.toml says now.
+        changeable: the fields of the data set that may change.
+    """
     found = run.read_environment().get("recipe")
     recorded = found if isinstance(found, dict) else {}
     for key, change in between(recorded, recipe.flat()).items():
-        if key in recorded and key.startswith("dataset.") and not _may_change(key):
+        if key in recorded and key.startswith("dataset.") and key not in changeable:
             raise RunError(
                 f"{run.path}: was trained with {key} {change.old!r}, recipe.toml has "
                 f"{change.new!r}",
@@ -149,10 +162,10 @@ def since(run: RunFolder, step: int) -> set[str]:
     }
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, changeable: Collection[str]) -> bool:
     table, _, rest = key.partition(".")
     return (
-        key == "dataset.path"
+        key in changeable
         or table == "callbacks"
         or (table == "train" and not rest.startswith("optimizer"))
     )

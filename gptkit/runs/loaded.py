@@ -195,7 +195,7 @@ def _build(state: State, tensors: Mapping[str, torch.Tensor], device: torch.devi
 
 
 def _load_data(run: RunFolder, plugins: Plugins) -> Data:
-    changes.check_dataset(run, plugins.recipe)
+    changes.check_dataset(run, plugins.recipe, changeable=plugins.changeable)
     try:
         data = plugins.load_data()
     except DataError as error:

@@ -225,7 +225,7 @@ def _reread(
     changed = changes.between(before, wanted.recipe.flat())
     if saved is None:
         return wanted, changed  # nothing is trained yet that a field would have to fit
-    changes.check(run, changed, overrides)
+    changes.check(run, changed, overrides, changeable=wanted.changeable)
     if "train.batch_size" in changed and wanted.recipe.train.steps is None:
         raise UsageError(
             f"{run.path}: with another train.batch_size the run has another number of steps",
