@@ -23,8 +23,9 @@ class TokenizerCodec(TextCodec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.end is not None and self.end >= self.vocab_size:
-            raise ValueError(f"end should be below {self.vocab_size}, got {self.end}")
+        size = self.vocab_size  # raises if the tokenizer is none
+        if self.end is not None and self.end >= size:
+            raise ValueError(f"end should be below {size}, got {self.end}")
         return self
 
     @property

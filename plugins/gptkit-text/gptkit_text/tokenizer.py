@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptkit.plugin import (
@@ -54,7 +54,20 @@ class TrainTokenizer(BaseModel):
     """Megabytes of text to learn from, at most."""
 
 
-TokenizerOption = TrainTokenizer | Literal["byte", "gpt2"] | LocalPath
+def _kind(value: object) -> str:
+    """Which of the kinds of `TokenizerOption` a value is meant to be."""
+    if isinstance(value, dict | TrainTokenizer):
+        return "TrainTokenizer"
+    return "name" if value in ("byte", "gpt2") else "path"
+
+
+TokenizerOption = Annotated[
+    Annotated[TrainTokenizer, Tag("TrainTokenizer")]
+    | Annotated[Literal["byte", "gpt2"], Tag("name")]
+    | Annotated[LocalPath, Tag("path")],
+    Discriminator(_kind),
+]
+"""A table for a tokenizer to be trained, a name, or the path of a file or a folder."""
 
 
 def make_codec(

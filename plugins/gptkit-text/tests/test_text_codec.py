@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gptkit.codec import PromptError
+from gptkit.testing import check_codec
+from gptkit_text.codec import TokenizerCodec
+from gptkit_text.tokenizer import TrainTokenizer, make_codec
+
+TEXT = "She said: “zwölf Boxkämpfer”, don't… 12 😀\n"
+
+
+@pytest.fixture(params=["learned", "byte"])
+def codec(request: pytest.FixtureRequest) -> TokenizerCodec:
+    option = TrainTokenizer(train=300) if request.param == "learned" else "byte"
+    return make_codec(option, lambda: [TEXT] * 3, key="twelve", join=False)
+
+
+def test_the_contract(codec: TokenizerCodec) -> None:
+    check_codec(codec, prompts=[TEXT, " ", "\0", "<|endoftext|>"], vocab_size=codec.vocab_size)
+
+
+def test_the_codec_survives_json(codec: TokenizerCodec) -> None:
+    again = TokenizerCodec.model_validate_json(codec.model_dump_json())
+    assert again == codec
+    assert again.encode(TEXT) == codec.encode(TEXT)
+    assert list(again.token_bytes) == list(codec.token_bytes)
+
+
+def test_the_end_token_begins_a_document_and_ends_a_sample(codec: TokenizerCodec) -> None:
+    assert codec.end == codec.vocab_size - 1
+    assert codec.stop_tokens == (codec.end,)
+    assert codec.encode("") == codec.starts[0] == [codec.end]
+    assert codec.encode("a")[0] == codec.end
+    assert codec.token_bytes[codec.end] == b""
+    assert codec.decode(codec.encode(TEXT)).decode() == TEXT
+
+
+def test_without_an_end_token_a_sample_starts_after_a_line_feed(codec: TokenizerCodec) -> None:
+    joined = make_codec("byte", list, key="", join=True)
+    assert joined.vocab_size == 256
+    assert joined.stop_tokens == ()
+    assert joined.encode("") == joined.encode("\n") == [10]
+    assert joined.encode("ab") == [97, 98]
+
+
+def test_what_spells_the_end_token_is_text(codec: TokenizerCodec) -> None:
+    text = "<|endoftext|> a<|endoftext|><|endoftext|>"
+    tokens = codec.encode(text)
+    assert tokens.count(codec.end or 0) == 1
+    assert codec.decode(tokens).decode() == text
+
+
+def test_an_emoji_is_divided_over_tokens(codec: TokenizerCodec) -> None:
+    tokens = codec.divide("🦊")
+    assert len(tokens) > 1
+    assert b"".join(codec.token_bytes[token] for token in tokens) == "🦊".encode()
+
+
+def test_every_byte_is_a_token(codec: TokenizerCodec) -> None:
+    assert {bytes([byte]) for byte in range(256)} <= set(codec.token_bytes)
+
+
+def test_half_a_character_is_no_prompt(codec: TokenizerCodec) -> None:
+    with pytest.raises(PromptError) as caught:
+        codec.encode("ab\ud83d")
+    assert str(caught.value) == "prompt: half a character, U+D83D, at 2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"tokenizer": "", "end": 257}, "end should be below 257, got 257"),
+        ({"tokenizer": "{}"}, "not a tokenizer.json: Model missing"),
+        ({"tokenizer": "", "end": -1}, "greater than or equal to 0"),
+        ({"tokenizer": "", "size": 3}, "Extra inputs"),
+    ],
+)
+def test_a_codec_that_cannot_be_is_refused(fields: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        TokenizerCodec(**fields)
+
+
+READ = """
+import json, sys
+from transformers import PreTrainedTokenizerFast
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1], split_special_tokens=True)
+texts = json.load(sys.stdin)
+ids = [tokenizer.encode(text) for text in texts]
+decoded = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]
+print(json.dumps([ids, decoded]))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_divides_texts_alike(codec: TokenizerCodec, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    texts = [TEXT, " two  spaces", "<|endoftext|>", "\r\n\t🦊", "a , b . c n't"]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(codec.tokenizer_json(), encoding="utf-8")
+    command = [sys.executable, "-c", READ, str(path)]
+    printed = subprocess.check_output(command, input=json.dumps(texts), text=True)
+    ids, decoded = json.loads(printed)
+    assert ids == [codec.divide(text) for text in texts]
+    assert decoded == texts
+
+
+def test_a_codec_needs_neither_torch_nor_numpy() -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["numpy"] = None
+from gptkit_text.codec import TokenizerCodec
+assert TokenizerCodec(tokenizer="", end=256).encode("a") == [256, 97]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,133 @@
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from gptkit_text import words
+from gptkit_text.codec import TokenizerCodec
+from gptkit_text.tokenizer import TrainTokenizer, make_codec
+from gptkit_text.words import Encoder
+
+ENCODE = """
+const { encode, decode } = require(process.argv[1]);
+const texts = JSON.parse(require("fs").readFileSync(0, "utf8"));
+console.log(JSON.stringify(texts.map((text) => [encode(text), decode(encode(text)) === text])));
+"""
+
+
+@pytest.fixture
+def gpt2(gpt2_folder: Path) -> TokenizerCodec:
+    return make_codec(gpt2_folder, list, key="", join=False)
+
+
+@pytest.fixture
+def reference(gpt2_folder: Path) -> Callable[[str], list[int]]:
+    """GPT-2's tokenizer, as the library builds it of the two files."""
+    files = [str(gpt2_folder / name) for name in ("encoder.json", "vocab.bpe")]
+    library = Tokenizer(models.BPE.from_file(*files))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return lambda text: library.encode(text).ids
+
+
+@pytest.fixture
+def learned() -> TokenizerCodec:
+    texts = ["the cat sat on the mat, the dog's 'bone' 1 2 33 \n\n  \t zwölf 😀😀"] * 3
+    return make_codec(TrainTokenizer(train=300), lambda: texts, key="cat", join=False)
+
+
+def test_words_of_the_king_james_text_are_those_of_the_library(
+    gpt2: TokenizerCodec, reference: Callable[[str], list[int]], king_james: list[str]
+) -> None:
+    encoder = Encoder(gpt2)
+    for start in range(0, len(king_james), 100):
+        text = "\n".join(king_james[start : start + 100])
+        tokens = encoder.encode(text)
+        assert tokens.dtype == np.uint16
+        assert tokens.tolist() == reference(text)
+        assert gpt2.decode(tokens.tolist()).decode() == text
+
+
+def test_words_of_odd_texts_are_those_of_the_library(
+    gpt2: TokenizerCodec, reference: Callable[[str], list[int]], oddities: list[str]
+) -> None:
+    encoder = Encoder(gpt2)
+    for text in oddities:
+        tokens = encoder.encode(text).tolist()
+        assert tokens == reference(text)
+        assert gpt2.decode(tokens).decode() == text
+
+
+def test_tokens_are_those_of_gpt2s_own_encoder(
+    gpt2: TokenizerCodec, gpt2_folder: Path, king_james: list[str], oddities: list[str]
+) -> None:
+    texts = king_james + oddities
+    command = ["node", "--eval", ENCODE, "--", str(gpt2_folder)]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    encoder = Encoder(gpt2)
+    for text, (tokens, same) in zip(texts, json.loads(done.stdout), strict=True):
+        assert same
+        assert encoder.encode(text).tolist() == tokens, text
+
+
+def check(codec: TokenizerCodec, texts: Iterator[str]) -> None:
+    """Assert that the encoder, the library and the codec agree, and that texts come back."""
+    library = Tokenizer.from_str(codec.tokenizer_json())
+    library.encode_special_tokens = True
+    encoder = Encoder(codec)
+    for text in texts:
+        tokens = encoder.encode(text).tolist()
+        assert tokens == library.encode(text).ids == codec.divide(text), repr(text)
+        decoded = codec.decode(tokens).decode()
+        assert decoded == text
+        assert library.decode(tokens) == text
+        assert codec.encode(decoded) == codec.encode(text)
+        assert codec.end not in tokens
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_random_texts_come_back(
+    count: int, learned: TokenizerCodec, random_texts: Callable[[int], Iterator[str]]
+) -> None:
+    check(learned, random_texts(count))
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_random_texts_come_back_from_gpt2s_tokens(
+    count: int, gpt2: TokenizerCodec, random_texts: Callable[[int], Iterator[str]]
+) -> None:
+    check(gpt2, random_texts(count))
+
+
+def test_random_texts_come_back_from_bytes(random_texts: Callable[[int], Iterator[str]]) -> None:
+    check(make_codec("byte", list, key="", join=False), random_texts(2000))
+
+
+def test_words_that_are_kept_are_of_a_bounded_number(
+    learned: TokenizerCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "MOST_WORDS", 10)
+    encoder = Encoder(learned)
+    for number in range(100):
+        text = f"{number} words and {number * number}, then a long one: {'x' * 100}"
+        assert encoder.encode(text).tolist() == learned.divide(text)
+        assert len(encoder._words or ()) <= 10
+
+
+def test_white_space_without_end_takes_linear_time(learned: TokenizerCodec) -> None:
+    text = " " * 300_000 + "a" * 300_000 + "\n \t" * 100_000
+    assert Encoder(learned).encode(text).tolist() == learned.divide(text)
+
+
+def test_a_large_vocabulary_has_wider_tokens(learned: TokenizerCodec) -> None:
+    spec = json.loads(learned.tokenizer)
+    vocab = spec["model"]["vocab"]
+    spec["added_tokens"] = []
+    vocab |= {f"<{number}>": number for number in range(len(vocab), (1 << 16) + 1)}
+    codec = TokenizerCodec(tokenizer=json.dumps(spec))
+    assert codec.vocab_size == (1 << 16) + 1
+    assert Encoder(codec).encode("the cat").dtype == np.uint32
