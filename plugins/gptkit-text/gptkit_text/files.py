@@ -42,7 +42,7 @@ CHUNK = 1 << 20  # bytes read at a time
 MOST_FILES = 1 << 20  # that braces may stand for
 WORTH_NOTING = 1 << 20  # bytes of a file from which its digest is remembered
 SETTLED = 2_000_000_000  # nanoseconds: a file system's clock may be this coarse
-RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ def expand(path: str) -> list[str]:
     if (found := RANGE.search(path)) is None:
         return [path]
     first, last = found.groups()
-    numbers, rests = range(int(first), int(last) + 1), expand(path[found.end() :])
-    if not 0 < len(numbers) * len(rests) <= MOST_FILES:
-        fault = f"stands for more than {MOST_FILES:,} files" if numbers else "counts down"
+    begin, end, rests = int(first), int(last) + 1, expand(path[found.end() :])
+    if not 0 < (end - begin) * len(rests) <= MOST_FILES:
+        fault = f"stands for more than {MOST_FILES:,} files" if begin < end else "counts down"
         raise DataError(f"{path}: {found[0]} {fault}", hint="write it as in {000..199}")
     padded = any(len(digits) > 1 and digits[0] == "0" for digits in (first, last))
     width = max(len(first), len(last)) if padded else 0
-    return [f"{path[: found.start()]}{n:0{width}}{rest}" for n in numbers for rest in rests]
+    before = path[: found.start()]
+    return [f"{before}{n:0{width}}{rest}" for n in range(begin, end) for rest in rests]
 
 
 def find(paths: Sequence[str | Path], *, text_key: str = "text", source: int = 0) -> list[TextFile]:
