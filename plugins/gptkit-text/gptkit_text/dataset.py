@@ -1,0 +1,162 @@
+"""Text: documents of any files, in subword tokens or bytes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from gptkit.plugin import Data, DataError, Dataset, note
+from gptkit_text.codec import TokenizerCodec
+from gptkit_text.files import digest_all
+from gptkit_text.order import Order, whole
+from gptkit_text.shards import Encoded, encoded
+from gptkit_text.sources import Places, Source, TextSource, open_source, texts
+from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
+from gptkit_text.windows import Segment, Windows, cut, length
+
+SONNETS = Path(__file__).with_name("sonnets.jsonl")
+Streams = tuple[Sequence[Segment], Sequence[Segment]]
+"""The tokens for training and those for validation."""
+
+
+class Text(Dataset):
+    """Documents of files in many formats, in subword tokens or bytes."""
+
+    contract = 1
+
+    source: Literal["sonnets"] = "sonnets"
+    """Shakespeare's sonnets, which ship with the plugin."""
+    path: Places | None = None
+    """A file, a folder, or a list of them; used instead of source."""
+    hf: str | None = Field(default=None, min_length=1)
+    """A data set on the Hugging Face Hub, "owner/name"; used instead of source."""
+    sources: list[TextSource] = Field(default=[])
+    """A mixture: tables with path or hf, weight, name and text_key; used instead of source."""
+    text_key: str = "text"
+    """The key or the column of the text in JSONL, JSON, CSV and Parquet files."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Refuse bytes that are not UTF-8, or replace them by U+FFFD."""
+    tokenizer: TokenizerOption = TrainTokenizer(train=4096)
+    """{ train = 4096 } to learn so many tokens from the text; or "byte", "gpt2", a tokenizer.json,
+    or a folder that has one."""
+    documents: Literal["mask", "mark", "join"] = "mask"
+    """No attention from one document to another; only an end token between them; or nothing."""
+    block_size: PositiveInt = 256
+    """Tokens of context."""
+    val_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the documents for validation, chosen by a hash of their content."""
+    order: Literal["sample", "shuffle"] = "sample"
+    """Draw windows with replacement, or each once per epoch."""
+    processes: PositiveInt | None = None
+    """How many encode the text; as many as there are CPU cores if unset."""
+    cache_gb: PositiveFloat = 20.0
+    """Gigabytes of remote text that are kept in the cache."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in ("path", "hf", "sources") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"should have only one of {' and '.join(given)}")
+        names = [source.label for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two sources have the name "{name}": set their name')
+        return self
+
+    def load(self) -> Data:
+        """Encode the text, unless it is in the cache, and split it.
+
+        Raises:
+            DataError: a file is missing or is not what its name says, the text is too short, or
+                the cache cannot be written.
+            DownloadError: something cannot be downloaded.
+            RunError: a process that encodes has ended.
+        """
+        sources = [open_source(table, self.errors) for table in self._tables()]
+        digests = [digest_all(source.reader.files) for source in sources]
+        key = hashlib.sha256(json.dumps([digests, self.errors]).encode()).hexdigest()
+        codec = make_codec(
+            self.tokenizer, lambda: texts(sources), key=key, join=self.documents == "join"
+        )
+        train, val = self._splits(sources, [self._encoded(source, codec) for source in sources])
+        return Data(
+            train=train,
+            val=val,
+            codec=codec,
+            vocab_size=codec.vocab_size,
+            block_size=self.block_size,
+            sha256=key,
+            document_start=codec.end if self.documents == "mask" else None,
+        )
+
+    def _tables(self) -> list[TextSource]:
+        """The sources, also of a single one."""
+        path = self.path or (None if self.hf else str(SONNETS))
+        alone = TextSource(path=path, hf=self.hf, text_key=self.text_key)
+        return self.sources or [alone]
+
+    def _encoded(self, source: Source, codec: TokenizerCodec) -> Encoded:
+        cores = self.processes or _cores()
+        return encoded(source.reader, codec, val_fraction=self.val_fraction, processes=cores)
+
+    def _splits(self, sources: Sequence[Source], found: Sequence[Encoded]) -> list[Windows]:
+        """The windows for training, in the order of the options, and those for validation."""
+        streams = [self._divide(*pair) for pair in zip(sources, found, strict=True)]
+        order = Order(
+            tokens=tuple(length(train) for train, _ in streams),
+            weights=whole([source.weight for source in sources]),
+            block_size=self.block_size,
+            shuffle=self.order == "shuffle",
+        )
+        self._check_lengths(sources, streams)
+        dtype, names = found[0].index.dtype, [source.name for source in sources]
+        return [
+            Windows(
+                [segment for stream in streams for segment in stream[i]],
+                dtype,
+                block_size=self.block_size,
+                order=order if i == 0 else None,
+                names=names if i == 0 and len(names) > 1 else (),
+            )
+            for i in range(2)
+        ]
+
+    def _divide(self, source: Source, found: Encoded) -> Streams:
+        """A source's tokens for training and validation.
+
+        Where whole documents leave one side without a window, the end is for validation.
+        """
+        train, val = found.segments("train"), found.segments("val")
+        if min(length(train), length(val)) > self.block_size:
+            return train, val
+        both = [*train, *val]
+        total = length(both)
+        place = int(total * (1 - Fraction(str(self.val_fraction))))
+        note(
+            f"{source.place}: too few documents to take whole ones for validation: "
+            f"its last {total - place:,} tokens are taken"
+        )
+        return cut(both, 0, place), cut(both, place, total)
+
+    def _check_lengths(self, sources: Sequence[Source], streams: Sequence[Streams]) -> None:
+        trains, val = [length(train) for train, _ in streams], sum(length(v) for _, v in streams)
+        shortest = min(trains)
+        largest = min(shortest, val) - 1  # a window needs one token more, for its last target
+        if largest < self.block_size:
+            smaller = f"set block_size to {largest} or less, or " if largest > 0 else ""
+            raise DataError(
+                f"{sources[trains.index(shortest)].place}: too short for block_size "
+                f"{self.block_size}: {shortest:,} tokens for training and {val:,} for validation",
+                hint=f"{smaller}use more text, or another val_fraction",
+            )
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1

@@ -1,0 +1,119 @@
+"""Where documents come from: the option `path`, and the sources of a mixture."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    TypeAdapter,
+    model_validator,
+)
+
+from gptkit.plugin import LocalPath, progress
+from gptkit_text.decoding import Errors
+from gptkit_text.documents import Reader
+from gptkit_text.files import common_place, expand, find
+
+LOCAL: TypeAdapter[Path] = TypeAdapter(LocalPath)
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is an address, not a path."""
+    return "://" in place
+
+
+def _as_text(place: Any) -> Any:
+    return os.fspath(place) if isinstance(place, PathLike) else place
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) else str(LOCAL.validate_python(place))
+
+
+Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(_absolute)]
+"""A path or an address, in which `{000..199}` stands for as many of them."""
+Places = Place | Annotated[list[Place], Field(min_length=1)]
+
+
+class TextSource(BaseModel):
+    """A source of a mixture: the table `[[dataset.sources]]`."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    path: Places | None = None
+    """A file, a folder, or a list of them."""
+    hf: str | None = Field(default=None, min_length=1)
+    """A data set on the Hugging Face Hub, "owner/name"; used instead of path."""
+    weight: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
+    """How often this source is drawn from, beside the weights of the others."""
+    name: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]+$")
+    """Its name in the metrics; that of the file or folder if unset."""
+    text_key: str = "text"
+    """The key or the column of the text in JSONL, JSON, CSV and Parquet files."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is None) == (self.hf is None):
+            raise ValueError("should have either path or hf")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name, or what it is without one."""
+        place = self.hf or places(self.path)[0]
+        return self.name or re.sub("[^A-Za-z0-9_.-]", "_", Path(place).stem)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that can be read."""
+
+    name: str
+    weight: float
+    reader: Reader
+
+    @property
+    def place(self) -> Path:
+        """Its file, or the folder around all its files."""
+        return common_place([file.path for file in self.reader.files])
+
+
+def places(path: Places | None) -> list[str]:
+    """The single ones that a path option names."""
+    return [path] if isinstance(path, str) else list(path or [])
+
+
+def open_source(table: TextSource, errors: Errors) -> Source:
+    """Find the files of a source.
+
+    Raises:
+        DataError: there are none.
+        DownloadError: they cannot be downloaded.
+    """
+    paths: Sequence[str | Path] = [p for place in places(table.path) for p in expand(place)]
+    if table.hf:
+        from gptkit_text.hub import fetch_dataset  # its library is an extra
+
+        paths = fetch_dataset(table.hf)
+    files = find(paths, text_key=table.text_key)
+    return Source(table.label, table.weight, Reader(files, errors=errors))
+
+
+def texts(sources: Sequence[Source]) -> Iterator[str]:
+    """All documents, or pieces of them, to learn a tokenizer from."""
+    for source in sources:
+        reader = source.reader
+        with progress(f"reading {source.place.name}", total=reader.total) as advance:
+            yield from (part.text for part in reader.parts(advance))
