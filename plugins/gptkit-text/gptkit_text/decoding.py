@@ -55,7 +55,7 @@ class Decoder:
         while line := stream.readline(most + 1):
             if len(line) > most:
                 raise DataError(
-                    f"{self.path}: row {number:,}: is longer than {most:,} bytes",
+                    f"{self.path}: line {number:,}: is longer than {most:,} bytes",
                     hint="split it into several rows",
                 )
             text, _ = self._decoded(line, offset, final=True)
@@ -80,12 +80,17 @@ class Decoder:
         Raises:
             DataError: it has one, and `errors` is "strict".
         """
-        if not (half := HALF.search(text)):
-            return text
-        if self.errors == "replace":
-            return HALF.sub(REPLACEMENT, text)
-        fault = f"row {row:,}: has half a character, the surrogate \\u{ord(half[0]):04x}"
-        raise DataError(f"{self.path}: {fault}", hint=OR_REPLACE)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if self.errors == "replace":
+                return HALF.sub(REPLACEMENT, text)
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise DataError(
+                f"{self.path}: row {row:,}: has half a character, the surrogate {half}",
+                hint=OR_REPLACE,
+            ) from error
+        return text
 
     def _decoded(self, data: bytes, offset: int, *, final: bool) -> tuple[str, int]:
         """Text, and how many bytes it took: a character may go on in the next chunk."""

@@ -38,6 +38,7 @@ ENDINGS = (
     *(f"{e}.{c}" for e, kind in KINDS.items() if kind != "parquet" for c in COMPRESSIONS),
 )
 """The names of files that a folder is searched for; Parquet is compressed inside."""
+ENDINGS_TOLD = f"{', '.join(KINDS)} (also with .{', .'.join(COMPRESSIONS)})"
 CHUNK = 1 << 20  # bytes read at a time
 MOST_FILES = 1 << 20  # that braces may stand for
 WORTH_NOTING = 1 << 20  # bytes of a file from which its digest is remembered
@@ -187,8 +188,7 @@ def _files(path: Path) -> list[Path]:
     files = find_files(path, endings=ENDINGS)
     if not files:
         raise DataError(
-            f"{path}: no file in this folder ends in {', '.join(KINDS)}, "
-            f"nor in one of these and .{', .'.join(COMPRESSIONS)}",
+            f"{path}: no file in this folder ends in one of {ENDINGS_TOLD}",
             hint="rename the files, or set path to one file",
         )
     return files

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptkit.plugin import DataError, DownloadError, find_files
-from gptkit_text.files import ENDINGS
+from gptkit_text.files import ENDINGS, ENDINGS_TOLD
 
 ABOUT = ("README.md", "dataset_infos.json")
 """Files at the top of a data set that tell about it."""
@@ -34,7 +34,7 @@ def fetch_dataset(name: str) -> list[Path]:
     about = [snapshot / name for name in ABOUT]
     if not (found := [file for file in files if file not in about]):
         raise DataError(
-            f"hf = {name!r}: no file of the data set ends in one of {', '.join(ENDINGS)}",
+            f"hf = {name!r}: no file of the data set ends in one of {ENDINGS_TOLD}",
             hint=f"see its files at https://huggingface.co/datasets/{repository}/tree/main",
         )
     return found

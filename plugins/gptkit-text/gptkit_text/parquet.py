@@ -9,7 +9,7 @@ from gptkit_text.compression import missing
 from gptkit_text.decoding import Decoder
 from gptkit_text.rows import no_text_key
 
-BATCH = 1 << 23  # bytes of text at a time, about
+BATCH = 1 << 20  # bytes of text at a time, about
 BUFFER = 1 << 20  # bytes read at a time, in place of a whole row group
 TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
 
@@ -31,7 +31,7 @@ def parquet_texts(
         raise missing(path, "pyarrow", "parquet") from error
     with open_file(path) as raw:
         try:
-            file = ParquetFile(raw, buffer_size=BUFFER, pre_buffer=False)
+            file = ParquetFile(raw, buffer_size=BUFFER)
             _check_column(file.schema_arrow, path, text_key)
             done, share = 0, path.stat().st_size / max(file.metadata.num_rows, 1)
             for batch in _batches(file, text_key):

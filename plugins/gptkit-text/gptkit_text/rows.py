@@ -12,7 +12,8 @@ from gptkit_text.decoding import Decoder
 MOST_ROW = 1 << 30
 """Bytes of a row, or of a JSON file that is no JSONL: these are held in memory."""
 SHOWN = 10  # keys in an error
-JSON_HINT = "it should have an object, a list of objects, or one object per line"
+ROW_HINT = "each line should have one JSON object"
+FILE_HINT = "it should have an object, a list of objects, or one object per line"
 KINDS = {bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
 
 Lines = Iterator[tuple[int, str]]
@@ -45,7 +46,7 @@ def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[st
     if is_jsonl:
         yield from _of_lines(itertools.chain([(number, first)], lines), decoder, text_key)
         return
-    value = _parsed(_joined(first, lines, decoder), f"{decoder.path}", hint=JSON_HINT)
+    value = _parsed(_joined(first, lines, decoder), decoder)
     for row, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield _text(item, row, decoder, text_key)
 
@@ -98,8 +99,7 @@ def _lines(stream: BinaryIO, decoder: Decoder) -> Lines:
 def _of_lines(lines: Lines, decoder: Decoder, text_key: str) -> Iterator[str]:
     for number, line in lines:
         if not line.isspace():
-            place = f"{decoder.path}: row {number:,}"
-            value = _parsed(line, place, hint="each line should have one JSON object")
+            value = _parsed(line.rstrip(), decoder, row=number)
             yield _text(value, number, decoder, text_key)
 
 
@@ -116,28 +116,30 @@ def _joined(first: str, lines: Lines, decoder: Decoder) -> str:
     return "".join(parts)
 
 
-def _parsed(text: str, place: str, *, hint: str) -> Any:
+def _parsed(text: str, decoder: Decoder, *, row: int | None = None) -> Any:
+    """The value of a row, or of a whole file."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno:,}, " if error.lineno > 1 else ""
-        fault = f"{error.msg} at {line}column {error.colno:,}"
-        raise DataError(f"{place}: not JSON: {fault}", hint=hint) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting
-        raise DataError(f"{place}: cannot be read as JSON: {error}", hint=hint) from error
+    except (ValueError, RecursionError) as error:  # nesting, or a number of thousands of digits
+        fault = f"cannot be read as JSON: {error}"
+        if isinstance(error, json.JSONDecodeError):
+            line = f"line {error.lineno:,}, " if error.lineno > 1 else ""
+            fault = f"not JSON: {error.msg} at {line}column {error.colno:,}"
+        place, hint = (f"row {row:,}: ", ROW_HINT) if row else ("", FILE_HINT)
+        raise DataError(f"{decoder.path}: {place}{fault}", hint=hint) from error
 
 
 def _text(value: Any, row: int, decoder: Decoder, text_key: str) -> str:
-    place = f"{decoder.path}: row {row:,}"
+    key = ""
     if isinstance(value, dict):
         if text_key not in value:
-            raise no_text_key(place, text_key, value, kind="key")
-        value, place = value[text_key], f'{place}: "{text_key}"'
+            raise no_text_key(f"{decoder.path}: row {row:,}", text_key, value, kind="key")
+        value, key = value[text_key], f'"{text_key}" '
         if value is None:
             return ""
     if isinstance(value, str):
         return decoder.whole(value, row)
     raise DataError(
-        f"{place}: is {KINDS.get(type(value), 'a number')}, not text",
+        f"{decoder.path}: row {row:,}: {key}is {KINDS.get(type(value), 'a number')}, not text",
         hint=f'a row should be an object whose key "{text_key}" has a text',
     )
