@@ -35,6 +35,8 @@ GPT2_FILES = {
 }
 PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 LARGEST = 1 << 26  # bytes of a file
+PROBES = ("One, two  three\n\tfour", "Zwölf", "A\u030a", "千🦊")
+"""Texts that some tokenizers do not give back: spaces, capitals, marks, rare characters."""
 VERSION = 1
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
 SAMPLED = re.compile(r".{1,65536}(?=\s|\Z)|.{1,65536}", re.DOTALL)
@@ -90,7 +92,9 @@ def make_codec(
     if option == "byte":
         return TokenizerCodec(tokenizer="", end=None if join else 256)
     text, end = _gpt2() if option == "gpt2" else _from_path(Path(option))
-    return TokenizerCodec(tokenizer=text, end=None if join else end)
+    codec = TokenizerCodec(tokenizer=text, end=None if join else end)
+    _note_changes(codec, option)
+    return codec
 
 
 def _trained(
@@ -238,6 +242,15 @@ def _json_text(path: Path) -> str:
         if all((path / name).is_file() for name in names):
             return pair_tokenizer(*(_text(path / name) for name in names))
     raise ValueError("has no tokenizer.json, nor encoder.json and vocab.bpe")
+
+
+def _note_changes(codec: TokenizerCodec, place: object) -> None:
+    """Say how a tokenizer changes texts, if it does."""
+    for text in PROBES:
+        found = codec.decode(codec.divide(text)).decode(errors="replace")
+        if found != text:
+            note(f"{place}: this tokenizer changes texts: {text!r} becomes {found!r}")
+            return
 
 
 def _text(path: Path) -> str:
