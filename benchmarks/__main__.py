@@ -20,6 +20,7 @@ BENCHMARKS = {
     "long_run": "benchmarks.long_run",
     "tokens": "benchmarks.tokens",
     "read_ahead": "benchmarks.read_ahead",
+    "documents": "benchmarks.documents",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
     "gpu": "benchmarks.gpu",

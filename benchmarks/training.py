@@ -37,6 +37,7 @@ def make_trainer(
     model: Mapping[str, Any],
     train: Mapping[str, Any],
     callbacks: Sequence[Callback] = (),
+    document_start: int | None = None,
 ) -> Trainer:
     """A trainer that is ready to step.
 
@@ -47,6 +48,7 @@ def make_trainer(
         model: the recipe's table `[model]`.
         train: the recipe's table `[train]`; endless, on the CPU and in float32 by default.
         callbacks: run at every event.
+        document_start: the token that begins a document, if they are trained each alone.
     """
     recipe = {
         "seed": SEED,
@@ -54,5 +56,5 @@ def make_trainer(
         "model": model,
         "train": {"steps": ENDLESS, **({} if "device" in train else CPU), **train},
     }
-    data = Data(split, split, NoCodec(), vocab_size, block_size)
+    data = Data(split, split, NoCodec(), vocab_size, block_size, document_start=document_start)
     return gptkit.trainer(recipe, data=data, callbacks=callbacks)

@@ -21,6 +21,7 @@ NAMES = [
     "long_run",
     "tokens",
     "read_ahead",
+    "documents",
     "sample",
     "onnx",
     "gpu",

@@ -151,6 +151,12 @@ def sees_no_later_token_and_no_other_row(model: GPT) -> None:
     assert (difference > 1e-4).all()  # it is seen at its own and at every later position
 
 
+@pytest.fixture(params=[128, 5], ids=["whole", "parts"])
+def queries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention to documents for all queries at once, and for a few at a time."""
+    monkeypatch.setattr("gptkit.model.cache.QUERIES", request.param)
+
+
 def reads_each_document_as_if_it_were_alone(model: GPT) -> None:
     x, y = documents()
     alone = [model.logits(x[row : row + 1, where])[0] for row, where in PIECES]
@@ -461,6 +467,7 @@ def test_the_modern_model_equals_transformers_llama() -> None:
     torch.testing.assert_close(ours.logits(x), theirs(x).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("queries")
 @pytest.mark.parametrize("position", names_of("position"))
 def test_a_change_in_one_document_moves_nothing_in_another(position: str) -> None:
     model = make(position=position)
@@ -478,6 +485,7 @@ def test_a_change_in_one_document_moves_nothing_in_another(position: str) -> Non
         assert torch.equal(moved, own)
 
 
+@pytest.mark.usefixtures("queries")
 @pytest.mark.parametrize("position", names_of("position"))
 @pytest.mark.parametrize("recompute", [False, True])
 def test_training_on_documents_is_training_on_each_alone(position: str, recompute: bool) -> None:

@@ -98,14 +98,8 @@ class Attention(nn.Module):
         )
         q, k = rotate(self.qk_norm(q), angles), rotate(self.qk_norm(k), angles)
         k, v = cache.extend(self.layer, k, v)
-        mask = cache.mask(q, k)
-        y = F.scaled_dot_product_attention(
-            *(q, k, v),
-            attn_mask=mask,
-            is_causal=mask is None and q.size(2) == k.size(2),
-            dropout_p=self.dropout * self.training,
-            enable_gqa=self.grouped,
-        )
+        dropout = self.dropout * self.training
+        y = cache.attend(q, k, v, dropout=dropout, grouped=self.grouped)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 

@@ -7,9 +7,13 @@ heads, hs = head size.
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptkit.recipe.options import GPTConfig
+
+QUERIES = 128
+"""Tokens whose attention is computed at once on a CPU where documents are separate."""
 
 
 class Cache(ABC):
@@ -31,6 +35,17 @@ class Cache(ABC):
         if T in (1, S):
             return None
         return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:
+        """Attention of queries (B, nh, T, hs) to keys and values (B, nkv, S, hs), as q."""
+        mask = self.mask(q, k)
+        return F.scaled_dot_product_attention(
+            *(q, k, v),
+            attn_mask=mask,
+            is_causal=mask is None and q.size(2) == k.size(2),
+            dropout_p=dropout,
+            enable_gqa=grouped,
+        )
 
     @abstractmethod
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +81,9 @@ class Documents(NoCache):
         self._positions = columns - first
         seen = (columns >= first[:, :, None]) & (columns <= columns[:, None])
         self._mask = seen[:, None]  # (B, 1, T, T)
+        self._first_keys = [0]  # that a query of each part sees, in any row
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._first_keys = first[:, ::QUERIES].amin(0).tolist()
 
     def positions(self, tokens: int) -> Tensor:
         """Positions within the documents, (B, T)."""
@@ -74,6 +92,23 @@ class Documents(NoCache):
     def mask(self, q: Tensor, k: Tensor) -> Tensor:
         """The earlier tokens of a query's own document, bool (B, 1, T, T)."""
         return self._mask
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:
+        """Attention; on a CPU to a part of the queries at a time, without keys that none sees."""
+        if len(self._first_keys) == 1:
+            return super().attend(q, k, v, dropout=dropout, grouped=grouped)
+        found = []
+        for i, first in enumerate(self._first_keys):
+            stop = (i + 1) * QUERIES
+            rows, seen = slice(i * QUERIES, stop), slice(first, stop)
+            part = F.scaled_dot_product_attention(
+                *(q[:, :, rows], k[:, :, seen], v[:, :, seen]),
+                attn_mask=self._mask[:, :, rows, seen],
+                dropout_p=dropout,
+                enable_gqa=grouped,
+            )
+            found.append(part)
+        return torch.cat(found, dim=2)
 
 
 class KVCache(Cache):
