@@ -15,7 +15,7 @@ from gptkit.contract.format import Format, TrainedModel
 from gptkit.contract.train_state import TrainState
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.folder import find_files
-from gptkit.data.progress import note, progress
+from gptkit.data.progress import note, progress, silent
 from gptkit.data.split import IGNORE, Split
 from gptkit.data.token_file import TokenFile, map_tokens
 from gptkit.data.transfer import download
@@ -58,6 +58,7 @@ __all__ = [
     "progress",
     "read_file",
     "read_json",
+    "silent",
     "staged",
     "write_atomically",
 ]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptkit.conformance.dataset import check_labels
+from gptkit.conformance.dataset import check_labels, check_loaded
+from gptkit.errors import PluginError
 from gptkit.plugin import IGNORE, Data, Split
 from gptkit.testing import LetterCodec, check_split
 
@@ -74,6 +75,29 @@ def test_a_bad_order_is_told_what_is_wrong(indices: Callable[..., Tensor], said:
     with pytest.raises(AssertionError) as caught:
         check_split(split, vocab_size=10, block_size=4)
     assert said in str(caught.value)
+
+
+def test_before_training_only_what_is_at_hand_is_looked_at() -> None:
+    """In a test all windows are looked at."""
+    seen: set[int] = set()
+
+    def see(x: Tensor, y: Tensor, indices: Tensor) -> object:
+        seen.update(indices.tolist())
+        return x, y
+
+    train, val = Windows(see), Windows()
+    data = Data(train, val, LetterCodec(), vocab_size=26, block_size=4)
+    check_loaded(data, "letters")
+    assert max(seen) == 299
+    seen.clear()
+    train.at_hand = 100
+    check_loaded(data, "letters")
+    assert max(seen) == 99
+    check_split(train, vocab_size=26, block_size=4)
+    assert max(seen) == 299
+    train.at_hand = 301
+    with pytest.raises(PluginError, match=r"letters: Windows.at_hand must be 1 .. 300, not 301"):
+        check_loaded(data, "letters")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,10 @@ def test_every_field_of_the_contracts_classes_is_told(cli: Command, part: type) 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("Split", ["stride: ", "labels: ", "indices(seed, step, batch_size)", "__len__()"]),
+        (
+            "Split",
+            ["stride: ", "labels: ", "at_hand: ", "indices(seed, step, batch_size)", "__len__()"],
+        ),
         ("Callback", ["on_save_end(state)", "    Before the batch", "weights()"]),
         ("TextCodec", ["encode(prompt)", "token_bytes\n", "    Token ids that start a sample."]),
         ("Format", ["write(model, path)", "suffix: "]),

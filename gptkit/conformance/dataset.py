@@ -62,7 +62,7 @@ def check_loaded(data: Data, name: str) -> None:
     sizes = {"vocab_size": data.vocab_size, "block_size": data.block_size}
     try:
         for split in (data.train, data.val):
-            _check_windows(split, GLANCED_AT, **sizes)
+            _check_windows(split, GLANCED_AT, among=split.at_hand, **sizes)
             _check_indices(split, [(1, 0, GLANCED_AT)])
         check_labels(data)
     except AssertionError as error:
@@ -85,15 +85,17 @@ def check_labels(data: Data) -> None:
 
 
 def _check_windows(
-    split: Split, most: int, *, vocab_size: int, block_size: int
+    split: Split, most: int, *, vocab_size: int, block_size: int, among: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Assert what holds for every window, for at most that many; return them."""
+    """Assert what holds for every window, for at most that many of the first; return them."""
     kind = type(split).__name__
     assert 1 <= split.stride <= block_size, (
         f"{kind}.stride must be 1 .. block_size ({block_size}), not {split.stride}"
     )
-    count = min(most, len(split))
-    chosen = torch.arange(count) * (len(split) - 1) // max(count - 1, 1)
+    size = len(split) if among is None else among
+    assert 1 <= size <= len(split), f"{kind}.at_hand must be 1 .. {len(split)}, not {size}"
+    count = min(most, size)
+    chosen = torch.arange(count) * (size - 1) // max(count - 1, 1)
     batch = split[chosen]
     assert isinstance(batch, tuple) and len(batch) == 2, f"{kind}[indices] must give (x, y)"
     for name, part in zip(("x", "y"), batch, strict=True):

@@ -21,10 +21,13 @@ class Split(ABC):
         stride: Step between the indices in one pass over the split: 1 for separate items,
             block_size for a stream, in which the windows of neighbouring indices overlap.
         labels: The class of every item, int64 (len(self),); None if items have no classes.
+        at_hand: How many of the first windows or items can be read without a download, so that
+            gptkit looks at those before training; None if all can.
     """
 
     stride: int = 1
     labels: Tensor | None = None
+    at_hand: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:
