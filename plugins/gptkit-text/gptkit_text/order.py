@@ -42,20 +42,31 @@ class Order:
         source, number = interleave(draws, self.weights)
         tokens, start = np.array(self.tokens), np.cumsum([0, *self.tokens])
         if self.shuffle:
-            found = self._shuffled(seed, source, number, tokens[source])
+            found = epochs(seed, source, number, tokens[source], block_size=self.block_size)
         else:  # as in `Split.indices`
             philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
             positions = (tokens[source] - self.block_size).astype(np.uint64)
             found = (philox.random_raw(batch_size) % positions).astype(np.int64)
         return start[source] + found
 
-    def _shuffled(self, seed: int, source: Ints, number: Ints, tokens: Ints) -> Ints:
-        """Windows side by side. What they leave over at the end varies from epoch to epoch."""
-        windows, left = np.divmod(tokens - 1, self.block_size)
-        epoch, place = np.divmod(number, windows)
-        key = mixed(mixed(mixed(np.full(len(source), seed)) + words(source)) + words(epoch))
-        shift = (mixed(key) % words(left + 1)).astype(np.int64)
-        return shift + shuffled(place, windows, key) * self.block_size
+
+def epochs(seed: int, source: Ints, number: Ints, tokens: Ints, *, block_size: int) -> Ints:
+    """The positions of windows side by side, each once per epoch.
+
+    The tokens that are left over at the end of a source are others in every epoch.
+
+    Args:
+        seed: of the order.
+        source: whose windows, as a number for each draw.
+        number: of the earlier draws from that source.
+        tokens: of that source.
+        block_size: tokens of a window.
+    """
+    windows, left = np.divmod(tokens - 1, block_size)
+    epoch, place = np.divmod(number, windows)
+    key = mixed(mixed(mixed(np.full(len(source), seed)) + words(source)) + words(epoch))
+    shift = (mixed(key) % words(left + 1)).astype(np.int64)
+    return shift + shuffled(place, windows, key) * block_size
 
 
 def shuffled(numbers: Ints, size: Ints | int, key: Words | int) -> Ints:

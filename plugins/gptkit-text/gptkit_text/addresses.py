@@ -1,0 +1,108 @@
+"""Files at addresses: copied from an HTTP server, or from anywhere by fsspec."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from gptkit.plugin import DataError, DownloadError, download, note, progress
+
+CHUNK = 1 << 20  # bytes copied at a time
+PAUSES = (1.0, 3.0, 10.0)
+"""Seconds before each further try to copy by fsspec, whose file systems try again themselves."""
+
+Expect = Callable[[int], object]
+
+
+class _BrokenOff(Exception):  # noqa: N818 - of a try, not of the copy
+    """What broke a try off; a further one may succeed, unless it is `final`."""
+
+    final = False
+
+
+def name_of(address: str) -> str:
+    """The name of the file at an address."""
+    return unquote(urlsplit(address).path).rstrip("/").rsplit("/", 1)[-1] or "file"
+
+
+def copy(address: str, target: Path, *, expect: Expect) -> None:
+    """Copy the file at an address to `target`, which is complete afterwards.
+
+    Args:
+        address: with "://"; of HTTP, or of a file system that fsspec knows.
+        target: a new file.
+        expect: called with the size in bytes before anything of that size is written.
+
+    Raises:
+        DownloadError: it cannot be had.
+        DataError: fsspec, or what it needs for this address, is not installed.
+        OSError: the target cannot be written.
+    """
+    if urlsplit(address).scheme.lower() in ("http", "https"):
+        download(address, target, expect=expect)
+        return
+    system, path = _file_system(address)
+    for pause in (*PAUSES, None):
+        try:
+            _copy(system, path, target, expect)
+            return
+        except _BrokenOff as error:
+            if pause is None or error.final:
+                tries = "" if error.final else f" in {len(PAUSES) + 1} tries"
+                raise DownloadError(
+                    f"{address}: cannot be read{tries}: {error}",
+                    hint="check the address, the network and what you may read there",
+                ) from error
+            note(f"{address}: {error}; trying again in {pause:g} s")
+            time.sleep(pause)
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """The file system of fsspec that an address belongs to, and the path there."""
+    try:
+        import fsspec
+    except ImportError:
+        raise DataError(
+            f"{address}: needs the package fsspec, which is not installed",
+            hint='pip install fsspec, or "gptkit-text[remote]"',
+        ) from None
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:  # no such protocol, or its package is missing
+        raise DataError(f"{address}: {error}", hint="check the address in [dataset]") from error
+    return system, path
+
+
+def _copy(system: Any, path: str, target: Path, expect: Expect) -> None:
+    size = _asked(lambda: system.size(path))
+    if not isinstance(size, int):
+        raise _BrokenOff("nobody says how long the file is")
+    expect(size)
+    have = 0
+    with target.open("wb") as file, progress(f"copying {target.name}", total=size) as advance:
+        for chunk in _chunks(system, path):
+            file.write(chunk)
+            have += len(chunk)
+            advance(len(chunk))
+    if have != size:
+        raise _BrokenOff(f"{have:,} bytes came where {size:,} should")
+
+
+def _chunks(system: Any, path: str) -> Iterator[bytes]:
+    file = _asked(lambda: system.open(path, "rb"))
+    try:
+        while chunk := _asked(lambda: file.read(CHUNK)):
+            yield chunk
+    finally:
+        file.close()
+
+
+def _asked(question: Callable[[], Any]) -> Any:
+    """What a file system answers; it may fail with exceptions of any library."""
+    try:
+        return question()
+    except Exception as error:
+        broken = _BrokenOff(f"{type(error).__name__}: {error}")
+        broken.final = isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
+        raise broken from error
