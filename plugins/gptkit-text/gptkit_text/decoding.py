@@ -18,6 +18,8 @@ HALF = re.compile("[\ud800-\udfff]")
 MARK = "\ufeff"  # byte order mark
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's begins with UTF-16's
 
+MANY_ZEROS = 8  # one in so many bytes is zero in UTF-16, unlike in a text with a stray one
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -106,8 +108,10 @@ class Decoder:
             return text, used
         if self.errors == "replace":
             return text.replace("\0", REPLACEMENT), used
-        zero = _byte(data, data.index(0), offset)
-        raise DataError(f"{self.path}: not a text: {zero}", hint=SAVE)
+        raise DataError(
+            f"{self.path}: not a text: {_byte(data, data.index(0), offset)}",
+            hint=SAVE if data.count(0) * MANY_ZEROS > len(data) else OR_REPLACE,
+        )
 
 
 def _byte(data: bytes, index: int, offset: int = 0) -> str:

@@ -33,11 +33,11 @@ def parquet_texts(
         try:
             file = ParquetFile(raw, buffer_size=BUFFER)
             _check_column(file.schema_arrow, path, text_key)
-            done, share = 0, path.stat().st_size / max(file.metadata.num_rows, 1)
+            done, size, rows = 0, path.stat().st_size, file.metadata.num_rows
             for batch in _batches(file, text_key):
                 for row, value in enumerate(batch, done + 1):
                     yield "" if value is None else decoder.value(value, row)
-                advance(int(share * (done + len(batch))) - int(share * done))
+                advance(size * (done + len(batch)) // rows - size * done // rows)
                 done += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise DataError(

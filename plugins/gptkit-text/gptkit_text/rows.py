@@ -12,6 +12,7 @@ from gptkit_text.decoding import Decoder
 MOST_ROW = 1 << 30
 """Bytes of a row, or of a JSON file that is no JSONL: these are held in memory."""
 SHOWN = 10  # keys in an error
+LONGEST_SHOWN = 100  # characters of a key
 ROW_HINT = "each line should have one JSON object"
 FILE_HINT = "it should have an object, a list of objects, or one object per line"
 KINDS = {bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
@@ -83,7 +84,8 @@ def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str
 
 def no_text_key(place: str, text_key: str, names: Collection[str], *, kind: str) -> DataError:
     """The error for a row or a file without the key or the column that should have the text."""
-    shown = ", ".join(harmless(name, keep="") for name in itertools.islice(names, SHOWN))
+    first = itertools.islice(names, SHOWN)
+    shown = ", ".join(harmless(name[:LONGEST_SHOWN], keep="") for name in first)
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     there = f"its {kind}s are {shown}{more}" if names else f"it has no {kind}s"
     return DataError(

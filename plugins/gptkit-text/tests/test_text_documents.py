@@ -282,6 +282,14 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet", errors="replace") == ["fine", "a\ufffd"]
 
 
+def test_a_stray_zero_byte_may_be_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"a text with a zero\0byte")
+    with pytest.raises(DataError, match="not a text: bad byte 0x00 at offset 18") as caught:
+        read(path)
+    assert 'errors = "replace"' in str(caught.value.hint)
+    assert read(path, errors="replace") == ["a text with a zero\ufffdbyte"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_utf16_is_recognised(tmp_path: Path, encoding: str) -> None:
     path = write(tmp_path / "a.txt", "text\n".encode(encoding))
