@@ -23,6 +23,7 @@ from gptkit.plugin import (
     read_file,
 )
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
 from gptkit_text.encode import encode
 from gptkit_text.files import TextFile, common_place, digest_all, file_digest
@@ -88,7 +89,8 @@ def encoded(
     """
     states, source = _states(reader.files), digest_all(reader.files)
     task = _Task(reader, codec, val_fraction, processes, states, source)
-    folder = (cache or cache_folder("text") / "encoded") / task.key
+    key = _key(source, codec, reader.errors, val_fraction)
+    folder = (cache or cache_folder("text") / "encoded") / key
     with cache_errors(folder):
         index = _open(folder)
         if index is None:
@@ -96,6 +98,23 @@ def encoded(
             with _alone(folder.with_name(f".{folder.name}.lock"), task.place.name):
                 index = _open(folder) or _build(folder, task)
     return Encoded(folder, index, task.source)
+
+
+def opened(
+    source: str, codec: TokenizerCodec, *, errors: Errors, val_fraction: float, cache: Path
+) -> Encoded | None:
+    """The tokens of files, if they are in the cache; the files need not be there.
+
+    Args:
+        source: digest of the files.
+        codec: gave the tokens.
+        errors: as for the reader of the files.
+        val_fraction: share of the documents for validation.
+        cache: the folder around the result.
+    """
+    folder = cache / _key(source, codec, errors, val_fraction)
+    index = _open(folder)
+    return Encoded(folder, index, source) if index else None
 
 
 def shared_share(sources: Sequence[Encoded]) -> float:
@@ -121,13 +140,6 @@ class _Task:
     """Of the files, before their digest was known."""
     source: str
     """Digest of the files."""
-
-    @property
-    def key(self) -> str:
-        """Digest of all that decides the tokens."""
-        codec = self.codec.model_dump(mode="json")
-        options = [FORMAT, self.source, codec, self.reader.errors, self.val_fraction]
-        return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
     @property
     def place(self) -> Path:
@@ -157,6 +169,12 @@ class _Task:
 
     def _changed(self) -> DataError:
         return DataError(f"{self.place}: changed while it was read", hint="try again")
+
+
+def _key(source: str, codec: TokenizerCodec, errors: Errors, val_fraction: float) -> str:
+    """Digest of all that decides the tokens."""
+    options = [FORMAT, source, codec.model_dump(mode="json"), errors, val_fraction]
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
 
 def _build(folder: Path, task: _Task) -> Index:
