@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Self
@@ -22,6 +23,18 @@ from gptkit_text.windows import Segment, Windows, cut, length
 SONNETS = Path(__file__).with_name("sonnets.jsonl")
 Streams = tuple[Sequence[Segment], Sequence[Segment]]
 """The tokens for training and those for validation."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and its tokens."""
+
+    sources: Sequence[Source]
+    encoded: Sequence[Encoded]
+    """The tokens of each source."""
+    codec: TokenizerCodec
+    key: str
+    """Digest of the text."""
 
 
 class Text(Dataset):
@@ -77,22 +90,31 @@ class Text(Dataset):
             DownloadError: something cannot be downloaded.
             RunError: a process that encodes has ended.
         """
+        corpus = self.corpus()
+        train, val = self._splits(corpus, self.streams(corpus))
+        return Data(
+            train=train,
+            val=val,
+            codec=corpus.codec,
+            vocab_size=corpus.codec.vocab_size,
+            block_size=self.block_size,
+            sha256=corpus.key,
+            document_start=corpus.codec.end if self.documents == "mask" else None,
+        )
+
+    def corpus(self) -> Corpus:
+        """The text, encoded unless it is in the cache; `load` says what it raises."""
         sources = [open_source(table, self.errors) for table in self._tables()]
         digests = [digest_all(source.reader.files) for source in sources]
         key = hashlib.sha256(json.dumps([digests, self.errors]).encode()).hexdigest()
         codec = make_codec(
             self.tokenizer, lambda: texts(sources), key=key, join=self.documents == "join"
         )
-        train, val = self._splits(sources, [self._encoded(source, codec) for source in sources])
-        return Data(
-            train=train,
-            val=val,
-            codec=codec,
-            vocab_size=codec.vocab_size,
-            block_size=self.block_size,
-            sha256=key,
-            document_start=codec.end if self.documents == "mask" else None,
-        )
+        return Corpus(sources, [self._encoded(source, codec) for source in sources], codec, key)
+
+    def streams(self, corpus: Corpus) -> list[Streams]:
+        """The tokens of each source for training and for validation."""
+        return [self._divide(*pair) for pair in zip(corpus.sources, corpus.encoded, strict=True)]
 
     def _tables(self) -> list[TextSource]:
         """The sources, also of a single one."""
@@ -104,17 +126,17 @@ class Text(Dataset):
         cores = self.processes or _cores()
         return encoded(source.reader, codec, val_fraction=self.val_fraction, processes=cores)
 
-    def _splits(self, sources: Sequence[Source], found: Sequence[Encoded]) -> list[Windows]:
+    def _splits(self, corpus: Corpus, streams: Sequence[Streams]) -> list[Windows]:
         """The windows for training, in the order of the options, and those for validation."""
-        streams = [self._divide(*pair) for pair in zip(sources, found, strict=True)]
+        sources = corpus.sources
         order = Order(
             tokens=tuple(length(train) for train, _ in streams),
             weights=whole([source.weight for source in sources]),
             block_size=self.block_size,
             shuffle=self.order == "shuffle",
         )
-        self._check_lengths(sources, streams)
-        dtype, names = found[0].index.dtype, [source.name for source in sources]
+        self.check_lengths(sources, streams)
+        dtype, names = corpus.encoded[0].index.dtype, [source.name for source in sources]
         return [
             Windows(
                 [segment for stream in streams for segment in stream[i]],
@@ -143,7 +165,8 @@ class Text(Dataset):
         )
         return cut(both, 0, place), cut(both, place, total)
 
-    def _check_lengths(self, sources: Sequence[Source], streams: Sequence[Streams]) -> None:
+    def check_lengths(self, sources: Sequence[Source], streams: Sequence[Streams]) -> None:
+        """Raise a DataError if a split is shorter than a window."""
         trains, val = [length(train) for train, _ in streams], sum(length(v) for _, v in streams)
         shortest = min(trains)
         largest = min(shortest, val) - 1  # a window needs one token more, for its last target
