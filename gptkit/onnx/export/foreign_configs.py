@@ -59,6 +59,7 @@ def config_files(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
             "clean_up_tokenization_spaces": False,
+            **_end_token(contents, codec.stop_tokens),
         }
     return files
 
@@ -169,6 +170,13 @@ def tokenizer_contents(codec: Codec) -> dict[str, Any] | None:
     if not isinstance(contents, dict):
         raise PluginError(f"{type(codec).__name__}.tokenizer_json is no JSON object")
     return contents
+
+
+def _end_token(contents: dict[str, Any], stop_tokens: Sequence[int]) -> dict[str, Any]:
+    """The end token's name in tokenizer_config.json; what spells it in a text is no end token."""
+    added = contents.get("added_tokens") or []
+    names = [token["content"] for token in added if token["id"] in stop_tokens]
+    return {"eos_token": names[0], "split_special_tokens": True} if names else {}
 
 
 def _one_or_all(ids: Sequence[int]) -> int | list[int]:

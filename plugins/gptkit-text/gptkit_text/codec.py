@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import NonNegativeInt, model_validator
 
 from gptkit.codec import PromptError, TextCodec
-from gptkit_text.vocabulary import Vocabulary, byte_tokenizer, read_vocabulary
+from gptkit_text.vocabulary import Vocabulary, begin_with, byte_tokenizer, read_vocabulary
 
 
 class TokenizerCodec(TextCodec):
@@ -26,6 +26,8 @@ class TokenizerCodec(TextCodec):
         size = self.vocab_size  # raises if the tokenizer is none
         if self.end is not None and self.end >= size:
             raise ValueError(f"end should be below {size}, got {self.end}")
+        if self.tokenizer and self.end is not None and self.end not in self._vocabulary.control:
+            raise ValueError(f"the end token, {self.end}, should be special, and stand for no text")
         return self
 
     @property
@@ -79,8 +81,12 @@ class TokenizerCodec(TextCodec):
         return ids if self._vocabulary.control.isdisjoint(ids) else self._divide_spelt(text)
 
     def tokenizer_json(self) -> str:
-        """The text of a `tokenizer.json` that gives what `divide` gives."""
-        return self.tokenizer or byte_tokenizer(self.end)
+        """The text of a `tokenizer.json` that gives what `encode` gives, the end token first.
+
+        A program that leaves special tokens out gets what `divide` gives.
+        """
+        text = self.tokenizer or byte_tokenizer(self.end)
+        return text if self.end is None else begin_with(text, self.end)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

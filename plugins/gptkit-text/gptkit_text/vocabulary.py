@@ -75,16 +75,16 @@ def prepare(text: str, *, end: str | None = None) -> tuple[str, int]:
     Raises:
         ValueError: says what is wrong with the file.
     """
-    library = _load(text)
+    ids: dict[str, int] = _load(text).get_vocab(with_added_tokens=True)
     spec: Spec = json.loads(text)
-    _check_ids(library.get_vocab(with_added_tokens=True), spec)
+    _check_ids(ids, spec)
     spec |= {"truncation": None, "padding": None, "post_processor": None}
     spec["model"]["dropout"] = None
     spec["normalizer"] = _without_prefix(spec["normalizer"])
     spec["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])
     spec["decoder"] = _decoder(spec)
-    token = _mark_end(spec, library, end)
-    return json.dumps(spec, ensure_ascii=False, separators=(",", ":")), token
+    token = _mark_end(spec, ids, end)
+    return _written(spec), token
 
 
 def byte_tokenizer(end: int | None) -> str:
@@ -98,7 +98,22 @@ def byte_tokenizer(end: int | None) -> str:
         "decoder": BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": vocab, "merges": []},
     }
-    return json.dumps(spec, ensure_ascii=False)
+    return _written(spec)
+
+
+def begin_with(text: str, token: int) -> str:
+    """The `tokenizer.json` that puts a special token before every text."""
+    spec: Spec = json.loads(text)
+    (name,) = (added["content"] for added in spec["added_tokens"] if added["id"] == token)
+    special = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, special, second],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
+    return _written(spec)
 
 
 def byte_symbols() -> list[str]:
@@ -145,6 +160,10 @@ def _byte(piece: str) -> bytes | None:
         except ValueError:
             return None
     return None
+
+
+def _written(spec: Spec) -> str:
+    return json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
 
 
 def _load(text: str) -> Tokenizer:
@@ -227,17 +246,20 @@ def _decoder(spec: Spec) -> Spec | None:
     return decoder
 
 
-def _mark_end(spec: Spec, library: Tokenizer, end: str | None) -> int:
+def _mark_end(spec: Spec, ids: dict[str, int], end: str | None) -> int:
     """Make a token the end token, which is a special one, and return its id."""
-    ids = library.get_vocab(with_added_tokens=True)
     if end is not None and end not in ids:
         raise ValueError(f"tokenizer_config.json names the end token {end!r}, which is no token")
     end = end or next((name for name in ENDS if name in ids), END)
+    token, model = ids.get(end, len(ids)), spec["model"]
+    if model["type"] == "BPE" and model.get("unk_token") == end:
+        model["unk_token"] = None  # of a byte-level one: nothing is unknown
+    if model.get("unk_token") == end or model.get("unk_id") == token:
+        raise ValueError(f"the end token, {end!r}, stands for unknown characters, too")
     others = [added for added in spec["added_tokens"] if added["content"] != end]
-    spec["added_tokens"] = sorted(
-        [*others, special_token(end, ids.get(end, len(ids)))], key=lambda added: int(added["id"])
-    )
-    return ids.get(end, len(ids))
+    added = [*others, special_token(end, token)]
+    spec["added_tokens"] = sorted(added, key=lambda entry: int(entry["id"]))
+    return token
 
 
 def special_token(content: str, token: int) -> Spec:

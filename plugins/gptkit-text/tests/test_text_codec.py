@@ -72,6 +72,12 @@ def test_half_a_character_is_no_prompt(codec: TokenizerCodec) -> None:
     assert str(caught.value) == "prompt: half a character, U+D83D, at 2"
 
 
+def test_an_end_token_that_a_text_can_have_is_refused() -> None:
+    learned = make_codec(TrainTokenizer(train=300), lambda: [TEXT], key="x", join=True)
+    with pytest.raises(ValidationError, match="the end token, 5, should be special"):
+        TokenizerCodec(tokenizer=learned.tokenizer, end=5)
+
+
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
@@ -91,9 +97,9 @@ import json, sys
 from transformers import PreTrainedTokenizerFast
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1], split_special_tokens=True)
 texts = json.load(sys.stdin)
-ids = [tokenizer.encode(text) for text in texts]
-decoded = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]
-print(json.dumps([ids, decoded]))
+ids = [tokenizer(text)["input_ids"] for text in texts]
+bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+print(json.dumps([ids, bare, tokenizer.batch_decode(ids, skip_special_tokens=True)]))
 """
 
 
@@ -105,8 +111,9 @@ def test_transformers_divides_texts_alike(codec: TokenizerCodec, tmp_path: Path)
     path.write_text(codec.tokenizer_json(), encoding="utf-8")
     command = [sys.executable, "-c", READ, str(path)]
     printed = subprocess.check_output(command, input=json.dumps(texts), text=True)
-    ids, decoded = json.loads(printed)
-    assert ids == [codec.divide(text) for text in texts]
+    ids, bare, decoded = json.loads(printed)
+    assert ids == [codec.encode(text) for text in texts]
+    assert bare == [codec.divide(text) for text in texts]
     assert decoded == texts
 
 

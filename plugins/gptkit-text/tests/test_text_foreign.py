@@ -18,6 +18,7 @@ from tokenizers import (
     trainers,
 )
 
+from gptkit.plugin import DataError
 from gptkit.testing import check_codec
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.tokenizer import make_codec
@@ -221,3 +222,15 @@ def test_a_normalizer_never_makes_the_end_token(tmp_path: Path) -> None:
     tokens = codec.divide("\uff1c/s\uff1e")
     assert codec.end not in tokens
     assert codec.decode(tokens) == b"</s>"
+
+
+def test_an_end_token_for_unknown_characters(tmp_path: Path) -> None:
+    """As in GPT-2's, where nothing is unknown; elsewhere it cannot be the end token."""
+    spec = byte_level()
+    spec["model"]["unk_token"] = "<|im_end|>"
+    codec = codec_of(spec, tmp_path)
+    assert codec.end not in codec.divide("The <|im_end|> of 🦊")
+    spec = word_piece()
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[UNK]"}')
+    with pytest.raises(DataError, match=r"the end token, '\[UNK\]', stands for unknown"):
+        codec_of(spec, tmp_path)
