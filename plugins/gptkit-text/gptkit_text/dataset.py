@@ -114,7 +114,7 @@ class Text(Dataset):
 
     def streams(self, corpus: Corpus) -> list[Streams]:
         """The tokens of each source for training and for validation."""
-        return [self._divide(*pair) for pair in zip(corpus.sources, corpus.encoded, strict=True)]
+        return [self._divide(encoded) for encoded in corpus.encoded]
 
     def _tables(self) -> list[TextSource]:
         """The sources, also of a single one."""
@@ -136,6 +136,12 @@ class Text(Dataset):
             shuffle=self.order == "shuffle",
         )
         self.check_lengths(sources, streams)
+        for source, one, (_, val) in zip(sources, corpus.encoded, streams, strict=True):
+            if val != one.segments("val"):
+                note(
+                    f"{source.place}: too few documents to take whole ones for validation: "
+                    f"its last {length(val):,} tokens are taken"
+                )
         dtype, names = corpus.encoded[0].index.dtype, [source.name for source in sources]
         return [
             Windows(
@@ -148,7 +154,7 @@ class Text(Dataset):
             for i in range(2)
         ]
 
-    def _divide(self, source: Source, found: Encoded) -> Streams:
+    def _divide(self, found: Encoded) -> Streams:
         """A source's tokens for training and validation.
 
         Where whole documents leave one side without a window, the end is for validation.
@@ -159,10 +165,6 @@ class Text(Dataset):
         both = [*train, *val]
         total = length(both)
         place = int(total * (1 - Fraction(str(self.val_fraction))))
-        note(
-            f"{source.place}: too few documents to take whole ones for validation: "
-            f"its last {total - place:,} tokens are taken"
-        )
         return cut(both, 0, place), cut(both, place, total)
 
     def check_lengths(self, sources: Sequence[Source], streams: Sequence[Streams]) -> None:

@@ -119,7 +119,7 @@ def in_order(
     else:
         return
     waiting = deque[tuple[Block, Future[EncodedBlock]]]()
-    with Workers(codec, processes) as workers:
+    with Workers(codec, encoder.dtype, processes) as workers:
         for block in left:
             waiting.append((block, workers.submit(block)))
             if len(waiting) > 2 * processes:  # bounds the memory
@@ -132,13 +132,13 @@ def in_order(
 class Workers:
     """Processes that encode blocks, each with a thread of this process that waits for it."""
 
-    def __init__(self, codec: TokenizerCodec, count: int) -> None:
+    def __init__(self, codec: TokenizerCodec, dtype: str, count: int) -> None:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="gptkit-text")
         self._all = list[_Worker]()
         self._idle = SimpleQueue[_Worker]()
         try:
             for _ in range(count):
-                self._all.append(_Worker(codec))
+                self._all.append(_Worker(codec, dtype))
                 self._idle.put(self._all[-1])
         except BaseException:
             self.close()
@@ -176,9 +176,9 @@ class Workers:
 class _Worker:
     """A process that encodes blocks."""
 
-    def __init__(self, codec: TokenizerCodec) -> None:
+    def __init__(self, codec: TokenizerCodec, dtype: str) -> None:
         self._codec: bytes | None = codec.model_dump_json().encode()
-        self._dtype = BlockEncoder(codec).dtype
+        self._dtype = dtype
         # The same modules as here, from the same places; and no threads: the processes are enough.
         path = os.pathsep.join(map(os.path.abspath, sys.path))
         try:

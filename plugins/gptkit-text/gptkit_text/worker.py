@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.words import Encoder
 
-NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
+NO_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
+PUNCTUATION = re.compile("[\u00a0\u2000-\u206f\u3000-\u303f]+")
+"""Spaces, quotation marks, dashes and the like beyond ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,11 @@ def main() -> None:
 
 def _hash(text: str) -> int:
     """64 bits that do not depend on case, spaces and punctuation."""
-    letters = NOT_ALPHANUMERIC.sub("", text.casefold()) or text.strip()
-    return int.from_bytes(blake2b(letters.encode(), digest_size=8).digest(), "little")
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = PUNCTUATION.sub("", folded)
+    letters = folded.encode().translate(None, NO_LETTERS) or text.strip().encode()
+    return int.from_bytes(blake2b(letters, digest_size=8).digest(), "little")
 
 
 def _read(file: IO[bytes], size: int) -> bytes:

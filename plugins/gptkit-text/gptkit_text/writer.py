@@ -76,7 +76,8 @@ class Writer:
     def finish(self, end: int | None, skipped: dict[str, int]) -> Index:
         """Complete the folder: the last end token, what belongs to all shards, and the index."""
         for split in self._splits:
-            split.append(np.array([] if end is None else [end], self._dtype))
+            ends = [] if end is None or not split.totals.documents else [end]
+            split.append(np.array(ends, self._dtype))
             split.sync()
             split.close()
             split.sketch.tofile(self.folder / f"sketch-{split.name}.bin")
