@@ -12,11 +12,16 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from gptkit.plugin import Data, DataError, Dataset, note
+from gptkit_text.addresses import name_of
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.documents import Reader
 from gptkit_text.files import digest_all
 from gptkit_text.order import Order, whole
+from gptkit_text.remote import RemoteShards, Shard, open_first
+from gptkit_text.remote_text import GIGABYTE, RemoteText
 from gptkit_text.shards import Encoded, encoded
-from gptkit_text.sources import Places, Source, TextSource, open_source, texts
+from gptkit_text.sources import Places, Source, TextSource, addresses_of, open_source, texts
+from gptkit_text.store import Store
 from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
 from gptkit_text.windows import Segment, Windows, cut, length
 
@@ -35,6 +40,8 @@ class Corpus:
     codec: TokenizerCodec
     key: str
     """Digest of the text."""
+    remote: RemoteText | None = None
+    """All shards of a text at addresses; the source is the first one of them."""
 
 
 class Text(Dataset):
@@ -92,9 +99,10 @@ class Text(Dataset):
         """
         corpus = self.corpus()
         train, val = self._splits(corpus, self.streams(corpus))
+        shuffle, remote = self.order == "shuffle", corpus.remote
         return Data(
-            train=train,
-            val=val,
+            train=RemoteShards(remote, corpus.codec, train, shuffle=shuffle) if remote else train,
+            val=Shard(remote, 0, corpus.codec, val) if remote else val,
             codec=corpus.codec,
             vocab_size=corpus.codec.vocab_size,
             block_size=self.block_size,
@@ -104,13 +112,29 @@ class Text(Dataset):
 
     def corpus(self) -> Corpus:
         """The text, encoded unless it is in the cache; `load` says what it raises."""
-        sources = [open_source(table, self.errors) for table in self._tables()]
+        tables, join = self._tables(), self.documents == "join"
+        if addresses := addresses_of(tables):
+            return self._remote_corpus(addresses)
+        sources = [open_source(table, self.errors) for table in tables]
         digests = [digest_all(source.reader.files) for source in sources]
         key = hashlib.sha256(json.dumps([digests, self.errors]).encode()).hexdigest()
-        codec = make_codec(
-            self.tokenizer, lambda: texts(sources), key=key, join=self.documents == "join"
-        )
+        codec = make_codec(self.tokenizer, lambda: texts(sources), key=key, join=join)
         return Corpus(sources, [self._encoded(source, codec) for source in sources], codec, key)
+
+    def _remote_corpus(self, addresses: Sequence[str]) -> Corpus:
+        """Of a text at addresses: its first shard, from which the tokenizer learns."""
+        remote = RemoteText(
+            addresses,
+            Store(int(self.cache_gb * GIGABYTE)),
+            text_key=self.text_key,
+            errors=self.errors,
+            val_fraction=self.val_fraction,
+            processes=self.processes or _cores(),
+        )
+        codec, first, key = open_first(remote, self.tokenizer, join=self.documents == "join")
+        name = name_of(addresses[0])
+        source = Source(Path(name).stem, 1.0, Reader([]), address=addresses[0])
+        return Corpus([source], [first], codec, key, remote)
 
     def streams(self, corpus: Corpus) -> list[Streams]:
         """The tokens of each source for training and for validation."""

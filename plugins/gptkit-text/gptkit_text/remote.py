@@ -55,23 +55,6 @@ def open_first(
     return codec, found, hashlib.sha256(json.dumps([known, names]).encode()).hexdigest()
 
 
-def remote_splits(
-    text: RemoteText, codec: TokenizerCodec, *, train: Windows, val: Windows, shuffle: bool
-) -> tuple[Split, Split]:
-    """The windows of all shards for training, and those of the first one for validation.
-
-    Args:
-        text: the shards.
-        codec: gives their tokens.
-        train: the first shard's windows for training.
-        val: its windows for validation.
-        shuffle: draw each window once in a visit.
-    """
-    tokens = len(train) + train.stride
-    visits = Visits(len(text.addresses), tokens, block_size=train.stride, shuffle=shuffle)
-    return RemoteShards(text, codec, train, visits), Shard(text, 0, codec, val)
-
-
 class RemoteShards(Split):
     """The windows of all shards, as if each were as long as the first: see `Visits`.
 
@@ -81,14 +64,16 @@ class RemoteShards(Split):
         text: the shards.
         codec: gives their tokens.
         first: the training windows of the first shard.
-        visits: the order.
+        shuffle: draw each window once in a visit.
     """
 
     def __init__(
-        self, text: RemoteText, codec: TokenizerCodec, first: Windows, visits: Visits
+        self, text: RemoteText, codec: TokenizerCodec, first: Windows, *, shuffle: bool
     ) -> None:
-        self.text, self.codec, self.visits = text, codec, visits
-        self.stride, self.at_hand = first.stride, visits.positions
+        self.text, self.codec = text, codec
+        tokens, block_size = len(first) + first.stride, first.stride
+        self.visits = Visits(len(text.addresses), tokens, block_size=block_size, shuffle=shuffle)
+        self.stride, self.at_hand = block_size, self.visits.positions
         self._shards = {0: Shard(text, 0, codec, first)}
         self._ahead = _Ahead(text, codec)
         self._next: int | None = None

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from gptkit.plugin import LocalPath, progress
+from gptkit.plugin import DataError, LocalPath, progress
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
 from gptkit_text.files import common_place, expand, find
@@ -83,16 +83,34 @@ class Source:
     name: str
     weight: float
     reader: Reader
+    address: str | None = None
+    """Where it is, if that is not on this machine; the reader has no files then."""
 
     @property
-    def place(self) -> Path:
-        """Its file, or the folder around all its files."""
-        return common_place([file.path for file in self.reader.files])
+    def place(self) -> str:
+        """Its file, the folder around all its files, or its address."""
+        return self.address or str(common_place([file.path for file in self.reader.files]))
 
 
 def places(path: Places | None) -> list[str]:
     """The single ones that a path option names."""
     return [path] if isinstance(path, str) else list(path or [])
+
+
+def addresses_of(tables: Sequence[TextSource]) -> list[str]:
+    """The addresses of the shards of a remote text; none if all is on this machine.
+
+    Raises:
+        DataError: some is here and some is not, or it is a mixture.
+    """
+    named = [place for table in tables for place in places(table.path)]
+    remote = [place for place in named if is_remote(place)]
+    if remote and (len(tables) > 1 or len(remote) < len(named)):
+        raise DataError(
+            f"{remote[0]}: shards at addresses cannot be mixed with other texts",
+            hint="give one list of addresses as path in [dataset], or download the files",
+        )
+    return [address for place in remote for address in expand(place)]
 
 
 def open_source(table: TextSource, errors: Errors) -> Source:
@@ -115,5 +133,5 @@ def texts(sources: Sequence[Source]) -> Iterator[str]:
     """All documents, or pieces of them, to learn a tokenizer from."""
     for source in sources:
         reader = source.reader
-        with progress(f"reading {source.place.name}", total=reader.total) as advance:
+        with progress(f"reading {Path(source.place).name}", total=reader.total) as advance:
             yield from (part.text for part in reader.parts(advance))

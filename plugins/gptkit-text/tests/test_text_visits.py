@@ -59,12 +59,12 @@ def test_with_replacement_windows_begin_anywhere_in_the_visited_shard() -> None:
     shard, position = np.divmod(visits.indices(1, 0, 3 * visits.windows), visits.positions)
     assert [len(set(part)) for part in np.split(shard, 3)] == [1, 1, 1]
     assert len(set(position % 10)) == 10
-    assert (0 <= position).all()
+    assert (position >= 0).all()
     assert (position < visits.positions).all()
 
 
 def test_many_large_shards_have_no_list_of_their_windows() -> None:
     visits = Visits(shards=10**5, tokens=10**9, block_size=1024, shuffle=True)
     found = visits.indices(1, 10**7, 512)
-    assert (0 <= found).all()
+    assert (found >= 0).all()
     assert (found < 10**5 * visits.positions).all()
