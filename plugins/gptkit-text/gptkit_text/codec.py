@@ -8,7 +8,8 @@ from typing import Self
 from pydantic import NonNegativeInt, model_validator
 
 from gptkit.codec import PromptError, TextCodec
-from gptkit_text.vocabulary import Vocabulary, begin_with, byte_tokenizer, read_vocabulary
+from gptkit_text.tokenizer_file import begin_with, byte_tokenizer
+from gptkit_text.vocabulary import Vocabulary, read_vocabulary
 
 
 class TokenizerCodec(TextCodec):
@@ -17,7 +18,7 @@ class TokenizerCodec(TextCodec):
     contract = 1
 
     tokenizer: str
-    """The text of a `tokenizer.json`, as `vocabulary.prepare` gives it; "" for single bytes."""
+    """The text of a `tokenizer.json`, as `tokenizer_file.prepare` gives it; "" for single bytes."""
     end: NonNegativeInt | None = None
     """The id that begins a document and ends a sample; None if the texts are joined."""
 

@@ -1,15 +1,12 @@
 """The recipe's option `tokenizer`: trained on the text, GPT-2's, a file's, or single bytes."""
 
 import hashlib
-import heapq
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptkit.plugin import (
     DataError,
@@ -21,12 +18,12 @@ from gptkit.plugin import (
     fetch,
     lock,
     note,
-    progress,
     read_file,
     read_json,
 )
+from gptkit_text.bpe import train_bpe
 from gptkit_text.codec import TokenizerCodec
-from gptkit_text.vocabulary import END, prepare
+from gptkit_text.tokenizer_file import END, pair_tokenizer, prepare
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_FILES = {
@@ -39,8 +36,6 @@ PROBES = ("One, two  three\n\tfour", "Zwölf", "A\u030a", "千🦊")
 """Texts that some tokenizers do not give back: spaces, capitals, marks, rare characters."""
 VERSION = 1
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
-SAMPLED = re.compile(r".{1,65536}(?=\s|\Z)|.{1,65536}", re.DOTALL)
-"""A piece of text for the sample; it ends with a word if it can."""
 
 
 class TrainTokenizer(BaseModel):
@@ -105,7 +100,9 @@ def _trained(
     folder = cache_folder("text") / "tokenizers" / hashlib.sha256(names.encode()).hexdigest()
 
     def build(new: Path) -> None:
-        contents = train_bpe(texts(), option, end=not join).encode()
+        contents = train_bpe(
+            texts(), tokens=option.train, sample_bytes=option.sample_mb * 10**6, end=not join
+        ).encode()
         (new / "tokenizer.json").write_bytes(contents)
         (new / "sha256").write_text(hashlib.sha256(contents).hexdigest())
 
@@ -127,82 +124,6 @@ def _is_whole(folder: Path) -> bool:
         return digest(folder / "tokenizer.json") == (folder / "sha256").read_text()
     except (OSError, ValueError):
         return False
-
-
-def train_bpe(texts: Iterable[str], option: TrainTokenizer, *, end: bool) -> str:
-    """Train a byte-level BPE with GPT-2's pre-tokenizer (Radford et al. 2019).
-
-    Args:
-        texts: what to learn from.
-        option: how many tokens, and from how much of the text.
-        end: add an end token, as the last one.
-
-    Returns:
-        The text of a `tokenizer.json`, the same on every machine.
-    """
-    sample = sample_texts(texts, option.sample_mb * 10**6)
-    library = Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=option.train - end,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    library.train_from_iterator(_shown(sample), trainer)
-    return prepare(library.to_str())[0] if end else library.to_str()
-
-
-def sample_texts(texts: Iterable[str], size: int) -> list[str]:
-    """Pieces of the texts, `size` bytes at most: those with the smallest hashes.
-
-    So it does not matter in which order the texts come; memory does not grow with them.
-    """
-    heap: list[tuple[int, str, int]] = []  # the largest hash first
-    total, ceiling = 0, 1 << 64
-    for piece in (piece for text in texts for piece in SAMPLED.findall(text)):
-        contents = piece.encode()
-        rank = int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big")
-        if rank >= ceiling:
-            continue
-        heapq.heappush(heap, (-rank, piece, len(contents)))
-        total += len(contents)
-        while total > size:
-            ceiling, _, dropped = heapq.heappop(heap)
-            ceiling, total = -ceiling, total - dropped
-    return [piece for _, piece, _ in heap]
-
-
-def pair_tokenizer(vocabulary: str, merges: str) -> str:
-    """The `tokenizer.json` of a byte-level BPE in OpenAI's two files.
-
-    Args:
-        vocabulary: of encoder.json or vocab.json, the ids by token.
-        merges: of vocab.bpe or merges.txt, a pair of tokens per line.
-
-    Raises:
-        ValueError: says what is wrong.
-    """
-    lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
-    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    spec: dict[str, object] = {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": split | {"use_regex": True},
-        "post_processor": None,
-        "decoder": split,
-        "model": {"type": "BPE", "vocab": json.loads(vocabulary), "merges": lines},
-    }
-    return json.dumps(spec, ensure_ascii=False)
-
-
-def _shown(sample: list[str]) -> Iterator[str]:
-    with progress("training the tokenizer", total=len(sample), unit="pieces") as advance:
-        for piece in sample:
-            yield piece
-            advance(1)
 
 
 def _gpt2() -> tuple[str, int]:

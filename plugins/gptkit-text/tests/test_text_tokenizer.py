@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from gptkit.plugin import DataError, DownloadError
 from gptkit.testing import check_codec
 from gptkit_text import tokenizer
+from gptkit_text.bpe import SAMPLED, sample_texts
 from gptkit_text.codec import TokenizerCodec
-from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec, sample_texts
+from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
 
 TEXTS = [f"The {n}th day of the month, {n * n} degrees; it's über-warm. 😀\n" for n in range(200)]
 
@@ -84,11 +85,11 @@ def test_hardly_any_text_gives_bytes(texts: list[str]) -> None:
 
 TRAIN = """
 import sys
-from gptkit_text.tokenizer import TrainTokenizer, train_bpe
+from gptkit_text.bpe import train_bpe
 texts = open(sys.argv[1], encoding="utf-8").read().split("\\f")
 if sys.argv[2] == "back":
     texts.reverse()
-print(train_bpe(texts, TrainTokenizer(train=700, sample_mb=1), end=True))
+print(train_bpe(texts, tokens=700, sample_bytes=10**6, end=True))
 """
 
 
@@ -116,7 +117,7 @@ def test_a_sample_is_bounded_and_does_not_depend_on_the_order() -> None:
 
 def test_pieces_of_a_long_text_end_with_a_word() -> None:
     text = "some words\n" * 20_000 + "x" * 200_000
-    pieces = tokenizer.SAMPLED.findall(text)
+    pieces = SAMPLED.findall(text)
     assert "".join(pieces) == text
     assert max(map(len, pieces)) == 1 << 16
     assert all(piece.endswith(("some", "words")) for piece in pieces[:2])

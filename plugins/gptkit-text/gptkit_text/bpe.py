@@ -1,0 +1,67 @@
+"""A byte-level BPE, trained on a sample of a text."""
+
+import hashlib
+import heapq
+import re
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from gptkit.plugin import progress
+from gptkit_text.tokenizer_file import prepare
+
+SAMPLED = re.compile(r".{1,65536}(?=\s|\Z)|.{1,65536}", re.DOTALL)
+"""A piece of text for the sample; it ends with a word if it can."""
+
+
+def train_bpe(texts: Iterable[str], *, tokens: int, sample_bytes: int, end: bool) -> str:
+    """Train a byte-level BPE with GPT-2's pre-tokenizer (Radford et al. 2019).
+
+    Args:
+        texts: what to learn from.
+        tokens: size of the vocabulary, at most.
+        sample_bytes: of text to learn from, at most.
+        end: add an end token, as the last one.
+
+    Returns:
+        The text of a `tokenizer.json`, the same on every machine.
+    """
+    sample = sample_texts(texts, sample_bytes)
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tokens - end,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(_shown(sample), trainer)
+    return prepare(library.to_str())[0] if end else library.to_str()
+
+
+def sample_texts(texts: Iterable[str], size: int) -> list[str]:
+    """Pieces of the texts, `size` bytes at most: those with the smallest hashes.
+
+    So it does not matter in which order the texts come; memory does not grow with them.
+    """
+    heap: list[tuple[int, str, int]] = []  # the largest hash first
+    total, ceiling = 0, 1 << 64
+    for piece in (piece for text in texts for piece in SAMPLED.findall(text)):
+        contents = piece.encode()
+        rank = int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big")
+        if rank >= ceiling:
+            continue
+        heapq.heappush(heap, (-rank, piece, len(contents)))
+        total += len(contents)
+        while total > size:
+            ceiling, _, dropped = heapq.heappop(heap)
+            ceiling, total = -ceiling, total - dropped
+    return [piece for _, piece, _ in heap]
+
+
+def _shown(sample: list[str]) -> Iterator[str]:
+    with progress("training the tokenizer", total=len(sample), unit="pieces") as advance:
+        for piece in sample:
+            yield piece
+            advance(1)
