@@ -21,6 +21,7 @@ from gptkit_text.index import FILES, SPLITS, Index, Totals, shard_name, shard_si
 from gptkit_text.words import Encoder
 from gptkit_text.worker import Block, EncodedBlock
 
+JOURNAL = "journal.npz"
 SHARD = 1 << 27
 """Tokens of a file: a batch seldom needs many files, and no file is too large for a disk."""
 SKETCH = 1 << 17
@@ -47,6 +48,7 @@ class Writer:
         """Parts of documents that are encoded."""
         self._splits = self._new_splits()
         if not self._continue():
+            self.close()
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             self._splits = self._new_splits()
@@ -71,7 +73,7 @@ class Writer:
         np.savez(journal, index=index, counts=self._counts(), train=train, val=val)
         contents = journal.getvalue()
         seal = hashlib.sha256(contents).digest()
-        write_atomically(self.folder / "journal.npz", seal + contents)
+        write_atomically(self.folder / JOURNAL, seal + contents)
 
     def finish(self, end: int | None, skipped: dict[str, int]) -> Index:
         """Complete the folder: the last end token, what belongs to all shards, and the index."""
@@ -86,7 +88,7 @@ class Writer:
         sha256 = index.sha256 | {name: digest(self.folder / name) for name in FILES}
         index = index.model_copy(update={"sha256": sha256})
         write_atomically(self.folder / "index.json", index.sealed())
-        (self.folder / "journal.npz").unlink(missing_ok=True)
+        (self.folder / JOURNAL).unlink(missing_ok=True)
         return index
 
     def close(self) -> None:
@@ -117,7 +119,7 @@ class Writer:
     def _continue(self) -> bool:
         """Take up what the journal says; whether it and the shards are right."""
         try:
-            index, arrays = _read_journal(self.folder / "journal.npz")
+            index, arrays = _read_journal(self.folder / JOURNAL)
             fits = (index.dtype, index.vocab_size, index.shard)
             if fits != (self._dtype, self._vocab_size, SHARD):
                 return False
@@ -125,6 +127,9 @@ class Writer:
                 split.restore(index, counts, arrays[split.name])
         except (OSError, ValueError, KeyError):
             return False
+        for path in self.folder.iterdir():
+            if path.name not in (*index.sha256, JOURNAL):  # begun after the journal was written
+                path.unlink()
         self.parts = index.parts
         return True
 
