@@ -57,6 +57,18 @@ OF_PIXELS: dict[str, Any] = {
     "dataset.source": "cifar10",
     "dataset.seed": 1,
 }
+TEXT = {"use": "text", "tokenizer": "byte", "block_size": 16}
+OF_TEXT: dict[str, Any] = {
+    "dataset.hf": "owner/name",
+    "dataset.sources": [{"path": "/a.txt", "weight": 1.0, "text_key": "text"}],
+    "dataset.text_key": "content",
+    "dataset.errors": "replace",
+    "dataset.tokenizer": {"train": 300, "sample_mb": 64},
+    "dataset.documents": "join",
+    "dataset.order": "shuffle",
+    "dataset.val_fraction": 0.2,
+}
+OF_TEXT_TAKEN = {"dataset.processes": 1, "dataset.cache_gb": 1.5}
 TAKEN: dict[str, Any] = {
     "train.steps": 6,
     "train.tokens": 384,
@@ -154,7 +166,7 @@ def test_every_field_of_the_recipe_and_of_every_plugin_is_here() -> None:
         if entry.distribution.startswith("gptkit-"):
             fields |= {f"dataset.{name}" for name in registry.load(entry).model_fields}
     fields |= set(Recipe.model_fields) - {"dataset", "model", "train", "callbacks"}
-    known = REFUSED.keys() | OF_MUON.keys() | OF_PIXELS.keys() | TAKEN.keys() | ELSEWHERE
+    known = set(ELSEWHERE).union(REFUSED, OF_MUON, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN)
     assert known - fields == {"dataset.use", "callbacks.log.on_error"}
     assert fields <= known
 
@@ -184,6 +196,19 @@ def test_what_only_pixels_have_is_refused(tmp_path: Path) -> None:
     for key, value in OF_PIXELS.items():
         (run / "recipe.toml").write_text(written)
         assert_refused(run, key, value)
+
+
+def test_what_decides_the_order_and_the_tokens_of_a_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stop(TINY | {"dataset": TEXT, "callbacks": []}, tmp_path / "t")
+    written = (run / "recipe.toml").read_text()
+    for key, value in OF_TEXT.items():
+        (run / "recipe.toml").write_text(written)
+        assert_refused(run, key, value)
+    (run / "recipe.toml").write_text(written)
+    monkeypatch.chdir(tmp_path)
+    gptkit.resume(run, OF_TEXT_TAKEN, quiet=True)
 
 
 def test_a_run_of_an_earlier_version_is_compared_with_its_checkpoint(stopped: Path) -> None:

@@ -48,6 +48,7 @@ class Text(Dataset):
     """Documents of files in many formats, in subword tokens or bytes."""
 
     contract = 1
+    changeable = frozenset({"path", "processes", "cache_gb"})
 
     source: Literal["sonnets"] = "sonnets"
     """Shakespeare's sonnets, which ship with the plugin."""
