@@ -1,0 +1,63 @@
+"""A resumed training reads the batches that an uninterrupted one reads, with every option."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptkit
+
+SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16}
+CASES = [
+    {"documents": "mask", "order": "shuffle", "tokenizer": {"train": 300}},
+    {"documents": "mask", "order": "sample", "tokenizer": "byte", "mixture": True},
+    {"documents": "mark", "order": "shuffle", "tokenizer": "byte", "mixture": True},
+    {"documents": "mark", "order": "sample", "tokenizer": {"train": 300}},
+    {"documents": "join", "order": "sample", "tokenizer": "byte"},
+    {"documents": "join", "order": "shuffle", "tokenizer": {"train": 300}, "mixture": True},
+]
+
+
+def recipe(options: dict[str, Any], folder: Path, *, steps: int) -> dict[str, Any]:
+    names = ("short", "long") if options.get("mixture") else ()
+    sources = [{"path": str(folder / f"{name}.jsonl"), "weight": len(name) / 2} for name in names]
+    chosen = {key: value for key, value in options.items() if key != "mixture"}
+    return {
+        "seed": 3,
+        "dataset": {"use": "text", "block_size": 16, "sources": sources, **chosen},
+        "model": SHAPE,
+        "train": {"steps": steps, "batch_size": 6, "eval_every": 2, "eval_batches": 2,
+                  "device": "cpu"},
+        "callbacks": [{"use": "log", "every": 1}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CASES, ids=lambda o: "-".join(map(str, o.values())))
+def test_a_resumed_training_is_the_uninterrupted_one(
+    tmp_path: Path, cache: Path, options: dict[str, Any]
+) -> None:
+    for name, count in (("short", 30), ("long", 90)):  # several epochs of the first in 8 steps
+        rows = [json.dumps({"text": f"{name} text {i} " * (i % 5)}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    whole = gptkit.train(recipe(options, tmp_path, steps=8), out=tmp_path / "whole", quiet=True)
+    half = gptkit.train(recipe(options, tmp_path, steps=4), out=tmp_path / "half", quiet=True)
+    shutil.rmtree(cache)  # encoded again, to the same tokens
+    half = gptkit.resume(half.path, {"train.steps": 8}, quiet=True)
+    assert weights(half.path) == weights(whole.path)
+    told = [metrics(run.path) for run in (whole, half)]
+    assert told[0] == told[1]
+    counts = [row["tokens_short"] + row["tokens_long"] for row in told[0] if "tokens_short" in row]
+    assert counts == ([96 * step for step in range(1, 9)] if options.get("mixture") else [])
+
+
+def weights(run: Path) -> bytes:
+    return (run / "checkpoints" / "step-00000008" / "model.safetensors").read_bytes()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What was recorded, but for the times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "loss", "val_loss", "tokens_short", "tokens_long")
+    return [{key: row[key] for key in kept if key in row} for row in rows if "loss" in row]
