@@ -1,0 +1,71 @@
+"""What may spoil a training, as far as the tokens of its text show it."""
+
+from collections.abc import Iterator
+
+from gptkit_text.survey import Group, Survey
+
+EXAMPLES = 5
+SELDOM = 10
+"""A token that comes no more often teaches the model hardly anything."""
+PER_TOKEN = 64
+"""How many tokens of text there should be for each of the vocabulary."""
+SMALLEST = 512
+"""The smallest vocabulary that is suggested."""
+UNUSED = 0.01
+"""The share of the vocabulary that may go unused: BPE has tokens that are parts of others."""
+
+
+def concerns(found: Survey) -> Iterator[str]:
+    """What to know before training, a line each."""
+    if found.too_short:
+        yield f"a training will refuse this text: {found.too_short}"
+    yield from _about_split(found)
+    yield from _about_vocabulary(found)
+    if found.codec.end is None:
+        yield 'documents = "join" has no end token: a sample ends only at the length asked for'
+
+
+def _about_split(found: Survey) -> Iterator[str]:
+    for source in found.sources:
+        if source.val.documents is None:
+            one = source.train.documents == 1
+            fault = "one document only" if one else "too few documents to take whole ones"
+            last = f"its last {source.val.tokens:,} tokens are for validation"
+            yield f"{source.name}: {fault}: {last}"
+    if found.shared:
+        yield (
+            f"{found.shared:.2%} of the documents for validation are in training, too, or nearly "
+            "so: val_loss will be too low"
+        )
+    if found.untaught.size:
+        yield (
+            f"{found.untaught.size:,} tokens of validation never come in training: "
+            f"{_examples(found, found.untaught)}"
+        )
+
+
+def _about_vocabulary(found: Survey) -> Iterator[str]:
+    longer = found.longest.size
+    if found.never.size > UNUSED * longer:
+        yield (
+            f"{found.never.size:,} of the {longer:,} tokens of several bytes never come in "
+            f"training: {_examples(found, found.never)}"
+        )
+    if longer and found.median < SELDOM:
+        yield (
+            f"the vocabulary is large for this text: half of its tokens of several bytes come at "
+            f"most {found.median:,.0f} times in training; {_smaller(found)} suits it"
+        )
+
+
+def _smaller(found: Survey) -> str:
+    """A vocabulary that fits the text: a power of 2."""
+    size = 1 << (max(found.train.tokens // PER_TOKEN, 1).bit_length() - 1)
+    size = max(size, SMALLEST)
+    fits = size < found.codec.vocab_size
+    return f"tokenizer = {{ train = {size} }}" if fits else 'tokenizer = "byte"'
+
+
+def _examples(found: Survey, group: Group) -> str:
+    names = [f'"{found.shown(token.id)}"' for token in group.first[:EXAMPLES]]
+    return ", ".join(names) + (", ..." if group.size > len(names) else "")
