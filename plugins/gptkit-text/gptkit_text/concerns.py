@@ -37,35 +37,32 @@ def _about_split(found: Survey) -> Iterator[str]:
             f"{found.shared:.2%} of the documents for validation are in training, too, or nearly "
             "so: val_loss will be too low"
         )
-    if found.untaught.size:
-        yield (
-            f"{found.untaught.size:,} tokens of validation never come in training: "
-            f"{_examples(found, found.untaught)}"
-        )
 
 
 def _about_vocabulary(found: Survey) -> Iterator[str]:
+    if found.untaught.size:
+        yield f"in validation, and never in training: {_named(found, found.untaught)}"
     longer = found.longest.size
     if found.never.size > UNUSED * longer:
-        yield (
-            f"{found.never.size:,} of the {longer:,} tokens of several bytes never come in "
-            f"training: {_examples(found, found.never)}"
-        )
+        yield f"never in training, of {longer:,} longer tokens: {_named(found, found.never)}"
     if longer and found.median < SELDOM:
+        often = f"{found.median:g} times or less in training"
         yield (
-            f"the vocabulary is large for this text: half of its tokens of several bytes come at "
-            f"most {found.median:,.0f} times in training; {_smaller(found)} suits it"
+            "the vocabulary is large for this text: half of its tokens of several bytes come "
+            f"{often}; {_smaller(found)} suits it"
         )
 
 
 def _smaller(found: Survey) -> str:
-    """A vocabulary that fits the text: a power of 2."""
+    """A vocabulary that fits the text: a power of 2, or the bytes."""
     size = 1 << (max(found.train.tokens // PER_TOKEN, 1).bit_length() - 1)
     size = max(size, SMALLEST)
     fits = size < found.codec.vocab_size
     return f"tokenizer = {{ train = {size} }}" if fits else 'tokenizer = "byte"'
 
 
-def _examples(found: Survey, group: Group) -> str:
+def _named(found: Survey, group: Group) -> str:
+    """How many tokens a group has, and the first of them."""
     names = [f'"{found.shown(token.id)}"' for token in group.first[:EXAMPLES]]
-    return ", ".join(names) + (", ..." if group.size > len(names) else "")
+    more = ", ..." if group.size > len(names) else ""
+    return f"{group.size:,} token{'s' * (group.size != 1)}: {', '.join(names)}{more}"

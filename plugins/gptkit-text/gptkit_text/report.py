@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
@@ -35,6 +35,8 @@ def print_survey(found: Survey) -> None:
     width = None if sys.stdout.isatty() else UNLIMITED
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     tables = [_splits(found), *[_sources(found)] * (len(found.sources) > 1), _lists(found)]
+    if found.shards:
+        console.print(f"The first of {found.shards:,} shards: the others are not read yet.\n")
     console.print(_vocabulary(found))
     for part in (*tables, _passage(found, console)):
         console.print()
@@ -57,6 +59,7 @@ def as_json(found: Survey) -> dict[str, Any]:
     amounts = {"train": found.train, "val": found.val}
     groups = ("longest", "rarest", "never", "never_single", "untaught")
     return {
+        "shards": found.shards,
         "vocab_size": found.codec.vocab_size,
         "end": found.codec.end,
         "documents": found.dataset.documents,
@@ -95,19 +98,23 @@ def _group_json(found: Survey, group: Group) -> dict[str, Any]:
 def _vocabulary(found: Survey) -> Text:
     """What tokens there are, and which of them a training does not see."""
     special = found.codec.vocab_size - found.single.size - found.longest.size
-    kinds = [f"{found.single.size:,} of one byte", f"{found.longest.size:,} of several"]
-    if found.codec.end is not None:
-        kinds.append(f"the end token {found.end_name}")
-        special -= 1
-    if special:
-        kinds.append(f"{special:,} special")
-    never = f"{found.never_single.size:,} of one byte, {found.never.size:,} of several"
+    ends = found.codec.end is not None
+    kinds = {
+        "of one byte": found.single.size,
+        "of several bytes": found.longest.size,
+        "special": special - ends,
+    }
+    never = {"of one byte": found.never_single.size, "of several bytes": found.never.size}
     return Text.assemble(
         (f"{found.codec.vocab_size:,} tokens", TITLE),
-        f": {', '.join(kinds)}\n",
+        f": {_sum(kinds)}{f', the end token {found.end_name}' if ends else ''}\n",
         ("never in train", TITLE),
-        f": {never}",
+        f": {_sum(never)}",
     )
+
+
+def _sum(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{size:,} {kind}" for kind, size in kinds.items() if size) or "none"
 
 
 def _splits(found: Survey) -> Table:
@@ -131,6 +138,7 @@ def _sources(found: Survey) -> Table:
 def _lists(found: Survey) -> Table:
     """The longest and the rarest tokens, with how often each comes in training."""
     groups = {"longest": found.longest.first[:ROWS], "rarest": found.rarest.first[:ROWS]}
+    groups = {name: group for name, group in groups.items() if group}
     table = Table(box=None, pad_edge=False, header_style=TITLE)
     for name in groups:
         table.add_column(name)
@@ -145,7 +153,7 @@ def _passage(found: Survey, console: Console) -> Text:
     coloured = console.color_system is not None and not console.no_color
     few = console.color_system in ("standard", "windows")
     colours = FEW_COLOURS if few else COLOURS
-    text = Text(end="")
+    text = Text()
     for i, token in enumerate(found.passage):
         is_end = token == found.codec.end
         style = (END if is_end else colours[i % 2]) if coloured else ""

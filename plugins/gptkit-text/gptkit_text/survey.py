@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptkit.plugin import DataError, map_tokens, silent
+from gptkit.plugin import DataError, map_tokens
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.dataset import Corpus, Streams, Text
 from gptkit_text.shards import Encoded, shared_share
@@ -75,6 +75,8 @@ class Group:
 class Survey:
     """The facts that `gptkit tokenize` shows."""
 
+    shards: int | None
+    """How many there are at addresses; all facts are those of the first. None for local files."""
     dataset: Text
     codec: TokenizerCodec
     sources: tuple[SourceFacts, ...]
@@ -125,8 +127,7 @@ def survey(dataset: Text) -> Survey:
         GptkitError: what `dataset.load` raises, but for a text that is too short.
     """
     corpus = dataset.corpus()
-    with silent(True):  # a `Survey` says it, too
-        streams = dataset.streams(corpus)
+    streams = dataset.streams(corpus)
     counts = [_counts(*pair) for pair in zip(corpus.encoded, streams, strict=True)]
     amounts = [_amounts(corpus, i, streams[i], counts[i]) for i in range(len(counts))]
     train, val = (_sum([pair[side] for pair in amounts]) for side in range(2))
@@ -135,6 +136,7 @@ def survey(dataset: Text) -> Survey:
         if val.documents is not None
     ]  # fmt: skip
     return Survey(
+        shards=len(corpus.remote.addresses) if corpus.remote else None,
         dataset=dataset,
         codec=corpus.codec,
         sources=_sources(corpus, amounts, train.tokens),
