@@ -118,15 +118,15 @@ def _sum(kinds: Mapping[str, int]) -> str:
 
 
 def _splits(found: Survey) -> Table:
-    table = _table("", "documents", "bytes", "tokens", "bytes per token")
-    table.add_column(f"windows of {found.dataset.block_size}", justify="right")
+    windows = f"windows of {found.dataset.block_size}"
+    table = _table("", "documents", "bytes", "tokens", "bytes/token", windows)
     for name, amount in (("train", found.train), ("val", found.val)):
         table.add_row(name, *_cells(amount), f"{found.windows(amount):,}")
     return table
 
 
 def _sources(found: Survey) -> Table:
-    table = _table("source", "documents", "bytes", "tokens", "bytes per token", "drawn", "epochs")
+    table = _table("source", "documents", "bytes", "tokens", "bytes/token", "drawn", "epochs")
     for source in found.sources[:ROWS]:
         share, epochs = f"{source.share:.1%}", f"{source.epochs:.3g}"
         table.add_row(source.name, *_cells(source.train), share, epochs)
@@ -141,7 +141,7 @@ def _lists(found: Survey) -> Table:
     groups = {name: group for name, group in groups.items() if group}
     table = Table(box=None, pad_edge=False, header_style=TITLE)
     for name in groups:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
         table.add_column("in train", justify="right")
     for pair in zip_longest(*groups.values()):
         table.add_row(*[cell for token in pair for cell in _token_cells(token)])
@@ -177,7 +177,7 @@ def _table(*titles: str) -> Table:
     """A table of numbers, with names in the first column."""
     table = Table(box=None, pad_edge=False, header_style=TITLE)
     for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i else "left")
+        table.add_column(title, justify="right" if i else "left", overflow="fold")
     return table
 
 

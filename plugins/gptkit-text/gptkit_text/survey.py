@@ -208,7 +208,7 @@ def _sources(
             weight=source.weight,
             share=source.weight / total,
             epochs=source.weight / total * tokens / max(train.tokens, 1),
-            files=len(source.reader.files),
+            files=max(1, len(source.reader.files)),  # a shard at an address is one
             skipped=found.index.skipped,
             train=train,
             val=val,
