@@ -163,7 +163,9 @@ class _Ahead:
             return
         self._number = number
         # The process may end while it works.
-        self._thread = Thread(target=self._get, args=(number, keep), daemon=True)
+        self._thread = Thread(
+            target=self._get, args=(number, keep), name="gptkit-text-ahead", daemon=True
+        )
         self._thread.start()
 
     def wait_for(self, number: int) -> None:

@@ -116,9 +116,10 @@ class Store:
 def size_of(folder: Path) -> int:
     """The bytes of all files in a folder."""
     size = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            size += path.lstat().st_size
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # it was deleted just now
+                size += Path(place, name).lstat().st_size
     return size
 
 
