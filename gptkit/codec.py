@@ -166,6 +166,16 @@ class TextCodec(Codec):
         """
         return None
 
+    @property
+    def word_pattern(self) -> str | None:
+        """A regular expression for programs without the codec, such as the web page of an export.
+
+        Its matches, in JavaScript with the flag u, are the words of a text. The bytes of a word are
+        tokens at first; then the two neighbours that form the token with the lowest id become that
+        one, as often as there are any. None if `encode` divides texts in another way.
+        """
+        return None
+
 
 _allow_attributes(TextCodec)
 

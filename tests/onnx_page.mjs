@@ -41,6 +41,7 @@ const known = {
     return page.$eval("#drawn", (drawn) => drawn.textContent.length);
   },
   generate: (request) => page.evaluate((asked) => window.gptkit.generate(asked), request),
+  encode: (texts) => page.evaluate((all) => all.map(window.gptkit.encode), texts),
   fetch: (address) => page.evaluate((to) => fetch(to).then(() => "", () => "failed"), address),
   inject: (address) => page.evaluate((from) => new Promise((resolve) => {
     const script = document.createElement("script");

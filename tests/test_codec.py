@@ -362,6 +362,15 @@ def test_the_legend_of_an_exported_file(codec: Codec, legend: dict[str, Any]) ->
         assert b"".join(map(b64decode, legend["bytes"])).decode() == "aé"
 
 
+def test_a_legend_has_the_pattern_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pieces, "word_pattern", r"\p{L}+|\P{L}", raising=False)
+    for pieces, key in (((b"a", b"\xc3"), "bytes"), ((b"a", b"b"), "text")):
+        legend = make_legend(Pieces(pieces=pieces))
+        assert legend is not None
+        assert legend.keys() == {key, "pattern"}
+        assert legend["pattern"] == r"\p{L}+|\P{L}"
+
+
 class Tokenized(Pieces):
     """Pieces that a Hugging Face tokenizer knows."""
 

@@ -286,3 +286,36 @@ def test_text_of_bytes_is_what_the_command_line_writes(
         expected = cli("sample", site.folder / "model.onnx", "--prompt", prompt, "--tokens", 40)
         assert result["text"] + "\n" == expected.stdout
         assert "--tokens 40" in result["command"]
+
+
+@pytest.mark.slow
+def test_text_of_subwords_is_what_the_command_line_writes(
+    site: Site, visit: Visit, cli: Cli, tmp_path: Path
+) -> None:
+    """An emoji is several tokens, the end token comes first, prompts have the same tokens."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    dataset = {"use": "text", "path": str(tmp_path / "text.txt"), "block_size": 24}
+    path = train(tmp_path, dataset | {"tokenizer": {"train": 290}}, MODEL, steps=60)
+    export(path, web=site.folder)
+    model = site.folder / "model.onnx"
+    codec = load_exported(model).codec
+    texts = [
+        TEXT,
+        "",
+        " don't  stop\r\n\t\u3000🦊🦊 ",
+        "<|endoftext|>",
+        "naïve 中文 12²",
+        "zzz" * 50,
+    ]
+    found = visit(
+        ["encode", texts],
+        ["set", "length", "40"], ["set", "prompt", "The dög 🦊"], ["write"],
+        ["set", "prompt", ""], ["write"],
+    )  # fmt: skip
+    encoded, *results = (result for result in found["results"] if result is not None)
+    assert [[*codec.starts[0], *row] for row in encoded] == list(map(codec.encode, texts))
+    for result, prompt in zip(results, ("The dög 🦊", ""), strict=True):
+        expected = cli("sample", model, "--prompt", prompt, "--tokens", 40).stdout
+        assert result["text"] + "\n" == expected
+        assert "--tokens 40" in result["command"]
+    assert site.foreign == []

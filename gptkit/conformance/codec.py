@@ -124,6 +124,8 @@ def _check_text(codec: TextCodec, vocab_size: int) -> None:
     assert codec.decode(ids) == b"".join(pieces[token] for token in ids), (
         f"{kind}.decode must join token_bytes: leave it as it is in TextCodec"
     )
+    pattern = codec.word_pattern
+    assert pattern is None or isinstance(pattern, str), f"{kind}.word_pattern must be text or None"
     contents = codec.tokenizer_json()
     assert contents is None or isinstance(json.loads(contents), dict), (
         f"{kind}.tokenizer_json must be the text of a tokenizer.json, or None"

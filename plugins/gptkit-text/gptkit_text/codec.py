@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, model_validator
 from gptkit.codec import PromptError, TextCodec
 from gptkit_text.tokenizer_file import begin_with, byte_tokenizer
 from gptkit_text.vocabulary import Vocabulary, read_vocabulary
+from gptkit_text.word_pattern import word_pattern
 
 
 class TokenizerCodec(TextCodec):
@@ -88,6 +89,11 @@ class TokenizerCodec(TextCodec):
         """
         text = self.tokenizer or byte_tokenizer(self.end)
         return text if self.end is None else begin_with(text, self.end)
+
+    @property
+    def word_pattern(self) -> str | None:
+        """GPT-2's, if the tokenizer is like GPT-2's."""
+        return word_pattern(self.tokenizer)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

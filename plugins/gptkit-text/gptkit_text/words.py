@@ -1,12 +1,12 @@
 """Encoder: a text's tokens as an array, fast."""
 
-import json
 import re
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.word_pattern import splits_words
 
 WORDS = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 """White space, then what is none: GPT-2's pre-tokenizer joins nothing across a word's end.
@@ -51,19 +51,3 @@ class _Words(dict[str, bytes]):
                 self.clear()
             self[word] = tokens
         return tokens
-
-
-def splits_words(tokenizer: str) -> bool:
-    """Whether a `tokenizer.json` divides texts into words as GPT-2's does, and by nothing else."""
-    if not tokenizer:
-        return False
-    spec = json.loads(tokenizer)
-    split = spec["pre_tokenizer"] or {}
-    return (
-        spec["model"]["type"] == "BPE"
-        and spec["normalizer"] is None
-        and split.get("type") == "ByteLevel"
-        and split.get("use_regex", True)
-        and not split.get("add_prefix_space", True)
-        and all(token["special"] for token in spec["added_tokens"])
-    )

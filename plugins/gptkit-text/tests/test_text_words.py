@@ -1,7 +1,9 @@
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +12,42 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from gptkit_text import words
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.tokenizer import TrainTokenizer, make_codec
+from gptkit_text.word_pattern import word_pattern
 from gptkit_text.words import Encoder
+
+ODD = " \n\t\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000\x1c\x1f\u200b\ufeff's中😀1²¾!|\u0301\u0627"
 
 ENCODE = """
 const { encode, decode } = require(process.argv[1]);
 const texts = JSON.parse(require("fs").readFileSync(0, "utf8"));
 console.log(JSON.stringify(texts.map((text) => [encode(text), decode(encode(text)) === text])));
 """
+
+DIVIDE = """
+const { pieces, pattern, texts } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const latin = (text) => Buffer.from(text, "utf8").toString("latin1");
+const ids = new Map(pieces.map((piece, id) => [piece, id]));
+ids.delete("");
+function merge(parts) {
+  const found = parts.slice(1).map((part, i) => ids.get(parts[i] + part) ?? Infinity);
+  const lowest = Math.min(...found, Infinity), at = found.indexOf(lowest);
+  if (lowest === Infinity) return parts.map((part) => ids.get(part));
+  return merge([...parts.slice(0, at), parts[at] + parts[at + 1], ...parts.slice(at + 2)]);
+}
+const words = (text) => text.match(new RegExp(pattern, "gu")) ?? [];
+const divide = (text) => words(text).flatMap((word) => merge([...latin(word)]));
+console.log(JSON.stringify(texts.map(divide)));
+"""
+
+
+def run_node(program: str, *arguments: str, value: object) -> Any:
+    """What a program prints for a value that it reads, both as JSON."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    command = ["node", "--eval", program, "--", *arguments]
+    done = subprocess.run(command, input=json.dumps(value), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
 @pytest.fixture
@@ -70,13 +101,39 @@ def test_tokens_are_those_of_gpt2s_own_encoder(
     oddities: list[str],
 ) -> None:
     texts = king_james[::every] + oddities
-    command = ["node", "--eval", ENCODE, "--", str(gpt2_folder)]
-    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    found = run_node(ENCODE, str(gpt2_folder), value=texts)
     encoder = Encoder(gpt2)
-    for text, (tokens, same) in zip(texts, json.loads(done.stdout), strict=True):
+    for text, (tokens, same) in zip(texts, found, strict=True):
         assert same
         assert encoder.encode(text).tolist() == tokens, text
+
+
+@pytest.mark.parametrize("name", ["gpt2", "learned"])
+def test_a_program_without_the_codec_divides_texts_alike(
+    name: str, request: pytest.FixtureRequest, king_james: list[str], oddities: list[str]
+) -> None:
+    codec: TokenizerCodec = request.getfixturevalue(name)
+    texts = king_james[::10] + oddities + ["".join(ODD), "", " ", "\n\n a  b \t\u3000 ", "x" * 200]
+    pieces = [piece.decode("latin-1") for piece in codec.token_bytes]
+    known = {"pieces": pieces, "pattern": codec.word_pattern, "texts": texts}
+    assert run_node(DIVIDE, value=known) == [codec.divide(text) for text in texts]
+
+
+def test_only_a_tokenizer_like_gpt2s_has_words(learned: TokenizerCodec) -> None:
+    spec = json.loads(learned.tokenizer)
+    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
+    last, before = ("".join(merge) for merge in merges[:-3:-1])
+    swapped = vocab | {last: vocab[before], before: vocab[last]}
+    for change in (
+        {"model": spec["model"] | {"vocab": swapped}},  # ids are not in the order of the merges
+        {"model": spec["model"] | {"merges": merges[1:]}},  # a token is never merged
+        {"model": spec["model"] | {"ignore_merges": True}},
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": spec["pre_tokenizer"] | {"use_regex": False}},
+        {"pre_tokenizer": None},
+    ):
+        assert word_pattern(json.dumps(spec)) is not None
+        assert word_pattern(json.dumps(spec | change)) is None, change
 
 
 def check(codec: TokenizerCodec, texts: Iterator[str]) -> None:
