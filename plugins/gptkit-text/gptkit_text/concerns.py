@@ -46,10 +46,10 @@ def _about_vocabulary(found: Survey) -> Iterator[str]:
     if found.never.size > UNUSED * longer:
         yield f"never in training, of {longer:,} longer tokens: {_named(found, found.never)}"
     if longer and found.median < SELDOM:
-        often = f"{found.median:g} times or less in training"
+        often = f"at most {found.median:g} times" if found.median else "never"
         yield (
-            "the vocabulary is large for this text: half of its tokens of several bytes come "
-            f"{often}; {_smaller(found)} suits it"
+            "the vocabulary is large for this text: half of its longer tokens come "
+            f"{often} in training; {_smaller(found)} suits it"
         )
 
 
