@@ -27,7 +27,7 @@ from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import SampleRequest
 from gptkit.sampling.torch_decoder import TorchDecoder
-from tests.support import stir, train
+from tests.support import execute, stir, train
 
 Array = NDArray[Any]
 
@@ -342,6 +342,14 @@ print(*ids)
     assert [int(i) for i in done.stdout.split()] == codec.encode(text)
 
 
+READ_WITH_TRANSFORMERS = """
+import json, sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(".")
+ids = tokenizer(sys.argv[1])["input_ids"]
+print(json.dumps([ids, tokenizer.decode(ids[1:])]))
+"""
+
 GENAI = """
 import json, sys
 import numpy as np
@@ -407,6 +415,25 @@ def test_onnxruntime_genai_draws_the_same_tokens(
     assert found["greedy"] == expected
     assert found["sampled"][: len(start)] == start
     assert max(found["sampled"]) < trained.model.config.vocab_size
+
+
+@pytest.mark.slow
+def test_other_programs_read_subwords_alike(tmp_path: Path) -> None:
+    dataset = {"use": "text", "tokenizer": {"train": 300}, "block_size": 16, "val_fraction": 0.1}
+    run = train(tmp_path, dataset, SHAPE)
+    bundle = export(run, out=tmp_path / "bundle").path
+    codec = load_checkpoint(run, device="cpu").codec
+    named = json.loads((bundle / "tokenizer_config.json").read_text())
+    assert (named["eos_token"], named["split_special_tokens"]) == ("<|endoftext|>", True)
+    text = " don't  stop, <|endoftext|> naïve\n🦊"
+    if importlib.util.find_spec("transformers") is not None:
+        command = [sys.executable, "-c", READ_WITH_TRANSFORMERS, text]
+        assert json.loads(execute(*command, cwd=bundle)) == [codec.encode(text), text]
+    if importlib.util.find_spec("onnxruntime_genai") is not None:
+        prompt = "Thou 🦊"
+        found = genai(bundle, prompt, [])
+        assert [*codec.starts[0], *found["ids"]] == codec.encode(prompt)
+        assert found["decoded"] == found["streamed"] == prompt
 
 
 @pytest.mark.parametrize("number", [1, 3])
