@@ -231,6 +231,6 @@ def _read_journal(path: Path) -> tuple[Index, dict[str, NDArray[Any]]]:
     seal, contents = contents[:32], contents[32:]
     if hashlib.sha256(contents).digest() != seal:
         raise ValueError(f"{path}: damaged")
-    with np.load(BytesIO(contents), allow_pickle=False) as file:
+    with np.load(BytesIO(contents)) as file:
         arrays = {name: file[name] for name in file.files}
     return Index.unsealed(arrays.pop("index").tobytes()), arrays
