@@ -303,11 +303,10 @@ def test_one_document(tmp_path: Path) -> None:
 
     found = as_json(surveyed(tmp_path, path=path, val_fraction=0.25))
 
-    place = int((size + 2 + (0)) * 0.75)
     assert found["splits"]["train"]["documents"] == 1
     assert found["splits"]["val"]["documents"] is None
     tokens = [found["splits"][name]["tokens"] for name in ("train", "val")]
-    assert abs(tokens[0] - place) <= 1
+    assert tokens[0] == sum(tokens) * 3 // 4
     assert sum(found["splits"][name]["bytes"] for name in ("train", "val")) == size
     text = path.read_bytes()
     train = Counter(text[: found["splits"]["train"]["bytes"]])
@@ -416,21 +415,17 @@ def test_another_data_set_is_refused(tmp_path: Path) -> None:
 def test_a_recipe_that_is_wrong_is_refused(tmp_path: Path) -> None:
     done = command(recipe(tmp_path), "--set", "dataset.block_size=0")
     assert done.returncode == 2
-    assert "--set dataset.block_size=0: should be greater than 0" in done.stderr
+    assert "--set dataset.block_size: should be greater than 0" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_help_lists_it_and_imports_nothing() -> None:
-    code = (
-        "import sys\nfrom gptkit.cli.app import app\n"
-        "try: app(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('gptkit_text', 'torch', 'numpy', 'tokenizers') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=60
-    )
+    command = [sys.executable, "-X", "importtime", "-m", "gptkit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
     assert "tokenize" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    imported = re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE)
+    assert "gptkit.cli.app" in imported
+    assert not {"gptkit_text", "torch", "numpy", "tokenizers"} & set(imported)
 
 
 def _is_text(piece: bytes) -> bool:
