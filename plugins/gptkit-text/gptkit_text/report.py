@@ -26,7 +26,7 @@ UNLIMITED = 1 << 20
 TITLE = "bold"
 COLOURS = ("black on color(153)", "black on color(223)")
 FEW_COLOURS = ("black on cyan", "black on yellow")
-END = "white on color(61)"
+END = "color(231) on color(61)"
 MARK = "|"
 
 
@@ -100,11 +100,11 @@ def _vocabulary(found: Survey) -> Text:
     special = found.codec.vocab_size - found.single.size - found.longest.size
     ends = found.codec.end is not None
     kinds = {
-        "of one byte": found.single.size,
-        "of several bytes": found.longest.size,
+        "single bytes": found.single.size,
+        "longer": found.longest.size,
         "special": special - ends,
     }
-    never = {"of one byte": found.never_single.size, "of several bytes": found.never.size}
+    never = {"single bytes": found.never_single.size, "longer": found.never.size}
     return Text.assemble(
         (f"{found.codec.vocab_size:,} tokens", TITLE),
         f": {_sum(kinds)}{f', the end token {found.end_name}' if ends else ''}\n",

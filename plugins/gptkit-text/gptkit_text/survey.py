@@ -131,10 +131,8 @@ def survey(dataset: Text) -> Survey:
     counts = [_counts(*pair) for pair in zip(corpus.encoded, streams, strict=True)]
     amounts = [_amounts(corpus, i, streams[i], counts[i]) for i in range(len(counts))]
     train, val = (_sum([pair[side] for pair in amounts]) for side in range(2))
-    whole = [
-        found for found, (_, val) in zip(corpus.encoded, amounts, strict=True)
-        if val.documents is not None
-    ]  # fmt: skip
+    pairs = zip(corpus.encoded, streams, strict=True)
+    whole = [found for found, pair in pairs if _is_whole(found, pair)]
     return Survey(
         shards=len(corpus.remote.addresses) if corpus.remote else None,
         dataset=dataset,
