@@ -42,14 +42,14 @@ def _about_split(found: Survey) -> Iterator[str]:
 def _about_vocabulary(found: Survey) -> Iterator[str]:
     if found.untaught.size:
         yield f"in validation, and never in training: {_named(found, found.untaught)}"
-    longer = found.longest.size
+    longer = found.longer.size
     if found.never.size > UNUSED * longer:
         yield f"never in training, of {longer:,} longer tokens: {_named(found, found.never)}"
     if longer and found.median < SELDOM:
-        often = f"at most {found.median:g} times" if found.median else "never"
+        come = f"come at most {found.median:g} times" if found.median else "never come"
         yield (
-            "the vocabulary is large for this text: half of its longer tokens come "
-            f"{often} in training; {_smaller(found)} suits it"
+            f"the vocabulary is large for this text: half of its longer tokens {come} in training; "
+            f"{_smaller(found)} suits it"
         )
 
 

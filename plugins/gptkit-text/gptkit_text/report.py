@@ -97,11 +97,11 @@ def _group_json(found: Survey, group: Group) -> dict[str, Any]:
 
 def _vocabulary(found: Survey) -> Text:
     """What tokens there are, and which of them a training does not see."""
-    special = found.codec.vocab_size - found.single.size - found.longest.size
+    special = found.codec.vocab_size - found.single.size - found.longer.size
     ends = found.codec.end is not None
     kinds = {
         "single bytes": found.single.size,
-        "longer": found.longest.size,
+        "longer": found.longer.size,
         "special": special - ends,
     }
     never = {"single bytes": found.never_single.size, "longer": found.never.size}

@@ -84,8 +84,10 @@ class Survey:
     val: Amount
     single: Group
     """Tokens of one byte."""
+    longer: Group
+    """Tokens of several bytes."""
     longest: Group
-    """Tokens of several bytes, the longest first."""
+    """Those of them that come in training, the longest first."""
     rarest: Group
     """Tokens that come in training, the rarest first."""
     never_single: Group
@@ -229,7 +231,8 @@ def _groups(codec: TokenizerCodec, counts: Counts) -> dict[str, Any]:
     is_single, is_longer, by_id = sizes == 1, sizes > 1, np.zeros_like(sizes)
     return {
         "single": group(is_single, by_id),
-        "longest": group(is_longer, -sizes),
+        "longer": group(is_longer, by_id),
+        "longest": group(is_longer & (train > 0), -sizes),
         "rarest": group((sizes > 0) & (train > 0), train),
         "never_single": group(is_single & (train == 0), by_id),
         "never": group(is_longer & (train == 0), by_id),
