@@ -76,6 +76,8 @@ def reason(error: Exception) -> str:
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "no secure connection (is its certificate trusted here?)"
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return "no answer (offline?)"
     if isinstance(error, HTTPError):

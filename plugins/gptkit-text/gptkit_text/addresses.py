@@ -1,5 +1,6 @@
 """Files at addresses: copied from an HTTP server, or from anywhere by fsspec."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ CHUNK = 1 << 20  # bytes copied at a time
 PAUSES = (1.0, 3.0, 10.0)
 """Seconds before each further try to copy by fsspec, whose file systems try again themselves."""
 
+MOST_NAME = 100
+"""Characters of a file's name, the last of which say what it holds."""
+
 Expect = Callable[[int], object]
 
 
@@ -22,8 +26,9 @@ class _BrokenOff(Exception):  # noqa: N818 - of a try, not of the copy
 
 
 def name_of(address: str) -> str:
-    """The name of the file at an address."""
-    return unquote(urlsplit(address).path).rstrip("/").rsplit("/", 1)[-1] or "file"
+    """The name of the file at an address, as it may be used on this machine."""
+    name = unquote(urlsplit(address).path).rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".")[-MOST_NAME:] or "file"
 
 
 def copy(address: str, target: Path, *, expect: Expect) -> None:

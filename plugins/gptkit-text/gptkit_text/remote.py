@@ -100,6 +100,7 @@ class RemoteShards(Split):
             places = positions[rows.numpy()] * len(shard) // self.visits.positions
             x[rows], y[rows] = shard[torch.from_numpy(places)]
         if self._next is not None:
+            self.text.use({0, self._next})
             self._ahead.begin(self._next, keep={0, *used, self._next})
         return x, y
 

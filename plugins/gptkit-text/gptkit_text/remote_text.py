@@ -93,6 +93,11 @@ class RemoteText:
                 found = self.find(number, codec) or arrival.encode(codec)
         return found
 
+    def use(self, numbers: Collection[int]) -> None:
+        """Let other trainings delete their own shards before these."""
+        for folder in self.folders(numbers):
+            self.store.use(folder)
+
     def arrival(self, number: int, *, keep: Collection[int] = ()) -> "Arrival":
         """A shard that is to be fetched, perhaps."""
         return Arrival(self, number, keep)

@@ -111,6 +111,8 @@ class Store:
         for left in self.encoded.glob(".*"):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def size_of(folder: Path) -> int:
