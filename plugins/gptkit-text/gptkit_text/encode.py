@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from gptkit.plugin import RunError, progress
+from gptkit.plugin import RunError, note, progress
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.documents import Part, Reader
 from gptkit_text.worker import Block, BlockEncoder, EncodedBlock, receive, send
@@ -50,6 +50,8 @@ def encode(
         processes: how many encode.
         check: raises if the files have changed; called before a journal is written.
     """
+    if writer.parts:
+        note(f"encoding {name} goes on after {writer.documents:,} documents, where it was stopped")
     saved = perf_counter()
     with progress(f"encoding {name}", total=reader.total) as advance:
         parts = reader.parts(lambda count: advance(count, f"{reader.documents:,} documents"))

@@ -53,6 +53,11 @@ class Writer:
             folder.mkdir()
             self._splits = self._new_splits()
 
+    @property
+    def documents(self) -> int:
+        """Documents of both splits that are encoded, at least in part."""
+        return sum(split.totals.documents for split in self._splits)
+
     def write(self, block: Block, encoded: EncodedBlock) -> None:
         """Append the tokens of a block to the splits that its texts belong to."""
         sizes = np.fromiter(map(len, block.texts), np.int64, len(block.texts))

@@ -266,6 +266,9 @@ def test_ctrl_c_ends_all_processes_and_is_continued(
     assert (process.returncode, out, err) == (130, "", "")
     wait_for_end(workers)
     assert len(parts(cache)) == 1
+    out, err = start(corpus).communicate(timeout=100)
+    assert re.search(r"encoding corpus\.jsonl goes on after [0-9,]+ documents, where it was", err)
+    assert json.loads(out)[0] < 1500
     assert sorted(texts_of(encode_it(corpus))) == sorted(expected(corpus))
 
 
