@@ -34,6 +34,7 @@ PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 LARGEST = 1 << 26  # bytes of a file
 PROBES = ("One, two  three\n\tfour", "Zwölf", "A\u030a", "千🦊")
 """Texts that some tokenizers do not give back: spaces, capitals, marks, rare characters."""
+HINT = "tokenizer should be a tokenizer.json, a folder that has one, or { train = 4096 }"
 VERSION = 1
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
 
@@ -143,15 +144,14 @@ def _from_path(path: Path) -> tuple[str, int]:
     Raises:
         DataError: it is missing, cannot be read, or is no tokenizer.
     """
-    hint = "tokenizer should be a tokenizer.json, a folder that has one, or { train = 4096 }"
     try:
         text = _json_text(path)
         return prepare(text, end=_named_end(path if path.is_dir() else path.parent))
     except OSError as error:
         where = error.filename or path
-        raise DataError(f"{where}: cannot be read: {error.strerror or error}", hint=hint) from error
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}", hint=HINT) from error
     except ValueError as error:
-        raise DataError(f"{path}: {error}", hint=hint) from error
+        raise DataError(f"{path}: {error}", hint=HINT) from error
 
 
 def _json_text(path: Path) -> str:
@@ -168,7 +168,11 @@ def _json_text(path: Path) -> str:
 def _note_changes(codec: TokenizerCodec, place: object) -> None:
     """Say how a tokenizer changes texts, if it does."""
     for text in PROBES:
-        found = codec.decode(codec.divide(text)).decode(errors="replace")
+        try:
+            tokens = codec.divide(text)
+        except Exception as error:  # the library has no other
+            raise DataError(f"{place}: cannot divide {text!r}: {error}", hint=HINT) from error
+        found = codec.decode(tokens).decode(errors="replace")
         if found != text:
             note(f"{place}: this tokenizer changes texts: {text!r} becomes {found!r}")
             return

@@ -30,6 +30,7 @@ class TokenizerFile:
 
     library: Tokenizer
     spec: Spec
+    """As the library writes it, so that nothing is left out."""
     ids: dict[str, int]
     """The id of every token, special ones included: all from 0 on."""
 
@@ -41,9 +42,9 @@ def read_tokenizer(text: str) -> TokenizerFile:
         ValueError: says what is wrong with it.
     """
     library = _load(text)
-    spec, ids = json.loads(text), library.get_vocab(with_added_tokens=True)
-    _check_ids(ids, spec)
-    return TokenizerFile(library, spec, ids)
+    ids = library.get_vocab(with_added_tokens=True)
+    _check_ids(ids, json.loads(text))
+    return TokenizerFile(library, json.loads(library.to_str()), ids)
 
 
 def prepare(text: str, *, end: str | None = None) -> tuple[str, int]:
@@ -155,7 +156,7 @@ def _load(text: str) -> Tokenizer:
 def _check_ids(ids: dict[str, int], spec: Spec) -> None:
     if not ids:
         raise ValueError("the vocabulary is empty")
-    for token in spec["added_tokens"]:
+    for token in spec.get("added_tokens", []):
         if ids.get(token["content"]) != token["id"]:
             raise ValueError(f"the token {token['content']!r} has two ids")
     if len(spec["model"]["vocab"]) > len(ids):

@@ -38,8 +38,7 @@ def word_pattern(tokenizer: str) -> str | None:
         return None
     file = read_tokenizer(tokenizer)
     model = file.spec["model"]
-    merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    ids = [model["vocab"]["".join(merge)] for merge in merges]
+    ids = [model["vocab"]["".join(merge)] for merge in model["merges"]]
     special = {token["content"] for token in file.spec["added_tokens"]}
     same = (
         not model.get("ignore_merges")

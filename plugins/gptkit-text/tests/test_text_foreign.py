@@ -1,6 +1,7 @@
 """Tokenizers of other programs: their tokens, except for a space before every text."""
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def learn(library: Tokenizer, trainer: Any) -> dict[str, Any]:
 
 def codec_of(spec: dict[str, Any], folder: Path) -> TokenizerCodec:
     path = folder / "tokenizer.json"
-    path.write_text(json.dumps(spec), encoding="utf-8")
+    path.write_text(json.dumps(spec))
     return make_codec(path, list, key="", join=False)
 
 
@@ -234,3 +235,48 @@ def test_an_end_token_for_unknown_characters(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[UNK]"}')
     with pytest.raises(DataError, match=r"the end token, '\[UNK\]', stands for unknown"):
         codec_of(spec, tmp_path)
+
+
+VALUES = [None, 0, -1, 3.5, "", "▁", "a", [], {}, True, 2**32, ["a", "b"], "ByteLevel", "\ud800"]
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there is something in JSON; of long lists and tables only in the beginning."""
+    yield place
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in list(keys)[:30]:
+        yield from places(value[key], (*place, key))
+
+
+def spoil(spec: dict[str, Any], generator: random.Random) -> None:
+    """Take something away, or put another value there."""
+    *parents, last = generator.choice([place for place in places(spec) if place])
+    value: Any = spec
+    for key in parents:
+        value = value[key]
+    if generator.random() < 0.3:
+        del value[last]
+    else:
+        value[last] = generator.choice(VALUES)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_spoilt_file_is_an_error_or_a_tokenizer(count: int, tmp_path: Path) -> None:
+    generator, kinds = random.Random(1), [*LOSSLESS.values(), word_piece, words, suffixes]
+    texts = [json.dumps(make()) for make in kinds]
+    outcomes = set()
+    for _ in range(count):
+        spec = json.loads(generator.choice(texts))
+        spoil(spec, generator)
+        try:
+            codec = codec_of(spec, tmp_path)
+        except DataError as error:
+            outcomes.add("error")
+            assert str(error).startswith(f"{tmp_path}/tokenizer.json: ")
+            continue
+        outcomes.add("tokenizer")
+        for text in SAMPLES:
+            assert codec.end not in codec.divide(text)
+            codec.decode(codec.encode(text))
+        assert json.loads(codec.tokenizer_json())
+    assert outcomes == {"error", "tokenizer"}
