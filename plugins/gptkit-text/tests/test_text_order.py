@@ -130,6 +130,13 @@ def test_an_epoch_has_each_window_once_and_the_next_another_order() -> None:
     assert not np.array_equal(order.starts(1, 0, 20), order.starts(2, 0, 20))
 
 
+def test_an_epoch_is_as_long_as_the_core_counts_it() -> None:
+    for tokens in range(9, 60):
+        windows = -(-(tokens - 8) // 8)  # as `train.epochs` counts the windows of a split
+        order = Order(tokens=(tokens,), weights=(1,), block_size=8, shuffle=True)
+        assert len(np.unique(order.starts(1, 0, windows))) == windows
+
+
 def test_what_is_left_over_at_the_end_is_read_in_other_epochs() -> None:
     order = Order(tokens=(1 + 3 * 8 + 7,), weights=(1,), block_size=8, shuffle=True)
     ends = {int(order.starts(1, epoch, 3).max()) + 8 for epoch in range(60)}
