@@ -111,8 +111,10 @@ def test_gpt2_of_120_million_parameters(convert: Callable[..., Any]) -> None:
     assert recipe["train"]["micro_batch_size"] == 12
     assert recipe["model"]["n_embd"] == 768  # nanoGPT's default
     assert recipe["train"]["optimizer"]["learning_rate"] == 6e-4
-    assert recipe["dataset"]["path"].endswith("data/openwebtext/input.txt")
-    assert "dataset: 'openwebtext' is not known; set path in [dataset]" in notes
+    dataset = recipe["dataset"]
+    assert (dataset["use"], dataset["tokenizer"], dataset["documents"]) == ("text", "gpt2", "mark")
+    assert dataset["path"].endswith("data/openwebtext")
+    assert "dataset: set path in [dataset] to the text of 'openwebtext'" in notes
     assert "wandb_log: " in notes
 
 
@@ -121,7 +123,7 @@ def test_what_has_no_counterpart_is_said(convert: Callable[..., Any]) -> None:
     assert [callback["use"] for callback in recipe["callbacks"]] == ["log"]
     assert (recipe["model"]["n_embd"], recipe["model"]["bias"]) == (1600, True)
     assert recipe["train"]["dtype"] == "auto"
-    starts = ("use_svd: has no counterpart", "dataset: 'shakespeare' has tokens of GPT-2",
+    starts = ("use_svd: has no counterpart", "dataset: set path in [dataset] to",
               "dtype: ", "init_from: the weights of gpt2-xl are not loaded")  # fmt: skip
     lines = [line.removeprefix("config.py: ") for line in notes.splitlines()]
     assert len(lines) == len(starts)

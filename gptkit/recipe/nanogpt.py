@@ -31,7 +31,6 @@ SYSTEM: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "compile": True
 """Likewise; where a config does not set them, gptkit chooses."""
 WITHOUT_EFFECT = {"backend", "wandb_log", "wandb_project", "wandb_run_name"}
 CHARACTERS = "shakespeare_char"
-TINY_SHAKESPEARE = {CHARACTERS, "shakespeare"}
 
 Line = tuple[str, Any, str]
 """A key of the recipe, its value, and a comment."""
@@ -123,13 +122,16 @@ def _plain(comment: str) -> str:
 
 
 def _dataset(config: Mapping[str, Any]) -> list[Line]:
-    name = config["dataset"]
-    text = (
-        ("source", "tinyshakespeare", name)
-        if name in TINY_SHAKESPEARE
-        else ("path", f"data/{name}/input.txt", f"{name}: give its text, or another data set")
-    )
-    return [("use", "char-text", ""), text, ("block_size", config["block_size"], "")]
+    name, context = config["dataset"], ("block_size", config["block_size"], "")
+    if name == CHARACTERS:
+        return [("use", "char-text", ""), ("source", "tinyshakespeare", name), context]
+    return [
+        ("use", "text", ""),
+        ("path", f"data/{name}", f"{name}: a file or a folder with its text"),
+        ("tokenizer", "gpt2", ""),
+        ("documents", "mark", "an end token between them"),
+        context,
+    ]
 
 
 def _model(config: Mapping[str, Any]) -> list[Line]:
@@ -200,7 +202,7 @@ def _notes(config: Mapping[str, Any], found: Constants) -> Iterator[str]:
         if name not in known:
             yield f"{name}: has no counterpart"
     if config["dataset"] != CHARACTERS:
-        yield from _dataset_notes(config["dataset"])
+        yield f"dataset: set path in [dataset] to the text of {config['dataset']!r}"
     if config["decay_lr"] and config["lr_decay_iters"] != config["max_iters"]:
         yield "lr_decay_iters: the decay ends with the last step, max_iters"
     if config["decay_lr"] and config["min_lr"] > config["learning_rate"]:
@@ -215,10 +217,3 @@ def _notes(config: Mapping[str, Any], found: Constants) -> Iterator[str]:
         yield "eval_only: gptkit eval RUN measures the loss of a run"
     if found.values.get("wandb_log"):
         yield "wandb_log: the run folder has the figures in metrics.jsonl; a tracker is a callback"
-
-
-def _dataset_notes(name: str) -> Iterator[str]:
-    if name in TINY_SHAKESPEARE:
-        yield f"dataset: {name!r} has tokens of GPT-2 in nanoGPT, characters here"
-    else:
-        yield f"dataset: {name!r} is not known; set path in [dataset] to its text"
