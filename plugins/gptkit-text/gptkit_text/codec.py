@@ -5,7 +5,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Self
 
-from pydantic import NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from gptkit.codec import PromptError, TextCodec
 from gptkit_text.tokenizer_file import begin_with, byte_tokenizer
@@ -18,7 +18,7 @@ class TokenizerCodec(TextCodec):
 
     contract = 1
 
-    tokenizer: str
+    tokenizer: str = Field(repr=False)
     """The text of a `tokenizer.json`, as `tokenizer_file.prepare` gives it; "" for single bytes."""
     end: NonNegativeInt | None = None
     """The id that begins a document and ends a sample; None if the texts are joined."""

@@ -52,7 +52,8 @@ class _Pieces:
 
     def __init__(self, spec: Spec) -> None:
         model, kinds = spec["model"], {part["type"] for part in parts_of(spec)}
-        self.bytes = {s: i for i, s in enumerate(byte_symbols())} if "ByteLevel" in kinds else None
+        symbols = byte_symbols() if "ByteLevel" in kinds else []
+        self.bytes = {symbol: byte for byte, symbol in enumerate(symbols)}
         self.space = SPACE if has_metaspace(spec) else None
         self.fallback = bool(model.get("byte_fallback"))
         self.prefix = model.get("continuing_subword_prefix")
@@ -69,11 +70,13 @@ class _Pieces:
             before = " "
         if self.suffix and piece.endswith(self.suffix):
             piece, after = piece.removesuffix(self.suffix), " "
-        if self.bytes and all(symbol in self.bytes for symbol in piece):
-            body = bytes(self.bytes[symbol] for symbol in piece)
-        else:
-            body = (piece.replace(self.space, " ") if self.space else piece).encode()
-        return before.encode() + body + after.encode()
+        return before.encode() + self._body(piece) + after.encode()
+
+    def _body(self, piece: str) -> bytes:
+        try:
+            return bytes(map(self.bytes.__getitem__, piece))
+        except KeyError:
+            return (piece.replace(self.space, " ") if self.space else piece).encode()
 
 
 def _byte(piece: str) -> bytes | None:

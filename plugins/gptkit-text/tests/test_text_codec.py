@@ -62,6 +62,10 @@ def test_an_emoji_is_divided_over_tokens(codec: TokenizerCodec) -> None:
     assert b"".join(codec.token_bytes[token] for token in tokens) == "🦊".encode()
 
 
+def test_the_codec_is_shown_without_its_vocabulary(codec: TokenizerCodec) -> None:
+    assert repr(codec) == f"TokenizerCodec(end={codec.end})"
+
+
 def test_every_byte_is_a_token(codec: TokenizerCodec) -> None:
     assert {bytes([byte]) for byte in range(256)} <= set(codec.token_bytes)
 

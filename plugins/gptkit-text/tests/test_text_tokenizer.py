@@ -107,6 +107,11 @@ def test_training_gives_the_same_bytes_everywhere(tmp_path: Path) -> None:
     assert trained(2, 1, "back") == first
 
 
+def test_the_same_tokens_are_learned_on_every_machine() -> None:
+    pieces = b"\n".join(train(300).token_bytes)
+    assert hashlib.sha256(pieces).hexdigest()[:16] == "b55cd2586708b931"
+
+
 def test_a_sample_is_bounded_and_does_not_depend_on_the_order() -> None:
     texts = [text * (n % 7 + 1) for n, text in enumerate(TEXTS)] + TEXTS[:50]
     sample = sample_texts(texts, 5000)
