@@ -161,12 +161,8 @@ class Text(Dataset):
             shuffle=self.order == "shuffle",
         )
         self.check_lengths(sources, streams)
-        for source, one, (_, val) in zip(sources, corpus.encoded, streams, strict=True):
-            if val != one.segments("val"):
-                note(
-                    f"{source.place}: too few documents to take whole ones for validation: "
-                    f"its last {length(val):,} tokens are taken"
-                )
+        for source, found, (_, val) in zip(sources, corpus.encoded, streams, strict=True):
+            _tell_cut(source, found, val)
         dtype, names = corpus.encoded[0].index.dtype, [source.name for source in sources]
         return [
             Windows(
@@ -204,6 +200,15 @@ class Text(Dataset):
                 f"{self.block_size}: {shortest:,} tokens for training and {val:,} for validation",
                 hint=f"{smaller}use more text, or another val_fraction",
             )
+
+
+def _tell_cut(source: Source, found: Encoded, val: Sequence[Segment]) -> None:
+    """Say it if the validation split is not of whole documents."""
+    if val != found.segments("val"):
+        note(
+            f"{source.place}: too few documents to take whole ones for validation: "
+            f"its last {length(val):,} tokens are taken"
+        )
 
 
 def _cores() -> int:

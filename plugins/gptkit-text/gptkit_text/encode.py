@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from hashlib import blake2b
@@ -68,7 +68,7 @@ def encode(
 def blocks(
     parts: Iterable[Part], *, val_fraction: float, join: bool, skip: int = 0
 ) -> Iterator[Block]:
-    """Documents, or pieces of them, in blocks; which split they belong to.
+    """Documents, or pieces of long ones, in blocks, each with the split that it belongs to.
 
     Args:
         parts: of the documents.
@@ -76,7 +76,7 @@ def blocks(
         join: put a line feed between two documents of a split.
         skip: how many parts to leave out at the beginning.
     """
-    texts, firsts, validation, size = [], [], [], 0
+    held, size = list[tuple[bytes, bool, bool]](), 0
     side, begun = False, {False: False, True: False}
     for number, part in enumerate(parts):
         text = part.text.encode()
@@ -86,15 +86,13 @@ def blocks(
             begun[side] = True
         if number < skip:
             continue
-        texts.append(text)
-        firsts.append(part.first)
-        validation.append(side)
+        held.append((text, part.first, side))
         size += len(text)
-        if size >= BLOCK or len(texts) >= MOST_TEXTS:
-            yield Block(texts, np.array(firsts), np.array(validation))
-            texts, firsts, validation, size = [], [], [], 0
-    if texts:
-        yield Block(texts, np.array(firsts), np.array(validation))
+        if size >= BLOCK or len(held) >= MOST_TEXTS:
+            yield _block(held)
+            held, size = [], 0
+    if held:
+        yield _block(held)
 
 
 def is_validation(text: bytes, val_fraction: float) -> bool:
@@ -173,6 +171,11 @@ class Workers:
             return worker.encode(block)
         finally:
             self._idle.put(worker)
+
+
+def _block(held: Sequence[tuple[bytes, bool, bool]]) -> Block:
+    texts, firsts, validation = zip(*held, strict=True)
+    return Block(texts, np.array(firsts), np.array(validation))
 
 
 class _Worker:
