@@ -34,7 +34,10 @@ PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 LARGEST = 1 << 26  # bytes of a file
 PROBES = ("One, two  three\n\tfour", "Zwölf", "A\u030a", "千🦊")
 """Texts that some tokenizers do not give back: spaces, capitals, marks, rare characters."""
-HINT = "tokenizer should be a tokenizer.json, a folder that has one, or { train = 4096 }"
+HINT = (
+    'tokenizer should be { train = 4096 }, "gpt2", "byte", or the path of a tokenizer.json '
+    "or of a folder that has one"
+)
 VERSION = 1
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
 
@@ -147,6 +150,8 @@ def _from_path(path: Path) -> tuple[str, int]:
     try:
         text = _json_text(path)
         return prepare(text, end=_named_end(path if path.is_dir() else path.parent))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file or folder", hint=HINT) from error
     except OSError as error:
         where = error.filename or path
         raise DataError(f"{where}: cannot be read: {error.strerror or error}", hint=HINT) from error

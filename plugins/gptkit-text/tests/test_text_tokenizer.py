@@ -260,7 +260,7 @@ def test_a_file_and_its_folder_are_the_same(tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "cannot be read: No such file"),
+    "missing": (lambda path: None, "no such file or folder"),
     "empty": (lambda path: path.touch(), "not a tokenizer.json: EOF"),
     "binary": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "not UTF-8"),
     "text": (lambda path: path.write_text("hello"), "not a tokenizer.json: expected"),
