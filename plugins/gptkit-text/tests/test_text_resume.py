@@ -1,11 +1,15 @@
 """A resumed training reads the batches that an uninterrupted one reads, with every option."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 import gptkit
 
@@ -38,9 +42,7 @@ def recipe(options: dict[str, Any], folder: Path, *, steps: int) -> dict[str, An
 def test_a_resumed_training_is_the_uninterrupted_one(
     tmp_path: Path, cache: Path, options: dict[str, Any]
 ) -> None:
-    for name, count in (("short", 30), ("long", 90)):  # several epochs of the first in 8 steps
-        rows = [json.dumps({"text": f"{name} text {i} " * (i % 5)}) + "\n" for i in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    write_texts(tmp_path)
     whole = gptkit.train(recipe(options, tmp_path, steps=8), out=tmp_path / "whole", quiet=True)
     half = gptkit.train(recipe(options, tmp_path, steps=4), out=tmp_path / "half", quiet=True)
     shutil.rmtree(cache)  # encoded again, to the same tokens
@@ -50,6 +52,35 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     assert told[0] == told[1]
     counts = [row["tokens_short"] + row["tokens_long"] for row in told[0] if "tokens_short" in row]
     assert counts == ([96 * step for step in range(1, 9)] if options.get("mixture") else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_ranks_train_as_one(tmp_path: Path, shard: str) -> None:
+    """They ask for the tokens at once, and one encodes."""
+    write_texts(tmp_path)
+    path, found = tmp_path / "recipe.toml", []
+    path.write_text(tomli_w.dumps(recipe(CASES[1] | {"order": "shuffle"}, tmp_path, steps=8)))
+    for ranks in (1, 2):
+        torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks))
+        train = ("-m", "gptkit", "train", path, "--out", tmp_path / f"{ranks}")
+        subprocess.run(
+            [sys.executable, *torchrun, *train, "--set", f"train.shard={shard}"],
+            env=os.environ | {"GPTKIT_CACHE": str(tmp_path / f"cache-{ranks}")},
+            check=True,
+            capture_output=True,
+            timeout=200,
+        )
+        found.append(metrics(tmp_path / f"{ranks}"))
+    for one, two in zip(*found, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def write_texts(folder: Path) -> None:
+    """Two sources, of which the first has several epochs in 8 steps."""
+    for name, count in (("short", 30), ("long", 90)):
+        rows = [json.dumps({"text": f"{name} text {i} " * (i % 5)}) + "\n" for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
 
 
 def weights(run: Path) -> bytes:
