@@ -8,7 +8,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gptkit.data.order import walk
 from gptkit.plugin import Data, DataError
 from gptkit.testing import check_dataset
 from gptkit_text import writer
@@ -186,12 +185,16 @@ def test_a_list_of_paths_and_numbers_in_braces(tmp_path: Path) -> None:
     assert text.split() == [b"x"] * 40 + [b"1"] * 40 + [b"2"] * 40
 
 
-def test_an_evaluation_counts_each_target_once(tmp_path: Path) -> None:
+def test_a_window_is_a_part_of_the_stream_wherever_it_begins(tmp_path: Path) -> None:
     a, b = jsonl(tmp_path / "a.jsonl", numbered(90)), jsonl(tmp_path / "b.jsonl", numbered(70))
     sources = [{"path": str(a)}, {"path": str(b)}]
     data = load(sources=sources, block_size=16, val_fraction=0.3)
-    targets = [int(t) for _, y in walk(data.val, 3) for t in y.flatten() if t >= 0]
-    assert targets == tokens(data.val)[1:]
+    stream = tokens(data.val)
+    assert len(data.val) == len(stream) - 16
+    x, y = data.val[torch.arange(len(data.val))]
+    for start in range(len(data.val)):
+        assert x[start].tolist() == stream[start : start + 16]
+        assert y[start].tolist() == stream[start + 1 : start + 17]
 
 
 @pytest.fixture

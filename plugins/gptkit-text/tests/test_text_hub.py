@@ -23,12 +23,12 @@ FILES = {
 }
 FETCH = """
 import json, sys
-from gptkit.errors import GptkitError
+import gptkit
 from gptkit_text.hub import fetch_dataset
 for name in sys.argv[1:]:
     try:
         told = [file.as_posix().split("/snapshots/")[1][41:] for file in fetch_dataset(name)]
-    except GptkitError as error:
+    except gptkit.GptkitError as error:
         told = [type(error).__name__, str(error), error.hint]
     print(json.dumps(told))
 """
