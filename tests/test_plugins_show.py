@@ -40,7 +40,8 @@ class Inner(BaseModel):
         (dict[str, float], {}, "table of number", "{}"),
         (Literal["a", "b"] | int, "a", '"a" or "b" or int', '"a"'),
         (Annotated[float, Field(ge=0.5, lt=1)], 0.5, "number, at least 0.5, below 1", "0.5"),
-        (Inner, Inner(), "table", "x=0"),
+        (Inner, Inner(), "table", "{ x = 0 }"),
+        (dict[str, Any], {"a": [1], "b": "c"}, "table of anything", '{ a = [1], b = "c" }'),
         (Any, None, "anything", "unset"),
     ],
 )

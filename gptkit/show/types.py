@@ -86,4 +86,8 @@ def _literal(value: Any) -> str:
         return json.dumps(str(value), ensure_ascii=False)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_none=True)
+    if isinstance(value, Mapping) and value:
+        return f"{{ {', '.join(f'{key} = {_literal(item)}' for key, item in value.items())} }}"
     return str(value)
