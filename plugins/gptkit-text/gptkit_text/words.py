@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.word_pattern import splits_words
 
-WORDS = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
-"""White space, then what is none: GPT-2's pre-tokenizer joins nothing across a word's end.
-U+001C to U+001F are white space for Python alone."""
+SPACE = r"[^\S\x1c-\x1f]"  # U+001C to U+001F are white space for Python alone
+WORDS = re.compile(rf"{SPACE}*+(?:[A-Za-z]++(?![^\s!-/:-@\[-`{{-~])|[\S\x1c-\x1f]++)|{SPACE}+")
+"""White space, then letters up to a mark, or whatever is no white space: there GPT-2's
+pre-tokenizer always begins a new word. So a word is the same with a full stop after it."""
 MOST_WORDS = 1 << 17
 LONGEST = 64
 """Characters of a word that is kept; longer ones hardly come again."""
@@ -38,16 +39,20 @@ class Encoder:
 
 
 class _Words(dict[str, bytes]):
-    """The raw tokens of the words that were seen; of a bounded number of them."""
+    """The raw tokens of the words that came lately; of a bounded number of them."""
 
     def __init__(self, codec: TokenizerCodec, dtype: str) -> None:
         self.divide = codec.divide
         self.dtype = dtype
+        self.older: dict[str, bytes] = {}
 
     def __missing__(self, word: str) -> bytes:
-        tokens = np.array(self.divide(word), self.dtype).tobytes()
+        tokens = self.older.get(word)
+        if tokens is None:
+            tokens = np.array(self.divide(word), self.dtype).tobytes()
         if len(word) <= LONGEST:
             if len(self) >= MOST_WORDS:
+                self.older = dict(self)
                 self.clear()
             self[word] = tokens
         return tokens

@@ -179,7 +179,9 @@ def test_words_that_are_kept_are_of_a_bounded_number(
     for number in range(100):
         text = f"{number} words and {number * number}, then a long one: {'x' * 100}"
         assert encoder.encode(text).tolist() == learned.divide(text)
-        assert len(encoder._words or ()) <= 10
+        assert encoder._words is not None
+        assert len(encoder._words) <= 10
+        assert len(encoder._words.older) <= 10
 
 
 def test_white_space_without_end_takes_linear_time(learned: TokenizerCodec) -> None:
