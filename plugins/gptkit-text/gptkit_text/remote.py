@@ -22,7 +22,7 @@ from gptkit_text.windows import Windows
 
 PATIENCE = 10.0
 """Seconds that training waits for a shard before it says so."""
-TRIES = 3
+TRIES = 10
 """To read a shard that other trainings delete, since cache_gb is too small for all of them."""
 
 
@@ -50,7 +50,7 @@ def open_first(
         key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         codec = make_codec(tokenizer, first.texts, key=key, join=join)
         found = text.find(0, codec) or first.encode(codec)
-    text.measure(codec)
+    text.measure(found)
     names = [name_of(address) for address in text.addresses]
     return codec, found, hashlib.sha256(json.dumps([known, names]).encode()).hexdigest()
 

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 from gptkit.plugin import DataError
 from gptkit_text.addresses import copy, name_of
@@ -17,13 +18,15 @@ from gptkit_text.documents import Reader
 from gptkit_text.files import digest_all, find
 from gptkit_text.shards import Encoded, encoded, opened
 from gptkit_text.sources import Source, texts
-from gptkit_text.store import Known, Store, size_of
+from gptkit_text.store import Known, Store
 
 GIGABYTE = 10**9
 FIRST_GUESS = 8.0
 """Bytes of tokens for each byte of the first shard as it is sent, perhaps compressed."""
 MARGIN = 1.25
 """How many times the first shard's bytes of tokens another one may have, for each byte sent."""
+OVERHEAD = 1 << 11
+"""Bytes of an index."""
 AT_ONCE = 3
 """Shards that are kept in any case: the first one, the present one and the next one."""
 
@@ -102,17 +105,17 @@ class RemoteText:
         """A shard that is to be fetched, perhaps."""
         return Arrival(self, number, keep)
 
-    def measure(self, codec: TokenizerCodec) -> None:
+    def measure(self, first: Encoded) -> None:
         """Learn from the first shard how much room the others need.
 
         Raises:
             DataError: `AT_ONCE` shards and the file of one have no room.
         """
-        known, first = self.known(0), self.find(0, codec)
-        assert known and first
-        self._growth = MARGIN * size_of(first.folder) / max(known.size, 1)
+        known, size = self.known(0), _size(first)
+        assert known
+        self._growth = MARGIN * size / max(known.size, 1)
         shards = min(AT_ONCE, len(self.addresses))
-        need = self.needed(known.size) + (shards - 1) * size_of(first.folder)
+        need = self.needed(known.size) + (shards - 1) * size
         if need > self.store.limit:
             raise self.no_room(f"{shards} shards like {self.addresses[0]} take", need)
 
@@ -154,6 +157,7 @@ class Arrival:
         self._path = text.store.incoming / name_of(self._address)
         self._stack = ExitStack()
         self._begun = False
+        self._reader: Reader | None = None
 
     def __enter__(self) -> Self:
         self._stack.__enter__()
@@ -182,7 +186,7 @@ class Arrival:
         known = self._text.known(self._number)
         return known.source if known else digest_all(self.reader.files)
 
-    @cached_property
+    @property
     def reader(self) -> Reader:
         """Of the shard's file.
 
@@ -190,17 +194,9 @@ class Arrival:
             DataError: it has changed since it was first read, or there is no room for it.
             DownloadError: it cannot be had.
         """
-        self.begin()
-        copy(self._address, self._path, expect=self._make_room)
-        files = find([self._path], text_key=self._text.text_key)
-        known = self._text.known(self._number)
-        if known and known.source != digest_all(files):
-            raise DataError(
-                f"{self._address}: has changed since it was first read",
-                hint="a run cannot go on with other data; to begin a new one, delete "
-                f"{self._text.store.known}",
-            )
-        return Reader(files, errors=self._text.errors)
+        if self._reader is None:  # no cached_property: in Python 3.11 all of them share a lock
+            self._reader = self._fetch()
+        return self._reader
 
     def texts(self) -> Iterator[str]:
         """The documents, or pieces of them."""
@@ -223,6 +219,19 @@ class Arrival:
         text.store.make_room(0, keep=[found.folder, *text.folders(self._keep)])
         return found
 
+    def _fetch(self) -> Reader:
+        self.begin()
+        copy(self._address, self._path, expect=self._make_room)
+        files = find([self._path], text_key=self._text.text_key)
+        known = self._text.known(self._number)
+        if known and known.source != digest_all(files):
+            raise DataError(
+                f"{self._address}: has changed since it was first read",
+                hint="a run cannot go on with other data; to begin a new one, delete "
+                f"{self._text.store.known}",
+            )
+        return Reader(files, errors=self._text.errors)
+
     def _make_room(self, size: int) -> None:
         text = self._text
         need = text.needed(size)
@@ -230,3 +239,12 @@ class Arrival:
         if missing > need - size if text.is_guess else missing:
             what = f"{self._address} and the shards in use take"
             raise text.no_room(what, text.store.limit + missing)
+
+
+def _size(shard: Encoded) -> int:
+    """About as many bytes as its files have; another training may have deleted them."""
+    index = shard.index
+    tokens = index.train.tokens + index.val.tokens
+    documents = index.train.documents + index.val.documents  # the sketches
+    counts = 2 * index.vocab_size
+    return tokens * np.dtype(index.dtype).itemsize + 8 * (documents + counts) + OVERHEAD

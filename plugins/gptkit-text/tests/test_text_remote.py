@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -224,26 +225,52 @@ def test_a_resumed_training_reads_the_same_with_or_without_the_cache(
     assert equal(read(again.val, range(3)), read(data.val, range(3)))
 
 
+class Scales:
+    """Weighs the encoded shards and what is coming, whenever it is called."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def __call__(self, name: str = "") -> None:
+        store = Store(0)
+        self.most = max(self.most, size_of(store.encoded) + size_of(store.incoming))
+
+
 def test_cache_gb_is_kept(load: Callable[..., Data], server: Server, cache: Path) -> None:
     whole = read(load().train, range(140))
     settle()
     shutil.rmtree(cache)
-    kilobytes, most = 50, 0
-
-    def look(name: str) -> None:
-        nonlocal most
-        store = Store(0)
-        most = max(most, size_of(store.encoded) + size_of(store.incoming))
-
-    server.watch = look
+    server.watch = scales = Scales()
     server.requests.clear()
-    data = load(cache_gb=kilobytes / 10**6)
+    data = load(cache_gb=0.00005)
     for step, batch in enumerate(whole):
         assert equal(read(data.train, range(step, step + 1)), [batch])
-        look("")
-    assert 30_000 < most <= kilobytes * 1000
+        scales()
+    assert 30_000 < scales.most <= 50_000
     assert len(server.requests) > SHARDS
     assert server.requests.count("s-0.jsonl") == 1
+
+
+def test_two_trainings_share_a_cache_that_is_too_small_for_both(
+    load: Callable[..., Data], server: Server
+) -> None:
+    whole = [read(load().train, range(70), seed=seed) for seed in (1, 2)]
+    settle()
+    shutil.rmtree(Store(0).encoded)
+    server.watch = scales = Scales()
+
+    def train(seed: int) -> list[Batch]:
+        data, found = load(cache_gb=0.00005), list[Batch]()
+        for step in range(70):
+            found += read(data.train, range(step, step + 1), seed=seed)
+            assert len(read(data.val, range(1))) == 1
+            scales()
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        for expected, found in zip(whole, pool.map(train, (1, 2)), strict=True):
+            assert equal(found, expected)
+    assert scales.most <= 50_000
 
 
 def test_too_little_room_is_told_at_the_start(load: Callable[..., Data]) -> None:
