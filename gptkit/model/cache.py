@@ -27,7 +27,7 @@ class Cache(ABC):
         return slice(self.length, self.length + tokens)
 
     def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
-        """The keys (B, nkv, S, hs) that each query (B, nh, T, hs) may see, bool (T, S) or with B.
+        """The keys (B, nkv, S, hs) that each query (B, nh, T, hs) may see, bool (T, S).
 
         None if T = 1, since the token sees all keys, or T = S, which is plain causal attention.
         """
@@ -80,7 +80,7 @@ class Documents(NoCache):
         first = torch.where(x == start, columns, 0).cummax(1).values  # (B, T), of each document
         self._positions = columns - first
         seen = (columns >= first[:, :, None]) & (columns <= columns[:, None])
-        self._mask = seen[:, None]  # (B, 1, T, T)
+        self._bias = torch.where(seen[:, None], 0.0, -torch.inf)  # (B, 1, T, T), for all layers
         self._first_keys = [0]  # that a query of each part sees, in any row
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             self._first_keys = first[:, ::QUERIES].amin(0).tolist()
@@ -90,20 +90,21 @@ class Documents(NoCache):
         return self._positions
 
     def mask(self, q: Tensor, k: Tensor) -> Tensor:
-        """The earlier tokens of a query's own document, bool (B, 1, T, T)."""
-        return self._mask
+        """What is added to the scores, (B, 1, T, T): -inf but for earlier tokens of a document."""
+        self._bias = self._bias.to(q.dtype)
+        return self._bias
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:
         """Attention; on a CPU to a part of the queries at a time, without keys that none sees."""
         if len(self._first_keys) == 1:
             return super().attend(q, k, v, dropout=dropout, grouped=grouped)
-        found = []
+        mask, found = self.mask(q, k), []
         for i, first in enumerate(self._first_keys):
             stop = (i + 1) * QUERIES
             rows, seen = slice(i * QUERIES, stop), slice(first, stop)
             part = F.scaled_dot_product_attention(
                 *(q[:, :, rows], k[:, :, seen], v[:, :, seen]),
-                attn_mask=self._mask[:, :, rows, seen],
+                attn_mask=mask[:, :, rows, seen],
                 dropout_p=dropout,
                 enable_gqa=grouped,
             )
