@@ -25,11 +25,9 @@ class TokenizerCodec(TextCodec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        size = self.vocab_size  # raises if the tokenizer is none
-        if self.end is not None and self.end >= size:
-            raise ValueError(f"end should be below {size}, got {self.end}")
-        if self.tokenizer and self.end is not None and self.end not in self._vocabulary.control:
-            raise ValueError(f"the end token, {self.end}, should be special, and stand for no text")
+        special = self._vocabulary.control if self.tokenizer else {256}
+        if self.end is not None and self.end not in special:
+            raise ValueError(f"end, {self.end}, should be a special token, which is no text")
         return self
 
     @property

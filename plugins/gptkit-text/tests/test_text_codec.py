@@ -78,14 +78,15 @@ def test_half_a_character_is_no_prompt(codec: TokenizerCodec) -> None:
 
 def test_an_end_token_that_a_text_can_have_is_refused() -> None:
     learned = make_codec(TrainTokenizer(train=300), lambda: [TEXT], key="x", join=True)
-    with pytest.raises(ValidationError, match="the end token, 5, should be special"):
+    with pytest.raises(ValidationError, match="end, 5, should be a special token"):
         TokenizerCodec(tokenizer=learned.tokenizer, end=5)
 
 
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
-        ({"tokenizer": "", "end": 257}, "end should be below 257, got 257"),
+        ({"tokenizer": "", "end": 5}, "end, 5, should be a special token"),
+        ({"tokenizer": "", "end": 257}, "end, 257, should be a special token"),
         ({"tokenizer": "{}"}, "not a tokenizer.json: Model missing"),
         ({"tokenizer": "", "end": -1}, "greater than or equal to 0"),
         ({"tokenizer": "", "size": 3}, "Extra inputs"),
