@@ -1,10 +1,10 @@
 """Shards from a real server on this machine, which stalls, drops, lies and goes away."""
 
+import gzip
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -400,8 +400,6 @@ def test_a_window_is_the_text_of_its_shard(load: Callable[..., Data], server: Se
 
 
 def test_compressed_shards_and_other_kinds(load: Callable[..., Data], server: Server) -> None:
-    import gzip
-
     whole = read(load().train, range(30))
     settle()
     shutil.rmtree(Store(0).root)
@@ -410,6 +408,7 @@ def test_compressed_shards_and_other_kinds(load: Callable[..., Data], server: Se
 
 
 def test_a_full_disk_is_told(load: Callable[..., Data]) -> None:
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
