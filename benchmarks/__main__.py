@@ -19,6 +19,7 @@ BENCHMARKS = {
     "memory": "benchmarks.memory",
     "long_run": "benchmarks.long_run",
     "tokens": "benchmarks.tokens",
+    "encode": "benchmarks.encode",
     "read_ahead": "benchmarks.read_ahead",
     "documents": "benchmarks.documents",
     "sample": "benchmarks.sample",

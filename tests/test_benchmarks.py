@@ -20,6 +20,7 @@ NAMES = [
     "memory",
     "long_run",
     "tokens",
+    "encode",
     "read_ahead",
     "documents",
     "sample",
