@@ -19,7 +19,7 @@ from benchmarks.corpora import MB, Corpus, TokenizerPath
 from benchmarks.report import ROOT, Result, Table
 from benchmarks.timing import Spread, take_turns
 
-SIZES = {corpora.king_james: 64 * MB, corpora.python_sources: 32 * MB}
+SIZES = {corpora.king_james: 40 * MB, corpora.python_sources: 24 * MB}
 QUICK = {corpora.sonnets: 10 * MB}
 """More than gptkit encodes before it starts other processes."""
 ROUNDS = 3
@@ -38,18 +38,16 @@ CONTESTANTS: list[Contestant] = list(product(("gptkit-text", "datasets"), (1, 2)
 METHOD = """\
 From a JSONL file to a file of uint16 tokens on the disk, each time in a process of its own with
 empty caches, in turns (rounds: {rounds}). Imports are not timed. gptkit-text does what `gptkit
-train` does: digests of the file before and after, tokens, counts, hashes of near duplicates, a
-journal. The other is `datasets.load_dataset`, `map(batched=True, num_proc=...)` with
-`encode_batch` of the same tokenizer, and the memmap of nanoGPT's prepare.py. The tokenizers'
-threads are left on there, as they are by default, so with one process it uses more cores than one:
-"cores" is CPU time by time. MB are bytes of text in UTF-8, without JSON. The token streams are
-checked to be equal, but for the end token with which gptkit's begins. Memory is the sum over all
-processes of the proportional set size, its two kinds each at its highest, every {interval:.0f} ms;
-file pages are mapped files (libraries, Arrow's cache, the memmap). Texts: {texts}."""
-VARIED = """\
- Documents of {verses} lines of the first text, again and again in other orders; one letter in
-{changed:.0f} is changed at random, so that new words keep coming, as in a large text of its own.
-The trained tokenizers learned from the first {sample} MB."""
+train` does: digests of the file and of the tokens, counts, hashes of near duplicates, a journal.
+The other is `datasets.load_dataset`, `map(batched=True, num_proc=...)` with `encode_batch` of the
+same tokenizer, and the memmap of nanoGPT's prepare.py; `map` turns the tokenizer's own threads off.
+MB/s are of text in UTF-8, without JSON; "cores" is CPU time by time. The token streams are checked
+to be equal, but for the end token with which gptkit's begins. Memory is the sum over all processes
+of the proportional set size, each of its two kinds at its highest, looked at every {interval:.0f}
+ms; file pages are of mapped files, such as libraries, Arrow's cache and the memmap. Texts: {texts}.
+{name} has documents of {verses} lines, again and again in other orders; one letter in {changed:.0f}
+is changed at random, so that new words keep coming, as in other texts of this size. The trained
+tokenizers have learned from the first {sample} MB."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def measure(quick: bool) -> Result:
 
 def _measured(corpus: Corpus, tokenizer: TokenizerPath, rounds: int) -> Measured:
     contestants = {c: partial(_in_process, corpus, tokenizer, c) for c in CONTESTANTS}
-    runs = take_turns(contestants, rounds=rounds, warmup=0)  # type: ignore[type-var]
+    runs = take_turns(contestants, rounds=rounds, warmup=0)
     if len({run["sha256"] for found in runs.values() for run in found}) > 1:
         raise RuntimeError(f"{corpus.name}, {tokenizer.name}: the token streams differ")
     return Measured(corpus, tokenizer, runs)
@@ -173,12 +171,16 @@ def _memory(pid: int) -> dict[str, float]:
 
 
 def _meaning(found: list[Measured]) -> str:
-    gains = {n: [one.gain(n) for one in found] for n in (1, 2)}
     told = " and ".join(
-        f"{min(gain):.1f} to {max(gain):.1f} times with {n} process{'es' * (n > 1)}"
-        for n, gain in gains.items()
+        f"{_range([one.gain(n) for one in found])} times as fast with {n} process{'es' * (n > 1)}"
+        for n in (1, 2)
     )
-    return f"gptkit-text encodes {told} as fast as `datasets` with `tokenizers`."
+    return f"gptkit-text encodes {told}, beside `datasets` with `tokenizers` and as many processes."
+
+
+def _range(values: list[float]) -> str:
+    shown = [f"{value:.1f}" for value in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(shown))
 
 
 def _method(texts: list[Corpus], rounds: int) -> str:
@@ -187,8 +189,12 @@ def _method(texts: list[Corpus], rounds: int) -> str:
         f"{text.different:,} different ones"
         for text in texts
     ]
-    varied = VARIED.format(
-        verses=corpora.VERSES, changed=1 / corpora.CHANGED, sample=corpora.SAMPLE // MB
+    return METHOD.format(
+        rounds=rounds,
+        interval=INTERVAL * 1e3,
+        texts="; ".join(told),
+        name=texts[0].name,
+        verses=corpora.VERSES,
+        changed=1 / corpora.CHANGED,
+        sample=corpora.SAMPLE // MB,
     )
-    interval = INTERVAL * 1e3
-    return METHOD.format(rounds=rounds, interval=interval, texts="; ".join(told)) + varied

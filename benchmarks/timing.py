@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 import psutil
 
-T = TypeVar("T")
+K, T = TypeVar("K"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Spread:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], T]], *, rounds: int, warmup: int = 1
-) -> dict[str, list[T]]:
+    contestants: Mapping[K, Callable[[], T]], *, rounds: int, warmup: int = 1
+) -> dict[K, list[T]]:
     """Call every contestant once a round, so that a slow phase of the machine affects them all.
 
     Each round has the reverse order of the one before.
@@ -50,7 +50,7 @@ def take_turns(
     Returns:
         What the calls returned, by contestant; the warm-up's are dropped.
     """
-    results: dict[str, list[T]] = {name: [] for name in contestants}
+    results: dict[K, list[T]] = {name: [] for name in contestants}
     order = list(contestants)
     for i in range(-warmup, rounds):
         for name in order:
