@@ -11,7 +11,7 @@ from gptkit_text.files import TextFile, common_place, reading, total_size
 from gptkit_text.parquet import parquet_texts
 from gptkit_text.rows import csv_texts, json_texts, jsonl_texts
 
-PART = 1 << 22
+PART = 1 << 20
 """Characters of a part, at most."""
 Advance = Callable[[int], None]
 
