@@ -9,7 +9,8 @@ from typing import Self, TypeVar
 
 import psutil
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
