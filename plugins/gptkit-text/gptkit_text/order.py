@@ -80,12 +80,11 @@ def shuffled(numbers: Ints, size: Ints | int, key: Words | int) -> Ints:
         size: of the permutation, at most 2**62; one, or one for each number.
         key: selects the permutation; one, or one for each number.
     """
-    limit, keys = np.broadcast_arrays(words(size), words(key), words(numbers))[:2]
+    limit, first, found = np.broadcast_arrays(words(size), words(key), words(numbers))
     half = np.maximum(np.searchsorted(POWERS_OF_4, limit), 1).astype(np.uint64)
-    found = words(numbers).copy()
-    outside = np.arange(len(found))
+    keys, found, outside = _round_keys(first), found.copy(), np.arange(len(found))
     while len(outside):
-        found[outside] = _feistel(found[outside], half[outside], keys[outside])
+        found[outside] = _feistel(found[outside], half[outside], keys[:, outside])
         outside = outside[found[outside] >= limit[outside]]
     return found.astype(np.int64)
 
@@ -132,10 +131,7 @@ def whole(weights: Sequence[float]) -> tuple[int, ...]:
 
 def mixed(values: Words | Ints) -> Words:
     """Well mixed 64 bits of other 64 bits: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    x = words(values) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return x ^ x >> np.uint64(31)
+    return _mixed(words(values))
 
 
 def words(values: Words | Ints | int) -> Words:
@@ -143,12 +139,26 @@ def words(values: Words | Ints | int) -> Words:
     return np.atleast_1d(np.asarray(values)).astype(np.uint64)
 
 
-def _feistel(numbers: Words, half: Words, key: Words) -> Words:
+def _mixed(x: Words) -> Words:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+def _round_keys(key: Words) -> Words:
+    """The keys of a network's rounds, (ROUNDS, n)."""
+    keys = [key]
+    for _ in range(ROUNDS):
+        keys.append(_mixed(keys[-1]))
+    return np.stack(keys[1:])
+
+
+def _feistel(numbers: Words, half: Words, keys: Words) -> Words:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = numbers >> half, numbers & mask
-    for _ in range(ROUNDS):
-        key = mixed(key)
-        left, right = right, left ^ (mixed(right + key) & mask)
+    for key in keys:
+        left, right = right, left ^ (_mixed(right + key) & mask)
     return left << half | right
 
 
