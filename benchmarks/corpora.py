@@ -26,7 +26,7 @@ CHANGED = 1 / 40
 """Share of the letters that become another one, so that new words keep coming."""
 ENDINGS = {".py", ".pyi", ".txt", ".md", ".rst"}
 LARGEST = MB  # bytes of a source file
-SAMPLE = 16 * MB  # bytes of text that a tokenizer learns from
+SAMPLE = 8 * MB  # bytes of text that a tokenizer learns from
 
 
 @dataclass(frozen=True)

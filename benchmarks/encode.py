@@ -20,15 +20,13 @@ from benchmarks.report import ROOT, Result, Table
 from benchmarks.timing import Spread, take_turns
 
 SIZES = {corpora.king_james: 40 * MB, corpora.python_sources: 24 * MB}
-QUICK = {corpora.sonnets: 10 * MB}
+QUICK = {corpora.sonnets: 9 * MB}
 """More than gptkit encodes before it starts other processes."""
 ROUNDS = 3
 TOKENS = 4096
 PROCESS = "benchmarks.encode_process"
 INTERVAL = 0.1
 """Seconds between two samples of the processes' memory."""
-KINDS = {"anonymous": "Pss_Anon", "file": "Pss_File"}
-"""Of memory, and their names in /proc/PID/smaps_rollup."""
 
 Run = Mapping[str, Any]
 Contestant = tuple[str, int]
@@ -42,9 +40,9 @@ train` does: digests of the file and of the tokens, counts, hashes of near dupli
 The other is `datasets.load_dataset`, `map(batched=True, num_proc=...)` with `encode_batch` of the
 same tokenizer, and the memmap of nanoGPT's prepare.py; `map` turns the tokenizer's own threads off.
 MB/s are of text in UTF-8, without JSON; "cores" is CPU time by time. The token streams are checked
-to be equal, but for the end token with which gptkit's begins. Memory is the sum over all processes
-of the proportional set size, each of its two kinds at its highest, looked at every {interval:.0f}
-ms; file pages are of mapped files, such as libraries, Arrow's cache and the memmap. Texts: {texts}.
+to be equal, but for the end token with which gptkit's begins. The peak is the anonymous memory of
+all processes, imports included, what they share counted once, looked at every {interval:.0f} ms;
+mapped files, such as libraries, Arrow's cache and the memmap, are left out. Texts: {texts}.
 {name} has documents of {verses} lines, again and again in other orders; one letter in {changed:.0f}
 is changed at random, so that new words keep coming, as in other texts of this size. The trained
 tokenizers have learned from the first {sample} MB."""
@@ -76,7 +74,7 @@ class Measured:
                 str(processes),
                 self.speed(contestant).show(1, unit=MB),
                 f"{self._spread(contestant, 'cores').median:.1f}",
-                *(self._spread(contestant, kind).show(unit=MB) for kind in KINDS),
+                self._spread(contestant, "peak").show(unit=MB),
             ]
 
     def _spread(self, contestant: Contestant, key: str) -> Spread:
@@ -95,9 +93,7 @@ def measure(quick: bool) -> Result:
             for corpus in texts
             for tokenizer in (corpora.trained(corpus, TOKENS), *shared)
         ]
-    header = (
-        "text; tokenizer; program", "processes", "MB/s", "cores", "anonymous MB", "file MB"
-    )  # fmt: skip
+    header = ("text; tokenizer; program", "processes", "MB/s", "cores", "peak MB")
     return Result(
         title="from text to a token file",
         table=Table(header, [row for one in found for row in one.rows()]),
@@ -131,23 +127,21 @@ def _in_process(corpus: Corpus, tokenizer: TokenizerPath, contestant: Contestant
             child = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
             )
-            memory = _watched(child)
+            peak = _peak(child)
         assert child.stdout
         with child.stdout as output:
             printed = output.read()
         if child.returncode:
             raise RuntimeError(f"{command} failed:\n{log.read_text(errors='replace')}")
     run: Run = json.loads(printed.splitlines()[-1])
-    return {**run, **memory}
+    return {**run, "peak": peak}
 
 
-def _watched(child: subprocess.Popen[str]) -> dict[str, float]:
-    """The highest memory of a process and its descendants until it ends, in bytes by kind."""
-    highest = dict.fromkeys(KINDS, 0.0)
+def _peak(child: subprocess.Popen[str]) -> int:
+    """Bytes of anonymous memory that a process and its descendants have at most, until it ends."""
+    highest = 0
     while child.poll() is None:
-        now = [_memory(pid) for pid in _tree(child.pid)]
-        for kind, name in KINDS.items():
-            highest[kind] = max(highest[kind], sum(one.get(name, 0.0) for one in now))
+        highest = max(highest, sum(map(_anonymous, _tree(child.pid))))
         sleep(INTERVAL)
     return highest
 
@@ -161,13 +155,13 @@ def _tree(pid: int) -> Iterator[int]:
                 yield from _tree(int(child))
 
 
-def _memory(pid: int) -> dict[str, float]:
-    """Bytes by name; empty if the process has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return {}
-    return {name.rstrip(":"): float(size) * 1024 for name, size, _ in map(str.split, lines)}
+def _anonymous(pid: int) -> int:
+    """Bytes of a process, with its share of what others have, too; none if it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _meaning(found: list[Measured]) -> str:
