@@ -9,6 +9,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from gptkit.cli.app import app
+from gptkit.cli.commands import PluginCommand
 from gptkit.recipe import build
 from gptkit.recipe.recipe import Recipe
 
@@ -90,6 +91,8 @@ def test_a_documents_commands_exist_with_their_options(document: Path) -> None:
             found = command.get_command(context, arguments[0])
             assert found, f"{name(document)}: gptkit {' '.join(arguments)}"
             command, arguments = found, arguments[1:]
+        if isinstance(command, PluginCommand):  # the plugin has its options
+            command = command.make_context("gptkit", [], resilient_parsing=True).command
         known = {option for parameter in command.params for option in parameter.opts}
         used = {
             argument.partition("=")[0] for argument in arguments if argument[:1] == "-" != argument
