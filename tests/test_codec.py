@@ -223,7 +223,7 @@ def test_a_model_with_a_long_vocabulary_is_sampled_resumed_and_begun_with(
     cli: Cli, tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Its codec has a file of its own."""
-    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 6_000)))
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
     (tmp_path / "text").write_text(letters * 2, encoding="utf-8")
     recipe = tiny_recipe(
         dataset={"use": "char-text", "path": str(tmp_path / "text"), "block_size": 4}

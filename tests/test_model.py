@@ -503,8 +503,29 @@ def test_training_on_documents_is_training_on_each_alone(position: str, recomput
 
 
 @pytest.mark.slow
-def test_compiled_training_on_documents_is_the_same() -> None:
+@pytest.mark.parametrize("lower", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_training_on_documents_is_the_same(recompute: bool, lower: bool) -> None:
     x, y = documents()
-    model = make(position="rotary", n_kv_head=2)
+    model = make(position="rotary", n_kv_head=2, qk_norm=True)
+    model.recompute = recompute
     compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(x, y, START), model(x, y, START), atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        expected = model(x, y, START)
+        found = compiled(x, y, START)
+    found.backward()
+    torch.testing.assert_close(found, expected, atol=0.05 if lower else 1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("queries")
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_documents_in_bfloat16_are_nearly_those_in_float32(qk_norm: bool) -> None:
+    x, y = documents()
+    model = make(position="rotary", qk_norm=qk_norm)
+    expected = model(x, y, START)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x, y, START)
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+    with torch.no_grad():
+        found = model.bfloat16()(x, y, START)
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0)

@@ -113,7 +113,7 @@ def test_gpt2_of_120_million_parameters(convert: Callable[..., Any]) -> None:
     assert recipe["train"]["optimizer"]["learning_rate"] == 6e-4
     dataset = recipe["dataset"]
     assert (dataset["use"], dataset["tokenizer"], dataset["documents"]) == ("text", "gpt2", "mark")
-    assert dataset["path"].endswith("data/openwebtext")
+    assert dataset["path"].endswith("data/openwebtext/input.txt")
     assert "dataset: set path in [dataset] to the text of 'openwebtext'" in notes
     assert "wandb_log: " in notes
 

@@ -73,14 +73,15 @@ class Documents(NoCache):
     Args:
         x: token ids, int64 (B, T).
         start: the token that begins a document.
+        dtype: of the queries.
     """
 
-    def __init__(self, x: Tensor, start: int) -> None:
+    def __init__(self, x: Tensor, start: int, *, dtype: torch.dtype = torch.float32) -> None:
         columns = torch.arange(x.size(1), device=x.device)
         first = torch.where(x == start, columns, 0).cummax(1).values  # (B, T), of each document
         self._positions = columns - first
         seen = (columns >= first[:, :, None]) & (columns <= columns[:, None])
-        self._bias = torch.where(seen[:, None], 0.0, -torch.inf)  # (B, 1, T, T), for all layers
+        self._bias = torch.where(seen[:, None], 0.0, -torch.inf).to(dtype)  # (B, 1, T, T)
         self._first_keys = [0]  # that a query of each part sees, in any row
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             self._first_keys = first[:, ::QUERIES].amin(0).tolist()
@@ -91,7 +92,6 @@ class Documents(NoCache):
 
     def mask(self, q: Tensor, k: Tensor) -> Tensor:
         """What is added to the scores, (B, 1, T, T): -inf but for earlier tokens of a document."""
-        self._bias = self._bias.to(q.dtype)
         return self._bias
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:

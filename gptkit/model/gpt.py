@@ -52,7 +52,9 @@ class GPT(nn.Module):
         With `document_start`, the token that begins a document, the tokens of a document see no
         other one, and their positions count from its beginning: as if each were alone.
         """
-        cache = NO_CACHE if document_start is None else Documents(x, document_start)
+        cache: Cache = NO_CACHE
+        if document_start is not None:
+            cache = Documents(x, document_start, dtype=self._compute_dtype(x.device.type))
         logits = self.logits(x, cache)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE)
 
@@ -136,6 +138,12 @@ class GPT(nn.Module):
         return checkpoint(
             block, h, cache, angles, use_reentrant=False, preserve_rng_state=keeps_rng
         )
+
+    def _compute_dtype(self, device: str) -> torch.dtype:
+        """That of the matrix products: autocast's, or that of the weights."""
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.wte.weight.dtype
 
     @torch.no_grad()
     def _draw(self, seed: int) -> None:

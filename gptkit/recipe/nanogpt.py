@@ -127,7 +127,7 @@ def _dataset(config: Mapping[str, Any]) -> list[Line]:
         return [("use", "char-text", ""), ("source", "tinyshakespeare", name), context]
     return [
         ("use", "text", ""),
-        ("path", f"data/{name}", f"{name}: a file or a folder with its text"),
+        ("path", f"data/{name}/input.txt", f"{name}: a file or a folder with its text"),
         ("tokenizer", "gpt2", ""),
         ("documents", "mark", "an end token between them"),
         context,

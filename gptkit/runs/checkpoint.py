@@ -35,8 +35,8 @@ from gptkit.runs.tensor_file import TensorFile
 from gptkit.staging import unused_name
 
 STATE, STATE_DIGEST, CODEC = "state.json", "state.json.sha256", "codec.json"
-MOST_BYTES = 64 << 20
-"""Of a state.json or codec.json."""
+MOST_BYTES, MOST_CODEC = 64 << 20, 1 << 30
+"""Bytes of a state.json, and of a codec.json."""
 
 
 def weights_file(weights: str | None = None) -> str:
@@ -134,7 +134,7 @@ def with_codec(step_folder: Path, state: State) -> State:
         return state
     path = step_folder / CODEC
     try:
-        contents = read_file(path, limit=MOST_BYTES)
+        contents = read_file(path, limit=MOST_CODEC)
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from error
     if hashlib.sha256(contents).hexdigest() != state.sha256[CODEC]:

@@ -67,7 +67,7 @@ def _named(files: Files) -> Files:
 def _seal(folder: Path, state: State, names: Iterable[str]) -> None:
     """Write `state.json`, with the digests of the other files, and its own digest."""
     codec, names = state.codec, list(names)
-    options = json.dumps(codec.options)
+    options = json.dumps(codec.options, ensure_ascii=False)
     if len(options) > LONG:
         (folder / CODEC).write_text(options + "\n", encoding="utf-8")
         codec, names = codec.model_copy(update={"options": {}}), [*names, CODEC]

@@ -155,11 +155,7 @@ def load_run(
     plugins = build.without_callbacks(run.recipe)
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = _load_data(run, plugins)
-    if data.codec != model.codec:
-        raise RunError(
-            f"{run.path}: the data has another codec than the checkpoint",
-            hint=f"restore the data, or correct dataset in {quote(run.recipe)}",
-        )
+    check_same_codec(run, model.codec, data)
     batch_size = options.micro_batch_size or options.batch_size
     run_device = resolve_device(options, width=plugins.recipe.model.n_embd, before=run.cpu_dtype)
     return LoadedRun(model, data, run_device, batch_size)
@@ -181,6 +177,16 @@ def check_same_data(run: RunFolder, data: Data) -> None:
         raise RunError(
             f"{run.path}: the training data is not the data that this run started with",
             hint=f"restore the data, or start again: gptkit train {quote(run.recipe)}",
+        )
+
+
+def check_same_codec(run: RunFolder, codec: Codec, data: Data) -> None:
+    """Raise a RunError if the data has other tokens than a checkpoint, whose codec is given."""
+    if data.codec != codec:
+        raise RunError(
+            f"{run.path}: the data has another codec than the checkpoint: other tokens",
+            hint="restore the data and what makes its tokens, or correct dataset in "
+            f"{quote(run.recipe)}",
         )
 
 

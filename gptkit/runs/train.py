@@ -15,7 +15,7 @@ from gptkit.recipe.build import Plugins
 from gptkit.recipe.table import Report
 from gptkit.runs import changes, checkpoint, environment, new_folder, origin, run_folder, signals
 from gptkit.runs.changes import Change, Overrides
-from gptkit.runs.loaded import check_same_data
+from gptkit.runs.loaded import check_same_codec, check_same_data
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import (
     build_trainer,
@@ -25,6 +25,7 @@ from gptkit.runs.setup import (
     with_callbacks,
 )
 from gptkit.runs.shared import claim, newest_snapshot, on_rank_0, previous_run
+from gptkit.runs.weights import read_codec
 from gptkit.terminal import lasting
 from gptkit.training import distributed, snapshot
 from gptkit.training.distributed import Ranks
@@ -167,6 +168,7 @@ def _continue(
         check_same_data(run, data)
         if saved:
             check_same_sizes(run, saved, data)
+            check_same_codec(run, read_codec(run.step_folder(saved.step)), data)
         begin = None if saved else origin.find_again(run)
         trainer = build_trainer(
             plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin

@@ -86,6 +86,12 @@ def map_weights(step_folder: Path, weights: str | None) -> tuple[State, dict[str
         raise damaged(path, error.strerror or str(error)) from error
 
 
+def read_codec(step_folder: Path) -> Codec:
+    """The codec of a checkpoint, from its files; see `make_codec`."""
+    state = checkpoint.with_codec(step_folder, checkpoint.load_state(step_folder))
+    return make_codec(step_folder, state)
+
+
 def make_codec(step_folder: Path, state: State) -> Codec:
     """The codec of a checkpoint.
 

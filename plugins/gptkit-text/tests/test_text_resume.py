@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 
 import gptkit
+from gptkit_text.tokenizer_file import byte_tokenizer
 
 SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16}
 CASES = [
@@ -52,6 +53,18 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     assert told[0] == told[1]
     counts = [row["tokens_short"] + row["tokens_long"] for row in told[0] if "tokens_short" in row]
     assert counts == ([96 * step for step in range(1, 9)] if options.get("mixture") else [])
+
+
+def test_a_resumed_training_has_the_tokens_that_it_began_with(tmp_path: Path) -> None:
+    """Also where the same file holds another tokenizer by now."""
+    write_texts(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(byte_tokenizer(256))
+    run = gptkit.train(recipe({"tokenizer": str(path)}, tmp_path, steps=4), out=tmp_path / "r")
+    other = path.read_text().replace('"A":65', '"A":66').replace('"B":66', '"B":65')
+    path.write_text(other)
+    with pytest.raises(gptkit.GptkitError, match="the data has another codec than the checkpoint"):
+        gptkit.resume(run.path, {"train.steps": 8}, quiet=True)
 
 
 @pytest.mark.slow
