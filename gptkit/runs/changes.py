@@ -66,8 +66,8 @@ def check(
     Args:
         run: what is resumed.
         changes: the fields.
-        changeable: those of the data set that may change.
         overrides: how they were set, for the hint.
+        changeable: those of the data set that may change.
     """
     fixed = {key: change for key, change in changes.items() if not _may_change(key, changeable)}
     if not fixed:
