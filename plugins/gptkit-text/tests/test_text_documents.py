@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from gptkit.plugin import DataError
-from gptkit_text import documents
+from gptkit_text import documents, parquet
 from gptkit_text.documents import PART, Part, Reader
 from gptkit_text.files import find
 
@@ -118,6 +118,37 @@ def test_parquet_columns_of_text(tmp_path: Path, kind: pa.DataType) -> None:
     table = pa.table({"text.body": plain.cast(kind), "n": range(7)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
     assert read(tmp_path / "a.parquet", text_key="text.body") == [*TEXTS, "last"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}],
+    ids=["dictionary", "delta"],
+)
+def test_parquet_values_that_are_stored_once_do_not_fill_the_memory(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    texts = [f"{i}" * 50_000 for i in range(4)]
+    table = pa.table({"text": [texts[i // 1000] for i in range(4000)]})  # 200 MB
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    del table
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    before, held = pa.total_allocated_bytes(), list[int]()
+    for part in Reader(find([tmp_path / "a.parquet"])).parts():
+        assert part.text == texts[len(held) // 1000]
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 4000
+    assert max(held) < 80_000_000
+
+
+def test_parquet_rows_without_a_text_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MOST_ROWS", 100)
+    pq.write_table(pa.table({"text": pa.nulls(999, pa.string())}), tmp_path / "a.parquet")
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    sizes = [len(batch) for batch in parquet._batches(file, "text")]
+    assert sizes == [100] * 9 + [99]
 
 
 def test_the_king_james_text(king_james_file: Path, king_james: list[str], tmp_path: Path) -> None:
@@ -346,6 +377,11 @@ def test_a_row_that_is_too_long_to_be_held(tmp_path: Path, monkeypatch: pytest.M
     assert fault(path) == "line 2: is longer than 1,000 bytes"
     write(tmp_path / "a.json", json.dumps(["x" * 90] * 20, indent=1))
     assert fault(tmp_path / "a.json").startswith("is longer than 1,000 bytes")
+    monkeypatch.setattr(parquet, "MOST_ROW", 1000)
+    table = pa.table({"text": ["x" * 1000, "x" * 1001]})
+    for use_dictionary in (True, False):
+        pq.write_table(table, tmp_path / "a.parquet", use_dictionary=use_dictionary)
+        assert fault(tmp_path / "a.parquet") == "row 2: is longer than 1,000 bytes"
 
 
 def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
