@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -33,12 +33,15 @@ class Server(ThreadingHTTPServer):
     """Whether a Range is honoured."""
     endless = False
     """Whether to send for ever, and no length."""
+    trickling = False
+    """Whether to send a byte now and then."""
     compressed = False
     """Whether to send it compressed, as if that had been asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[str | None] = []
+        self.closing = Event()
 
     @property
     def url(self) -> str:
@@ -68,7 +71,16 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{SIZE - 1}/{SIZE}")
         self.end_headers()
-        self.wfile.write(body[: self.server.cut_after])
+        if self.server.trickling:
+            self._trickle(body)
+        else:
+            self.wfile.write(body[: self.server.cut_after])
+
+    def _trickle(self, body: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            for byte in body[:100]:
+                self.wfile.write(bytes([byte]))
+                self.server.closing.wait(0.05)
 
     def _send_for_ever(self, body: bytes) -> None:
         self.end_headers()
@@ -88,6 +100,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.closing.set()
         server.shutdown()
         thread.join()
 
@@ -139,6 +152,16 @@ def test_the_wrong_contents_never_enter_the_cache(server: Server, get: Callable[
         assert downloads() == []
     server.content = CONTENT
     assert get().read_bytes() == CONTENT
+
+
+def test_a_server_that_trickles_is_left(
+    server: Server, get: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptkit.data.transfer.TIMEOUT", 0.2)
+    server.trickling = True
+    with pytest.raises(DownloadError, match="cannot be downloaded: the connection broke off"):
+        get()
+    assert downloads()[0].stat().st_size < 50
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(

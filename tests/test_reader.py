@@ -26,7 +26,7 @@ from gptkit.testing import LetterCodec
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.device import resolve_device
 from gptkit.training.distributed import Ranks
-from gptkit.training.reader import Reader
+from gptkit.training.reader import Interrupted, Reader
 from gptkit.training.trainer import Trainer
 
 BLOCK, VOCAB, SEED = 8, 26, 3
@@ -329,3 +329,44 @@ def test_ctrl_c_ends_a_process_whose_reading_thread_hangs() -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in errors
+
+
+def test_a_signal_ends_the_wait_for_a_batch_and_saves_the_latest_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptkit.training.reader.PATIENCE", 0.1)
+    never = threading.Event()
+
+    def act(indices: Tensor) -> None:
+        if len(split.calls) > 3:
+            signal.raise_signal(signal.SIGINT)
+            never.wait(20)
+
+    split = Epochs(on_call=act)
+    made = trainer(split, save_to=tmp_path, eval_every=3)
+    before = signal.signal(signal.SIGINT, lambda signum, frame: made.interrupt())
+    try:
+        state = made.fit()
+        assert not never.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        never.set()
+    assert isinstance(state.error, KeyboardInterrupt)
+    assert state.step == 3
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]
+    assert len(split.calls) == 4
+
+
+def test_a_batch_is_awaited_no_longer_when_training_is_to_end() -> None:
+    begun, never = threading.Event(), threading.Event()
+
+    def act(indices: Tensor) -> None:
+        begun.set()
+        never.wait(20)
+
+    split = Epochs(on_call=act)
+    made = Reader(data_of(split), seed=SEED, name="letters", interrupted=begun.is_set)
+    with pytest.raises(Interrupted):
+        made.read(0, 4)
+    never.set()
+    made.close()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -88,6 +89,24 @@ def stall(handler: Handler) -> None:
     handler.server.closing.wait()
 
 
+def trickle(handler: Handler) -> None:
+    """Send half of it, and then a byte again and again."""
+    handler.answer(sent=HALF)
+    with suppress(ConnectionError):
+        for byte in handler.server.content[HALF:]:
+            handler.wfile.write(bytes([byte]))
+            if handler.server.closing.wait(0.05):
+                break
+
+
+def send_chunks(handler: Handler) -> None:
+    """Send more than the length says, as a chunked encoding can."""
+    handler.answer(sent=0, length=10, Transfer_Encoding="chunked")
+    for start in range(0, 40, 5):
+        handler.wfile.write(b"5\r\n" + handler.server.content[start : start + 5] + b"\r\n")
+    handler.wfile.write(b"0\r\n\r\n")
+
+
 def say_nothing(handler: Handler) -> None:
     handler.server.closing.wait()
 
@@ -138,13 +157,24 @@ REST = f"bytes={HALF}-"
         ([], [None]),
         ([drop], [None, REST]),
         ([stall], [None, REST]),
+        ([send_chunks], [None, None]),
         ([say_nothing], [None, None]),
         ([status(500), status(503), status(429)], [None] * 4),
         ([drop, status(503), status(502)], [None, REST, None, None]),
         ([drop, say_nothing], [None, REST, REST]),
         ([lambda handler: handler.connection.close()], [None, None]),
     ],
-    ids=["whole", "drop", "stall", "silence", "busy", "drop-busy", "drop-silence", "closed"],
+    ids=[
+        "whole",
+        "drop",
+        "stall",
+        "chunks",
+        "silence",
+        "busy",
+        "drop-busy",
+        "drop-silence",
+        "closed",
+    ],
 )
 def test_a_download_is_taken_up_again(
     server: Server, target: Path, faults: list[Callable[..., None]], requests: list[str | None]
@@ -225,6 +255,7 @@ def test_a_file_that_became_shorter_begins_anew(server: Server, target: Path) ->
         (lambda handler: handler.answer(length=SIZE + 9), f"after {SIZE:,} of {SIZE + 9:,} bytes"),
         (lambda handler: handler.answer(sent=0), f"after 0 of {SIZE:,} bytes"),
         (say_nothing, "no answer (offline?)"),
+        (send_chunks, "more came than the 10 bytes that the server told"),
         (status(503), "HTTP 503 Service Unavailable"),
     ],
 )
@@ -266,6 +297,16 @@ def test_what_is_stored_compressed_may_be_told_so(server: Server, target: Path) 
     server.faults = [lambda handler: handler.answer(Content_Encoding="gzip")]
     download(server.url.replace("a.jsonl", "a.jsonl.gz"), target)
     assert target.read_bytes() == CONTENT
+
+
+def test_a_server_that_trickles_is_left(server: Server, target: Path) -> None:
+    server.faults = [trickle]
+    download(server.url, target)
+    assert target.read_bytes() == CONTENT
+    first, second = server.requests
+    assert first is None
+    assert second is not None
+    assert HALF < int(second[6:-1]) < HALF + 100
 
 
 def test_each_further_megabyte_earns_further_tries(server: Server, target: Path) -> None:

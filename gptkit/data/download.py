@@ -9,7 +9,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from gptkit.data.progress import progress
-from gptkit.data.transfer import append_to, read_chunk, reason
+from gptkit.data.transfer import append_to, read_chunks, reason
 from gptkit.errors import CacheError, DownloadError
 from gptkit.files import digest, lock
 from gptkit.staging import remove_abandoned, staged
@@ -136,9 +136,11 @@ def _download(url: str, partial: Path, size: int) -> None:
             progress(f"downloading {url.rsplit('/', 1)[-1]}", total=size) as advance,
         ):
             advance(have)
-            while have <= size and (chunk := read_chunk(response)):  # what came is kept
+            for chunk in read_chunks(response):  # what came is kept
                 file.write(chunk)
                 have += len(chunk)
                 advance(len(chunk))
+                if have > size:
+                    break
     if have < size:
         raise requests.RequestException(f"the connection ended after {have} of {size} bytes")

@@ -16,6 +16,8 @@ from gptkit.staging import staged
 
 TIMEOUT = 30.0
 """Seconds without an answer, or without another byte, after which a try has failed."""
+LEAST = 1 << 15
+"""Bytes that must come in each `TIMEOUT`: a server that sends fewer would take days."""
 PAUSES = (1.0, 3.0, 10.0, 30.0)
 """Seconds before each further try; one that brings another megabyte begins the row anew."""
 PARTIAL = 206  # the HTTP status of a part
@@ -63,10 +65,22 @@ def append_to(partial: Path, have: int) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_chunk(response: Any) -> bytes:
-    """The next bytes as they are sent: what is compressed does not grow. b"" at the end."""
-    chunk: bytes = response.raw.read1(CHUNK, decode_content=False)
-    return chunk
+def read_chunks(response: Any) -> Iterator[bytes]:
+    """The bytes as they are sent: what is compressed does not grow.
+
+    Raises:
+        urllib3.exceptions.TimeoutError: nothing came in `TIMEOUT`, or less than `LEAST`.
+    """
+    from urllib3.exceptions import TimeoutError as TooSlowError
+
+    begin, came = time.monotonic(), 0
+    while chunk := response.raw.read1(CHUNK, decode_content=False):
+        yield chunk
+        came += len(chunk)
+        if time.monotonic() - begin > TIMEOUT:
+            if came < LEAST:
+                raise TooSlowError(f"only {came:,} bytes came in {TIMEOUT:g} s")
+            begin, came = time.monotonic(), 0
 
 
 def reason(error: Exception) -> str:
@@ -115,14 +129,15 @@ class _Transfer:
     def _try(self) -> str | None:
         """What broke this try off; None if the file is complete."""
         import requests
-        from urllib3.exceptions import HTTPError, ReadTimeoutError
+        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import TimeoutError as TooSlowError
 
         try:
             self._receive()
         except _BrokenOff as error:
             return str(error)
-        except ReadTimeoutError:
-            return f"the server sends nothing any more {self._so_far}"
+        except TooSlowError:
+            return f"the server sends nothing any more, or hardly anything, {self._so_far}"
         except HTTPError:
             return f"the connection broke off {self._so_far}"
         except (requests.ConnectionError, requests.Timeout) as error:
@@ -149,12 +164,19 @@ class _Transfer:
                 progress(f"downloading {name}", total=self.size) as advance,
             ):
                 advance(self.have)
-                while self.have < self.size and (chunk := read_chunk(response)):
+                for chunk in read_chunks(response):
+                    self._check_size(len(chunk))
                     file.write(chunk)
                     self.have += len(chunk)
                     advance(len(chunk))
         if self.have < self.size:
             raise _BrokenOff(f"the connection ended {self._so_far}")
+
+    def _check_size(self, more: int) -> None:
+        """Write nothing beyond the size: with a chunked encoding more may come than was told."""
+        if self.have + more > self.size:
+            self.version = None
+            raise _BrokenOff(f"more came than the {self.size:,} bytes that the server told")
 
     def _begin_or_continue(self, response: Any) -> None:
         if response.status_code in PASSING:

@@ -17,6 +17,12 @@ Job = tuple[Callable[[], Batch], "Future[Batch]"]
 
 PATIENCE = 5.0
 """Seconds that `close` waits for a batch that is being read; a disk may hang for ever."""
+POLL = 0.2
+"""Seconds between two looks whether training is to end while a batch is awaited."""
+
+
+class Interrupted(Exception):  # noqa: N818 - a wish of the user, not an error
+    """Training is to end, and the batch that it waits for is not there yet."""
 
 
 class Reader:
@@ -29,10 +35,21 @@ class Reader:
         seed: determines the order of the data.
         ranks: the processes that share a batch.
         name: of the data set, for errors.
+        interrupted: whether to wait no longer. Only asked where one process trains alone: of
+            several, all must do the same steps.
     """
 
-    def __init__(self, data: Data, *, seed: int, ranks: Ranks = ALONE, name: str) -> None:
+    def __init__(
+        self,
+        data: Data,
+        *,
+        seed: int,
+        ranks: Ranks = ALONE,
+        name: str,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.data, self.seed, self.ranks, self.name = data, seed, ranks, name
+        self._interrupted = interrupted
         self._thread: _Thread | None = None
         self._ahead: Future[Batch] | None = None
         self._ahead_of = (-1, 0)
@@ -50,10 +67,12 @@ class Reader:
             x and y, int64 (batch_size / ranks, block_size).
 
         Raises:
+            Interrupted: training is to end; what is being read goes on in the background.
             PluginError: the split returned something else than a batch.
             Exception: what the split raises, with a note that names the data set and the step.
         """
         self.read_ahead(step, batch_size)
+        self.wait()
         assert self._ahead
         found, self._ahead = self._ahead, None
         try:
@@ -68,9 +87,15 @@ class Reader:
             self._ahead, self._ahead_of = self._begin(step, batch_size), (step, batch_size)
 
     def wait(self) -> None:
-        """Wait for the batch that is being read, so that this thread may use the data set."""
-        if self._ahead:
-            wait([self._ahead])
+        """Wait for the batch that is being read, so that this thread may use the data set.
+
+        Raises:
+            Interrupted: training is to end; the batch is not there yet.
+        """
+        alone = self.ranks.size == 1
+        while self._ahead and not wait([self._ahead], POLL if alone else None).done:
+            if self._interrupted():
+                raise Interrupted("training ends: the data set did not give its next batch")
 
     def close(self) -> None:
         """End the thread; a read that does not end within `PATIENCE` is left to itself."""

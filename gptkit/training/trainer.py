@@ -1,7 +1,7 @@
 """Trainer: batches, updates, evaluations and checkpoints, with the callbacks around them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.failure import Failure
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.preview import previewer
-from gptkit.training.reader import Reader
+from gptkit.training.reader import Interrupted, Reader
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.start import Start
 from gptkit.training.steps import total_steps
@@ -88,7 +88,9 @@ class Trainer:
         self.validation = Validation(
             model, data, dataset=dataset, options=options, run_device=run_device, ranks=ranks
         )
-        self.reader = Reader(data, seed=seed, ranks=ranks, name=dataset)
+        self.reader = Reader(
+            data, seed=seed, ranks=ranks, name=dataset, interrupted=lambda: self._interrupted
+        )
         self.state = TrainState(
             model=model,
             optimizer=optimizer.make_optimizer(model, options.optimizer),
@@ -151,13 +153,13 @@ class Trainer:
             self.model.train()
             while state.step < state.steps and not self.stopping():
                 done = state.step
-                with self._failure.kept():
+                with self._failure.kept(), suppress(Interrupted):
                     self.step()
-                if state.step == done:  # it failed before it began
+                if state.step == done:  # it failed before it began, or its batch did not come
                     continue
                 self._check()
                 if self._due(self.options.eval_every):
-                    with self._failure.kept():
+                    with self._failure.kept(), suppress(Interrupted):
                         self.evaluate()
                 with self._failure.kept():
                     if self._due(self.options.save_every or self.options.eval_every):
@@ -169,7 +171,10 @@ class Trainer:
                 self._end_early()
 
     def interrupt(self) -> None:
-        """End training after the current step, for a signal; callbacks cannot undo it."""
+        """End training after the current step, for a signal; callbacks cannot undo it.
+
+        A step whose batch is still awaited does not begin, unless several processes train.
+        """
         self._interrupted = True
 
     def stopping(self) -> bool:

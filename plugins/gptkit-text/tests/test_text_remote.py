@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -611,6 +612,34 @@ def test_a_training_ends_at_once_while_a_shard_is_awaited(
     assert code == 0, told
     assert any(name != "s-0.jsonl" for name in server.requests)
     assert perf_counter() - begin < 60  # the server is left after 30 s, five times
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_wait_for_a_shard_and_saves(
+    recipe: Path, server: Server, tmp_path: Path
+) -> None:
+    server.faults = {name: ["stall"] * 9 for name in server.files if name != "s-0.jsonl"}
+    run, cache = tmp_path / "run", tmp_path / "c"
+    took = list[float]()
+
+    def stop(process: "subprocess.Popen[str]") -> None:
+        assert process.stderr
+        while "training waits for" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        begin = perf_counter()
+        process.wait(40)
+        took.append(perf_counter() - begin)
+
+    code, told = gptkit("train", recipe, "--out", run, cache=cache, report=stop)
+    assert code == 130, told
+    assert took[0] < 20
+    server.faults = {}
+    done = len(losses(run))
+    assert (run / "checkpoints" / f"step-{done:08}").is_dir()
+    assert f"step {done}" in told
+    code, told = gptkit("resume", run, cache=cache)
+    assert code == 0, told
 
 
 @pytest.mark.slow
