@@ -87,10 +87,12 @@ def _copy(system: Any, path: str, target: Path, expect: Expect) -> None:
     have = 0
     with target.open("wb") as file, progress(f"copying {target.name}", total=size) as advance:
         for chunk in _chunks(system, path):
+            if have + len(chunk) > size:
+                raise _BrokenOff(f"more than the {size:,} bytes came that it should have")
             file.write(chunk)
             have += len(chunk)
             advance(len(chunk))
-    if have != size:
+    if have < size:
         raise _BrokenOff(f"{have:,} bytes came where {size:,} should")
 
 

@@ -235,8 +235,9 @@ class Arrival:
     def _make_room(self, size: int) -> None:
         text = self._text
         need = text.needed(size)
-        missing = text.store.make_room(need, keep=text.folders(self._keep))
-        if missing > need - size if text.is_guess else missing:
+        least = size if text.is_guess else need
+        missing = text.store.make_room(need, keep=text.folders(self._keep), least=least)
+        if missing > need - least:
             what = f"{self._address} and the shards in use take"
             raise text.no_room(what, text.store.limit + missing)
 

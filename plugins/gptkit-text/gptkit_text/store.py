@@ -61,18 +61,24 @@ class Store:
                 finally:
                     shutil.rmtree(self.incoming, ignore_errors=True)
 
-    def make_room(self, need: int, *, keep: Collection[Path] = ()) -> int:
+    def make_room(self, need: int, *, keep: Collection[Path] = (), least: int | None = None) -> int:
         """Delete the least recently used shards until there is room; to be called while `filling`.
+
+        Nothing is deleted if even so there would be less room than `least`.
 
         Args:
             need: bytes that will be written.
             keep: folders of shards that stay.
+            least: bytes that will be written in any case, if `need` is a guess.
 
         Returns:
             How many bytes of room are missing even so.
         """
         sizes = {folder: size_of(folder) for folder in self._shards()}
         spare = self.limit - sum(sizes.values()) - size_of(self.incoming)
+        most = spare + sum(size for folder, size in sizes.items() if folder not in keep)
+        if max(most, 0) < (need if least is None else least):
+            return need - most
         for folder in sorted(sizes, key=_last_use):
             if spare >= need:
                 break

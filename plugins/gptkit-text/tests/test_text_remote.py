@@ -25,7 +25,7 @@ import torch
 
 from gptkit.plugin import Data, DataError, DownloadError, Split
 from gptkit.testing import check_dataset
-from gptkit_text.addresses import name_of
+from gptkit_text.addresses import copy, name_of
 from gptkit_text.dataset import Text
 from gptkit_text.remote import RemoteShards
 from gptkit_text.store import Store, size_of
@@ -291,6 +291,19 @@ def test_a_shard_that_is_far_larger_than_the_first_one_has_no_room(
         read(data.train, epoch(data.train))
 
 
+def test_a_shard_that_has_no_room_leaves_those_of_other_trainings(
+    load: Callable[..., Data], server: Server
+) -> None:
+    data = load()
+    read(data.train, epoch(data.train))
+    settle()
+    before = size_of(Store(0).encoded)
+    server.files["s-large.jsonl"] = shard(9, documents=9000)
+    with pytest.raises(DataError, match=r"is too small: http\S*/s-large.jsonl and"):
+        load(path=server.address(0).replace("s-0", "s-large"), cache_gb=before / 1e9)
+    assert size_of(Store(0).encoded) == before
+
+
 @pytest.mark.parametrize(
     "faults", [["drop"], ["stall"], ["lie"], ["busy", "busy"], ["drop", "busy"], ["lie", "stall"]]
 )
@@ -477,6 +490,18 @@ def test_what_fsspec_cannot_read_is_told(
     with pytest.raises(DataError, match="needs the package fsspec") as caught:
         load(path=memory)
     assert "pip install fsspec" in (caught.value.hint or "")
+
+
+def test_fsspec_writes_no_more_than_it_says(
+    server: Server, memory: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory_files = pytest.importorskip("fsspec.implementations.memory")
+    monkeypatch.setattr("gptkit_text.addresses.PAUSES", (0.0,))
+    monkeypatch.setattr("gptkit_text.addresses.CHUNK", 8)
+    monkeypatch.setattr(memory_files.MemoryFileSystem, "size", lambda self, path: 10)
+    with pytest.raises(DownloadError, match="in 2 tries: more than the 10 bytes came"):
+        copy("memory://data/s-0.jsonl", tmp_path / "x", expect=lambda size: None)
+    assert (tmp_path / "x").stat().st_size == 8
 
 
 def test_fsspec_is_tried_again_and_checked(

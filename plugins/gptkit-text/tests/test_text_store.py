@@ -36,9 +36,10 @@ def left(store: Store) -> list[str]:
         (51, [], 0, "123"),
         (250, [], 0, "23"),
         (250, ["0", "2"], 0, "02"),
-        (300, ["0", "2"], 50, "02"),
+        (300, ["0", "2"], 50, "0123"),
         (450, [], 0, ""),
-        (451, [], 1, ""),
+        (451, [], 1, "0123"),
+        (10**15, ["1"], 10**15 - 350, "0123"),
     ],
 )
 def test_the_least_recently_used_shards_go(
@@ -48,6 +49,21 @@ def test_the_least_recently_used_shards_go(
         found = store.make_room(need, keep=[store.encoded / name for name in keep])
     assert found == missing
     assert left(store) == list(stay)
+
+
+def test_a_guess_may_be_too_large_for_all_the_room(store: Store) -> None:
+    with store.filling():
+        assert store.make_room(500, least=451) == 50
+        assert left(store) == ["0", "1", "2", "3"]
+        assert store.make_room(500, least=300) == 50
+        assert left(store) == []
+
+
+def test_what_has_grown_too_large_makes_the_others_go(store: Store) -> None:
+    (store.encoded / "2" / "train.bin").write_bytes(bytes(500))
+    with store.filling():
+        assert store.make_room(0, keep=[store.encoded / "2"]) == 50
+    assert left(store) == ["2"]
 
 
 def test_what_is_coming_takes_room_too(store: Store) -> None:
