@@ -8,9 +8,11 @@ from typing import Self
 from pydantic import Field, NonNegativeInt, model_validator
 
 from gptkit.codec import PromptError, TextCodec
-from gptkit_text.tokenizer_file import begin_with, byte_tokenizer
+from gptkit_text.tokenizer_file import begin_with, byte_tokenizer, is_fault
 from gptkit_text.vocabulary import Vocabulary, read_vocabulary
 from gptkit_text.word_pattern import word_pattern
+
+SHOWN = 100  # characters of a text in an error
 
 
 class TokenizerCodec(TextCodec):
@@ -59,7 +61,8 @@ class TokenizerCodec(TextCodec):
             The ids; for "" without an end token those of a line feed.
 
         Raises:
-            PromptError: the prompt has half a character, which no text has.
+            PromptError: the prompt has half a character, which no text has, or the tokenizer
+                cannot divide it.
         """
         try:
             prompt.encode()
@@ -73,10 +76,22 @@ class TokenizerCodec(TextCodec):
         return self.divide(prompt or "\n") or [0]
 
     def divide(self, text: str) -> list[int]:
-        """The tokens of a text, without the end token."""
+        """The tokens of a text, without the end token.
+
+        Raises:
+            PromptError: the tokenizer cannot divide it.
+        """
         if not self.tokenizer:
             return list(text.encode())
-        (found,) = self._vocabulary.library.encode_batch_fast([text], add_special_tokens=False)
+        try:
+            (found,) = self._vocabulary.library.encode_batch_fast([text], add_special_tokens=False)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            raise PromptError(
+                f"the tokenizer cannot divide {text[:SHOWN]!r}: {error}",
+                hint="leave out what it does not know",
+            ) from error
         ids: list[int] = found.ids
         return ids if self._vocabulary.control.isdisjoint(ids) else self._divide_spelt(text)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag
 
+from gptkit.codec import PromptError
 from gptkit.plugin import (
     DataError,
     LocalPath,
@@ -175,8 +176,8 @@ def _note_changes(codec: TokenizerCodec, place: object) -> None:
     for text in PROBES:
         try:
             tokens = codec.divide(text)
-        except Exception as error:  # the library has no other
-            raise DataError(f"{place}: cannot divide {text!r}: {error}", hint=HINT) from error
+        except PromptError as error:
+            raise DataError(f"{place}: {error}", hint=HINT) from error
         found = codec.decode(tokens).decode(errors="replace")
         if found != text:
             note(f"{place}: this tokenizer changes texts: {text!r} becomes {found!r}")

@@ -12,6 +12,8 @@ END = "<|endoftext|>"
 """The end token where a tokenizer has none."""
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 """Usual names of an end token."""
+ADDITIONS = ("truncation", "padding", "post_processor")
+"""What adds tokens to a text, or cuts some off."""
 BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -62,13 +64,18 @@ def prepare(text: str, *, end: str | None = None) -> tuple[str, int]:
     """
     file = read_tokenizer(text)
     spec, ids = file.spec, file.ids
-    spec |= {"truncation": None, "padding": None, "post_processor": None}
+    spec |= dict.fromkeys(ADDITIONS)
     spec["model"]["dropout"] = None
     spec["normalizer"] = _without_prefix(spec["normalizer"])
     spec["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])
     spec["decoder"] = _decoder(spec)
     token = _mark_end(spec, ids, end)
     return _written(spec), token
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether an error is the library's; its panics are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def begin_with(text: str, token: int) -> str:
@@ -145,8 +152,8 @@ def has_metaspace(spec: Spec) -> bool:
 def _load(text: str) -> Tokenizer:
     try:
         library = Tokenizer.from_str(text)
-    except BaseException as error:  # a panic of the library is no Exception
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+    except BaseException as error:
+        if is_fault(error):
             raise ValueError(f"not a tokenizer.json: {error}") from None
         raise
     library.encode_special_tokens = True  # what spells a special token is text

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from gptkit_text.tokenizer_file import (
+    ADDITIONS,
     SPACE,
     Spec,
     byte_symbols,
@@ -29,13 +30,14 @@ class Vocabulary:
 
 
 def read_vocabulary(text: str) -> Vocabulary:
-    """The vocabulary of a `tokenizer.json`.
+    """The vocabulary of a `tokenizer.json`, as `prepare` gives it.
 
     Raises:
         ValueError: says what is wrong with it.
     """
     file = read_tokenizer(text)
     spec, ids = file.spec, file.ids
+    _check_prepared(spec)
     special = {token["id"] for token in spec["added_tokens"] if token["special"]}
     added = {token["content"] for token in spec["added_tokens"]}
     piece_bytes = _Pieces(spec)
@@ -45,6 +47,14 @@ def read_vocabulary(text: str) -> Vocabulary:
             pieces[token] = piece.encode() if piece in added else piece_bytes(piece)
     unknown = {ids.get(spec["model"].get("unk_token")), spec["model"].get("unk_id")}
     return Vocabulary(file.library, pieces, frozenset(special - unknown))
+
+
+def _check_prepared(spec: Spec) -> None:
+    """Refuse what gives other tokens than a text's own, or not always the same."""
+    found = [name for name in ADDITIONS if spec[name] is not None]
+    found += ["dropout"] if spec["model"].get("dropout") else []
+    if found:
+        raise ValueError(f"the tokenizer should have no {found[0]}")
 
 
 class _Pieces:

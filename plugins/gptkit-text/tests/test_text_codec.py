@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from gptkit.codec import PromptError
 from gptkit.testing import check_codec
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.tokenizer import TrainTokenizer, make_codec
+from gptkit_text.tokenizer_file import begin_with
 
 TEXT = "She said: “zwölf Boxkämpfer”, don't… 12 😀\n"
 
@@ -95,6 +97,59 @@ def test_an_end_token_that_a_text_can_have_is_refused() -> None:
 def test_a_codec_that_cannot_be_is_refused(fields: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
         TokenizerCodec(**fields)
+
+
+def special_first(spec: dict[str, Any]) -> None:
+    spec["post_processor"] = json.loads(
+        begin_with(json.dumps(spec), spec["added_tokens"][0]["id"])
+    )["post_processor"]
+
+
+def cut_after(size: int, *, stride: int) -> Callable[[dict[str, Any]], None]:
+    cut = {"direction": "Right", "max_length": size, "strategy": "LongestFirst", "stride": stride}
+    return lambda spec: spec.update(truncation=cut)
+
+
+def padded(spec: dict[str, Any]) -> None:
+    spec["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
+                       "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (cut_after(3, stride=0), "truncation"),
+        (cut_after(3, stride=5), "truncation"),  # the library panics when it divides a text
+        (padded, "padding"),
+        (special_first, "post_processor"),
+        (lambda spec: spec["model"].update(dropout=0.5), "dropout"),
+    ],
+)
+def test_a_codec_of_a_checkpoint_that_lies_is_refused(
+    harm: Callable[[dict[str, Any]], None], fault: str
+) -> None:
+    learned = make_codec(TrainTokenizer(train=300), lambda: [TEXT], key="x", join=False)
+    spec = json.loads(learned.tokenizer)
+    harm(spec)
+    with pytest.raises(ValidationError, match=f"the tokenizer should have no {fault}"):
+        TokenizerCodec(tokenizer=json.dumps(spec), end=learned.end)
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece"])
+def test_a_prompt_that_the_tokenizer_cannot_divide_is_an_error_in_words(kind: str) -> None:
+    model: dict[str, Any] = {"type": kind, "vocab": {"a": 0}, "unk_token": "?"}
+    if kind == "WordPiece":
+        model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+    spec: dict[str, Any] = dict.fromkeys(
+        ("truncation", "padding", "normalizer", "post_processor", "decoder")
+    )
+    split = {"type": "Whitespace"}
+    spec |= {"version": "1.0", "model": model, "pre_tokenizer": split, "added_tokens": []}
+    codec = TokenizerCodec(tokenizer=json.dumps(spec))
+    assert codec.encode("a a") == [0, 0]
+    with pytest.raises(PromptError, match="the tokenizer cannot divide 'a fox': ") as caught:
+        codec.encode("a fox")
+    assert caught.value.hint
 
 
 READ = """
