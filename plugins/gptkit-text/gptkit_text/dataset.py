@@ -53,13 +53,15 @@ class Text(Dataset):
     source: Literal["sonnets"] = "sonnets"
     """Shakespeare's sonnets, which ship with the plugin."""
     path: Places | None = None
-    """A file, a folder, or a list of them; used instead of source."""
+    """A file, a folder, an address, or a list of them, in which `{000..199}` stands for as many
+    numbers; used instead of source."""
     hf: str | None = Field(default=None, min_length=1)
     """A data set on the Hugging Face Hub, "owner/name"; used instead of source."""
     sources: list[TextSource] = Field(default=[])
     """A mixture: tables with path or hf, weight, name and text_key; used instead of source."""
     text_key: str = "text"
-    """The key or the column of the text in JSONL, JSON, CSV and Parquet files."""
+    """The key or the column of the text in JSONL, JSON, CSV and Parquet files; also of sources
+    that have none of their own."""
     errors: Literal["strict", "replace"] = "strict"
     """Refuse bytes that are not UTF-8, or replace them by U+FFFD."""
     tokenizer: TokenizerOption = TrainTokenizer(train=4096)
@@ -116,11 +118,12 @@ class Text(Dataset):
         tables, join = self._tables(), self.documents == "join"
         if addresses := addresses_of(tables):
             return self._remote_corpus(addresses)
-        sources = [open_source(table, self.errors) for table in tables]
+        sources = [open_source(table, self.errors, text_key=self.text_key) for table in tables]
         digests = [digest_all(source.reader.files) for source in sources]
         key = hashlib.sha256(json.dumps([digests, self.errors]).encode()).hexdigest()
         codec = make_codec(self.tokenizer, lambda: texts(sources), key=key, join=join)
-        return Corpus(sources, [self._encoded(source, codec) for source in sources], codec, key)
+        found = [self._encoded(*pair, codec) for pair in zip(sources, digests, strict=True)]
+        return Corpus(sources, found, codec, key)
 
     def _remote_corpus(self, addresses: Sequence[str]) -> Corpus:
         """Of a text at addresses: its first shard, from which the tokenizer learns."""
@@ -144,12 +147,17 @@ class Text(Dataset):
     def _tables(self) -> list[TextSource]:
         """The sources, also of a single one."""
         path = self.path or (None if self.hf else str(SONNETS))
-        alone = TextSource(path=path, hf=self.hf, text_key=self.text_key)
+        alone = TextSource(path=path, hf=self.hf)
         return self.sources or [alone]
 
-    def _encoded(self, source: Source, codec: TokenizerCodec) -> Encoded:
-        cores = self.processes or _cores()
-        return encoded(source.reader, codec, val_fraction=self.val_fraction, processes=cores)
+    def _encoded(self, source: Source, digest: str, codec: TokenizerCodec) -> Encoded:
+        return encoded(
+            source.reader,
+            codec,
+            val_fraction=self.val_fraction,
+            processes=self.processes or _cores(),
+            source=digest,
+        )
 
     def _splits(self, corpus: Corpus, streams: Sequence[Streams]) -> list[Windows]:
         """The windows for training, in the order of the options, and those for validation."""

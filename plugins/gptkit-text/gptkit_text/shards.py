@@ -28,8 +28,9 @@ from gptkit_text.documents import Reader
 from gptkit_text.encode import encode
 from gptkit_text.files import TextFile, common_place, digest_all, file_digest
 from gptkit_text.index import SPLITS, Index, SplitName, shard_name, shard_sizes
+from gptkit_text.synced import sync_folder
 from gptkit_text.windows import Segment
-from gptkit_text.writer import SKETCH, Writer
+from gptkit_text.writer import JOURNAL, SKETCH, Writer
 
 FORMAT = 1  # of the folder; part of its name
 MOST_INDEX = 1 << 26  # bytes of index.json
@@ -69,6 +70,7 @@ def encoded(
     *,
     val_fraction: float,
     processes: int,
+    source: str | None = None,
     cache: Path | None = None,
 ) -> Encoded:
     """The tokens of a reader's files; encoded if they are not in the cache.
@@ -80,6 +82,7 @@ def encoded(
         codec: gives the tokens.
         val_fraction: share of the documents for validation.
         processes: how many encode.
+        source: digest of the files, if it is known; they are not read again if they are encoded.
         cache: the folder around the result; None for the usual one.
 
     Raises:
@@ -87,7 +90,7 @@ def encoded(
             be written.
         RunError: a process that encodes has ended, perhaps for lack of memory.
     """
-    states, source = _states(reader.files), digest_all(reader.files)
+    states, source = _states(reader.files), source or digest_all(reader.files)
     task = _Task(reader, codec, val_fraction, processes, states, source)
     key = _key(source, codec, reader.errors, val_fraction)
     folder = (cache or cache_folder("text") / "encoded") / key
@@ -189,6 +192,8 @@ def _build(folder: Path, task: _Task) -> Index:
         raise
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     part.rename(folder)
+    sync_folder(folder.parent)
+    (folder / JOURNAL).unlink(missing_ok=True)
     return index
 
 

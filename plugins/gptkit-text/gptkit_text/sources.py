@@ -53,15 +53,15 @@ class TextSource(BaseModel):
     )
 
     path: Places | None = None
-    """A file, a folder, or a list of them."""
+    """A file, a folder, or a list of them; `{000..199}` stands for as many numbers."""
     hf: str | None = Field(default=None, min_length=1)
     """A data set on the Hugging Face Hub, "owner/name"; used instead of path."""
     weight: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
     """How often this source is drawn from, beside the weights of the others."""
     name: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]+$")
     """Its name in the metrics; that of the file or folder if unset."""
-    text_key: str = "text"
-    """The key or the column of the text in JSONL, JSON, CSV and Parquet files."""
+    text_key: str | None = None
+    """The key or the column of the text; that of the data set if unset."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -113,8 +113,13 @@ def addresses_of(tables: Sequence[TextSource]) -> list[str]:
     return [address for place in remote for address in expand(place)]
 
 
-def open_source(table: TextSource, errors: Errors) -> Source:
+def open_source(table: TextSource, errors: Errors, *, text_key: str) -> Source:
     """Find the files of a source.
+
+    Args:
+        table: the source.
+        errors: as for the reader of its files.
+        text_key: of a source that has none of its own.
 
     Raises:
         DataError: there are none.
@@ -125,7 +130,7 @@ def open_source(table: TextSource, errors: Errors) -> Source:
         from gptkit_text.hub import fetch_dataset  # its library is an extra
 
         paths = fetch_dataset(table.hf)
-    files = find(paths, text_key=table.text_key)
+    files = find(paths, text_key=table.text_key or text_key)
     return Source(table.label, table.weight, Reader(files, errors=errors))
 
 

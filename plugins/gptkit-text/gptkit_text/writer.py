@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gptkit.plugin import digest, open_file, read_file, write_atomically
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.index import FILES, SPLITS, Index, Totals, shard_name, shard_sizes
+from gptkit_text.synced import sync_folder, write_synced
 from gptkit_text.words import Encoder
 from gptkit_text.worker import Block, EncodedBlock
 
@@ -81,19 +82,22 @@ class Writer:
         write_atomically(self.folder / JOURNAL, seal + contents)
 
     def finish(self, end: int | None, skipped: dict[str, int]) -> Index:
-        """Complete the folder: the last end token, what belongs to all shards, and the index."""
+        """Complete the folder: the last end token, what belongs to all shards, and the index.
+
+        The journal stays, to go on from if the folder cannot be renamed.
+        """
         for split in self._splits:
             ends = [] if end is None or not split.totals.documents else [end]
             split.append(np.array(ends, self._dtype))
             split.sync()
             split.close()
-            split.sketch.tofile(self.folder / f"sketch-{split.name}.bin")
-        self._counts().tofile(self.folder / "counts.bin")
+            write_synced(self.folder / f"sketch-{split.name}.bin", split.sketch)
+        write_synced(self.folder / "counts.bin", self._counts())
         index = self._index(skipped)
         sha256 = index.sha256 | {name: digest(self.folder / name) for name in FILES}
         index = index.model_copy(update={"sha256": sha256})
         write_atomically(self.folder / "index.json", index.sealed())
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+        sync_folder(self.folder)
         return index
 
     def close(self) -> None:

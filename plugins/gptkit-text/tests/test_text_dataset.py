@@ -224,6 +224,16 @@ def test_a_mixture_is_drawn_by_weight_and_counted(mixture: dict[str, Any], order
     assert counts == {"a": 45, "b": 15}
 
 
+def test_a_source_has_the_text_key_of_the_data_set(tmp_path: Path) -> None:
+    for name, key in {"a": "body", "b": "words"}.items():
+        rows = "".join(json.dumps({key: f"{name} {i} text"}) + "\n" for i in range(60))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    sources = [{"path": paths[0]}, {"path": paths[1], "text_key": "words"}]
+    data = load(sources=sources, text_key="body", block_size=8, val_fraction=0.3)
+    assert {text[:1] for text in documents(data.val)} == {"", "a", "b"}  # "" between the sources
+
+
 def test_one_source_is_not_counted() -> None:
     assert load(block_size=64).train.metrics(1, 5, 8) == {}
 

@@ -391,6 +391,29 @@ def test_a_folder_is_used_again_wherever_the_files_are(corpus: Path, tmp_path: P
     assert (first.folder / "index.json").stat().st_mtime_ns == 0
 
 
+def test_files_with_a_known_digest_are_not_read_again(corpus: Path) -> None:
+    first, reader = encode_it(corpus), Reader(find([corpus]))
+    corpus.unlink()
+    again = encoded(reader, BYTES, val_fraction=0.1, processes=1, source=first.source)
+    assert contents(again.folder) == contents(first.folder)
+    assert again.segments("train") == first.segments("train")
+
+
+def test_a_folder_that_cannot_be_renamed_is_continued(
+    corpus: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path, target: Path) -> Path:
+        raise OSError("power is cut")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError):
+        patch.setattr(Path, "rename", fail)
+        encode_it(corpus)
+    found = encode_it(corpus)
+    assert "goes on after" in capsys.readouterr().err
+    assert sorted(texts_of(found)) == sorted(expected(corpus))
+    assert not (found.folder / writer.JOURNAL).exists()
+
+
 @pytest.mark.parametrize("when", ["journal", "end"])
 @pytest.mark.usefixtures("small")
 def test_a_file_that_changes_meanwhile_leaves_nothing(
