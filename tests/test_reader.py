@@ -331,6 +331,7 @@ def test_ctrl_c_ends_a_process_whose_reading_thread_hangs() -> None:
     assert "KeyboardInterrupt" in errors
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_batch_and_saves_the_latest_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
