@@ -55,7 +55,8 @@ class TextSource(BaseModel):
     path: Places | None = None
     """A file, a folder, or a list of them; `{000..199}` stands for as many numbers."""
     hf: str | None = Field(default=None, min_length=1)
-    """A data set on the Hugging Face Hub, "owner/name"; used instead of path."""
+    """A data set on the Hugging Face Hub, "owner/name" or "owner/name/folder"; used instead
+    of path."""
     weight: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
     """How often this source is drawn from, beside the weights of the others."""
     name: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]+$")
