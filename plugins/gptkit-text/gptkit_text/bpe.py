@@ -4,12 +4,16 @@ import hashlib
 import heapq
 import re
 from collections.abc import Iterable, Iterator
+from threading import Thread
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptkit.plugin import progress
 from gptkit_text.tokenizer_file import prepare
+from gptkit_text.words import WORDS
 
+MOST_DIFFERENT = 1 << 19
+"""Different words to learn from, at most: the library takes about 1 kB of memory for each."""
 SAMPLED = re.compile(r".{1,65536}(?=\s|\Z)|.{1,65536}", re.DOTALL)
 """A piece of text for the sample; it ends with a word if it can."""
 
@@ -20,7 +24,7 @@ def train_bpe(texts: Iterable[str], *, tokens: int, sample_bytes: int, end: bool
     Args:
         texts: what to learn from.
         tokens: size of the vocabulary, at most.
-        sample_bytes: of text to learn from, at most.
+        sample_bytes: of text to learn from, at most, and of MOST_DIFFERENT different words.
         end: add an end token, as the last one.
 
     Returns:
@@ -36,7 +40,7 @@ def train_bpe(texts: Iterable[str], *, tokens: int, sample_bytes: int, end: bool
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    library.train_from_iterator(_shown(sample), trainer)
+    _learn(library, trainer, list(few_words(sample)))
     return prepare(library.to_str())[0] if end else library.to_str()
 
 
@@ -57,11 +61,34 @@ def sample_texts(texts: Iterable[str], size: int) -> list[str]:
         while total > size:
             ceiling, _, dropped = heapq.heappop(heap)
             ceiling, total = -ceiling, total - dropped
-    return [piece for _, piece, _ in heap]
+    return [piece for _, piece, _ in sorted(heap, reverse=True)]
 
 
-def _shown(sample: list[str]) -> Iterator[str]:
-    with progress("training the tokenizer", total=len(sample), unit="pieces") as advance:
-        for piece in sample:
-            yield piece
+def few_words(sample: Iterable[str]) -> Iterator[str]:
+    """The first pieces, until they have MOST_DIFFERENT different words: as hashes or ids would."""
+    seen = set[int]()
+    for piece in sample:
+        yield piece
+        seen.update(map(hash, WORDS.findall(piece)))
+        if len(seen) >= MOST_DIFFERENT:
+            return
+
+
+def _learn(library: Tokenizer, trainer: trainers.BpeTrainer, sample: list[str]) -> None:
+    """Train in a thread, since the library minds no signal: Ctrl-C ends this one at once."""
+    faults = list[BaseException]()
+
+    def train() -> None:
+        try:
+            library.train_from_iterator(sample, trainer)
+        except BaseException as error:
+            faults.append(error)
+
+    thread = Thread(target=train, daemon=True)
+    thread.start()
+    with progress("learning the tokenizer", unit="seconds") as advance:
+        while thread.is_alive():
+            thread.join(1.0)
             advance(1)
+    if faults:
+        raise faults[0]

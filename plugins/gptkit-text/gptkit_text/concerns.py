@@ -45,20 +45,19 @@ def _about_vocabulary(found: Survey) -> Iterator[str]:
     longer = found.longer.size
     if found.never.size > UNUSED * longer:
         yield f"never in training, of {longer:,} longer tokens: {_named(found, found.never)}"
-    if longer and found.median < SELDOM:
+    size = _fitting(found)
+    if longer and found.median < SELDOM and size < found.codec.vocab_size:
         come = f"come at most {found.median:g} times" if found.median else "never come"
         yield (
             f"the vocabulary is large for this text: half of its longer tokens {come} in training; "
-            f"{_smaller(found)} suits it"
+            f"tokenizer = {{ train = {size} }} suits it"
         )
 
 
-def _smaller(found: Survey) -> str:
-    """A vocabulary that fits the text: a power of 2, or the bytes."""
+def _fitting(found: Survey) -> int:
+    """The size of a vocabulary that fits the text, a power of 2."""
     size = 1 << (max(found.train.tokens // PER_TOKEN, 1).bit_length() - 1)
-    size = max(size, SMALLEST)
-    fits = size < found.codec.vocab_size
-    return f"tokenizer = {{ train = {size} }}" if fits else 'tokenizer = "byte"'
+    return max(size, SMALLEST)
 
 
 def _named(found: Survey, group: Group) -> str:

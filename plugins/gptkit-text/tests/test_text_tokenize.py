@@ -348,15 +348,17 @@ def test_tokens_that_training_never_sees(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_that_is_too_large(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", documents(40))
-    options = {"path": path, "val_fraction": 0.3}
+    ends = ("mp", "nd", "st", "ll", "rk", "sh", "ng", "pt", "ck", "x")
+    words = [f"{a}{b}{end}" for a in "bcdfghkl" for b in "aeiou" for end in ends]
+    rows = [" ".join(words[i::step]) for step in (10, 8, 5) for i in range(step)]
+    options = {"path": jsonl(tmp_path / "a.jsonl", rows), "val_fraction": 0.3}
 
-    large = warnings(tmp_path, tokenizer={"train": 320}, **options)
+    large = warnings(tmp_path, tokenizer={"train": 600}, **options)
     right = warnings(tmp_path, tokenizer={"train": 262}, **options)
 
     assert "the vocabulary is large for this text" in large
-    assert 'tokenizer = "byte" suits it' in large
-    assert "vocabulary" not in right
+    assert "tokenizer = { train = 512 } suits it" in large
+    assert "the vocabulary is large" not in right
 
 
 def test_join_has_no_stop_token(tmp_path: Path) -> None:

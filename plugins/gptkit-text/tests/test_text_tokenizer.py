@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from gptkit.plugin import DataError, DownloadError
 from gptkit.testing import check_codec
 from gptkit_text import tokenizer
-from gptkit_text.bpe import SAMPLED, sample_texts
+from gptkit_text.bpe import SAMPLED, few_words, sample_texts
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
 
@@ -359,3 +359,14 @@ def test_a_tokenizer_that_cuts_pads_and_drops_does_so_no_more(tmp_path: Path) ->
     )
     for _ in range(9):
         assert codec.encode("ababab") == [3, 2, 2, 2]
+
+
+def test_a_text_of_ids_is_learned_from_a_bounded_number_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library keeps every different word in memory."""
+    monkeypatch.setattr("gptkit_text.bpe.MOST_DIFFERENT", 250)
+    ids = [" ".join(f"id{i}x{j}" for j in range(100)) for i in range(9)]
+    assert list(few_words(ids)) == ids[:3]
+    same = ["the same words"] * 500
+    assert list(few_words(same)) == same
