@@ -62,6 +62,7 @@ OF_TEXT: dict[str, Any] = {
     "dataset.hf": "owner/name",
     "dataset.sources": [{"path": "/a.txt", "weight": 1.0, "text_key": "text"}],
     "dataset.text_key": "content",
+    "dataset.endings": [".md"],
     "dataset.errors": "replace",
     "dataset.tokenizer": {"train": 300, "sample_mb": 64},
     "dataset.documents": "join",

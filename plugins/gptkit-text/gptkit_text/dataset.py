@@ -20,7 +20,15 @@ from gptkit_text.order import Order, whole
 from gptkit_text.remote import RemoteShards, Shard, open_first
 from gptkit_text.remote_text import GIGABYTE, RemoteText
 from gptkit_text.shards import Encoded, encoded
-from gptkit_text.sources import Places, Source, TextSource, addresses_of, open_source, texts
+from gptkit_text.sources import (
+    Endings,
+    Places,
+    Source,
+    TextSource,
+    addresses_of,
+    open_source,
+    texts,
+)
 from gptkit_text.store import Store
 from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
 from gptkit_text.windows import Segment, Windows, cut, length
@@ -63,6 +71,9 @@ class Text(Dataset):
     text_key: str = "text"
     """The key or the column of the text in JSONL, JSON, CSV and Parquet files; also of sources
     that have none of their own."""
+    endings: Endings | None = None
+    """What folders are searched for, such as [".py", ".md"]; all known formats if unset. A file
+    with an ending that is no known format is plain text."""
     errors: Literal["strict", "replace"] = "strict"
     """Refuse bytes that are not UTF-8, or replace them by U+FFFD."""
     tokenizer: TokenizerOption = TrainTokenizer(train=4096)
@@ -119,7 +130,10 @@ class Text(Dataset):
         tables, join = self._tables(), self.documents == "join"
         if addresses := addresses_of(tables):
             return self._remote_corpus(addresses)
-        sources = [open_source(table, self.errors, text_key=self.text_key) for table in tables]
+        text_key, endings = self.text_key, self.endings
+        sources = [
+            open_source(table, self.errors, text_key=text_key, endings=endings) for table in tables
+        ]
         digests = [digest_all(source.reader.files) for source in sources]
         key = hashlib.sha256(json.dumps([digests, self.errors]).encode()).hexdigest()
         codec = make_codec(self.tokenizer, lambda: texts(sources), key=key, join=join)

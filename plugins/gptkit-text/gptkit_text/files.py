@@ -80,17 +80,29 @@ def expand(path: str) -> list[str]:
     return [f"{before}{n:0{width}}{rest}" for n in range(begin, end) for rest in rests]
 
 
-def find(paths: Sequence[str | Path], *, text_key: str = "text", source: int = 0) -> list[TextFile]:
+def find(
+    paths: Sequence[str | Path],
+    *,
+    text_key: str = "text",
+    source: int = 0,
+    endings: Sequence[str] | None = None,
+) -> list[TextFile]:
     """The files that paths name: each a file, or a folder that is searched at any depth.
 
     A file whose name has no known ending is plain text. A file counts once, wherever it is named
     or linked again.
 
+    Args:
+        paths: of files and folders.
+        text_key: of all files.
+        source: of all files.
+        endings: those that folders are searched for; None for all that are known.
+
     Raises:
         DataError: a path does not exist, is neither a file nor a folder, cannot be read, or is a
             folder without a file that has a known ending.
     """
-    found = [file for path in map(Path, paths) for file in _files(path)]
+    found = [file for path in map(Path, paths) for file in _files(path, endings or ENDINGS)]
     files = dict[str, Path]()
     for file in found:
         files.setdefault(os.path.realpath(file), file)
@@ -171,7 +183,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
-            f"{path}: no such file or folder", hint="check path in [dataset]"
+            f"{path}: no such file or folder",
+            hint="check path in [dataset], or give another: --set dataset.path=...",
         ) from error
     except OSError as error:
         raise DataError(
@@ -180,16 +193,17 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, endings: Sequence[str]) -> list[Path]:
     with reading(path):
         if not path.is_dir():
             open_file(path).close()
             return [path]
-    files = find_files(path, endings=ENDINGS)
+    files = find_files(path, endings=endings)
     if not files:
+        told = ENDINGS_TOLD if endings is ENDINGS else ", ".join(endings)
         raise DataError(
-            f"{path}: no file in this folder ends in one of {ENDINGS_TOLD}",
-            hint="rename the files, or set path to one file",
+            f"{path}: no file in this folder ends in one of {told}",
+            hint='name the endings of its files in [dataset], such as endings = [".py"]',
         )
     return files
 

@@ -90,7 +90,8 @@ def no_text_key(place: str, text_key: str, names: Collection[str], *, kind: str)
     there = f"its {kind}s are {shown}{more}" if names else f"it has no {kind}s"
     return DataError(
         f'{place}: no {kind} "{text_key}"; {there}',
-        hint=f"set text_key in [dataset] to the {kind} that has the text",
+        hint=f"set text_key in [dataset] to the {kind} that has the text; files of a folder that "
+        'are no data are left out by endings, such as endings = [".md"]',
     )
 
 

@@ -45,6 +45,10 @@ Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(_absolute)]
 Places = Place | Annotated[list[Place], Field(min_length=1)]
 
 
+Endings = Annotated[list[Annotated[str, Field(pattern=r"^(\.[a-z0-9_-]+)+$")]], Field(min_length=1)]
+"""Endings of file names in small letters, such as ".md"."""
+
+
 class TextSource(BaseModel):
     """A source of a mixture: the table `[[dataset.sources]]`."""
 
@@ -63,6 +67,8 @@ class TextSource(BaseModel):
     """Its name in the metrics; that of the file or folder if unset."""
     text_key: str | None = None
     """The key or the column of the text; that of the data set if unset."""
+    endings: Endings | None = None
+    """What a folder is searched for; the data set's endings if unset."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,13 +120,16 @@ def addresses_of(tables: Sequence[TextSource]) -> list[str]:
     return [address for place in remote for address in expand(place)]
 
 
-def open_source(table: TextSource, errors: Errors, *, text_key: str) -> Source:
+def open_source(
+    table: TextSource, errors: Errors, *, text_key: str, endings: Endings | None = None
+) -> Source:
     """Find the files of a source.
 
     Args:
         table: the source.
         errors: as for the reader of its files.
         text_key: of a source that has none of its own.
+        endings: likewise.
 
     Raises:
         DataError: there are none.
@@ -131,7 +140,8 @@ def open_source(table: TextSource, errors: Errors, *, text_key: str) -> Source:
         from gptkit_text.hub import fetch_dataset  # its library is an extra
 
         paths = fetch_dataset(table.hf)
-    files = find(paths, text_key=table.text_key or text_key)
+    wanted = table.endings or endings
+    files = find(paths, text_key=table.text_key or text_key, endings=wanted)
     return Source(table.label, table.weight, Reader(files, errors=errors))
 
 

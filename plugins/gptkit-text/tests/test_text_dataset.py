@@ -283,3 +283,23 @@ def test_paths_become_absolute_and_addresses_stay(monkeypatch: pytest.MonkeyPatc
     text = Text.model_validate({"path": ["a/b.txt", "~/c", "https://x.org/{000..199}.jsonl.zst"]})
     assert text.path == ["/a/b.txt", str(Path.home() / "c"), "https://x.org/{000..199}.jsonl.zst"]
     assert Text(path=Path("a")).path == "/a"  # type: ignore[arg-type]
+
+
+def test_a_folder_is_searched_for_the_endings_that_are_named(tmp_path: Path) -> None:
+    """So a folder of code can be trained on, with files in it that are no data."""
+    folder = tmp_path / "project"
+    (folder / "src").mkdir(parents=True)
+    (folder / "package.json").write_text('{"name": "no text"}')
+    (folder / "src" / "a.PY").write_text("print(1)\n" * 40)
+    (folder / "README.md").write_text("words " * 40)
+    with pytest.raises(DataError, match=r'package.json: row 1: no key "text"') as caught:
+        load(path=str(folder))
+    assert 'endings = [".md"]' in str(caught.value.hint)
+    data = load(path=str(folder), endings=[".py"], block_size=8)
+    assert b"print(1)" in bytes(token for token in tokens(data.train) if token < END)
+    mixed = [{"path": str(folder), "endings": [".md"]}, {"path": str(folder), "name": "code"}]
+    assert load(sources=mixed, endings=[".py"], block_size=8).vocab_size == 257
+    with pytest.raises(DataError, match=r"no file in this folder ends in one of \.rs"):
+        load(path=str(folder), endings=[".rs"])
+    with pytest.raises(ValidationError, match="should match"):
+        load(path=str(folder), endings=["py"])
