@@ -149,6 +149,7 @@ class Text(Dataset):
             errors=self.errors,
             val_fraction=self.val_fraction,
             processes=self.processes or _cores(),
+            processes_ahead=self.processes or max(1, _cores() // 2),
         )
         codec, first, key = open_first(remote, self.tokenizer, join=self.documents == "join")
         name = name_of(addresses[0])

@@ -41,7 +41,8 @@ class RemoteText:
         text_key: The key or the column of the text.
         errors: Whether bytes that are not UTF-8 are an error, or become U+FFFD.
         val_fraction: Share of the documents for validation.
-        processes: How many encode.
+        processes: How many encode the first shard.
+        processes_ahead: How many encode another one, while the model trains.
     """
 
     addresses: Sequence[str]
@@ -50,6 +51,7 @@ class RemoteText:
     errors: Errors
     val_fraction: float
     processes: int
+    processes_ahead: int
     _growth: float | None = None
     """Bytes of tokens for each byte as it is sent; None before the first shard is known."""
     _found: dict[int, Encoded] = field(default_factory=dict)
@@ -209,7 +211,7 @@ class Arrival:
             self.reader,
             codec,
             val_fraction=text.val_fraction,
-            processes=text.processes,
+            processes=text.processes if text.is_guess else text.processes_ahead,
             cache=text.store.encoded,
         )
         text.store.write_known(

@@ -4,8 +4,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from gptkit.plugin import (
     DataError,
-    RunError,
     cache_errors,
     cache_folder,
-    lock,
-    note,
     progress,
     read_file,
 )
+from gptkit_text.alone import alone
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
@@ -98,7 +96,7 @@ def encoded(
         index = _open(folder)
         if index is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(folder.with_name(f".{folder.name}.lock"), task.place.name):
+            with alone(folder.with_name(f".{folder.name}.lock"), f"encodes {task.place.name}"):
                 index = _open(folder) or _build(folder, task)
     return Encoded(folder, index, task.source)
 
@@ -210,22 +208,6 @@ def _open(folder: Path) -> Index | None:
     except (OSError, ValueError, KeyError, DataError):
         return None
     return index if right else None
-
-
-@contextmanager
-def _alone(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock; say so if another process must end first."""
-    busy = RunError(f"{path}: is held")
-    try:
-        with lock(path, busy=busy):
-            yield
-            return
-    except RunError as error:
-        if error is not busy:
-            raise
-    note(f"another process encodes {name}: waiting for it")
-    with lock(path):
-        yield
 
 
 def _joined(sketches: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from gptkit.plugin import cache_errors, cache_folder, lock, read_file, write_atomically
+from gptkit.plugin import cache_errors, cache_folder, read_file, write_atomically
+from gptkit_text.alone import alone
 
 MOST_NOTE = 1 << 16  # bytes of what is known of a shard
 
@@ -53,7 +54,7 @@ class Store:
         with cache_errors(self.root):
             for folder in (self.encoded, self.known):
                 folder.mkdir(parents=True, exist_ok=True)
-            with lock(self.root / ".lock"):
+            with alone(self.root / ".lock", "fetches or encodes a shard"):
                 try:
                     self._sweep()
                     self.incoming.mkdir()

@@ -1,7 +1,10 @@
 """The store of encoded shards: what is used least recently goes, what is known stays."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -90,6 +93,32 @@ def test_what_killed_processes_left_goes(store: Store) -> None:
     with store.filling():
         assert list(store.incoming.iterdir()) == []
         assert left(store) == ["0", "1", "2", "3"]
+
+
+def test_who_waits_for_another_process_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    program = """
+import sys
+from gptkit_text.store import Store
+
+with Store(1).filling():
+    print(flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+
+        told = Event()
+        monkeypatch.setattr("gptkit_text.alone.note", lambda line: (said.append(line), told.set()))
+        end = Thread(target=lambda: (told.wait(60), process.stdin.close()))
+        end.start()
+        with store.filling():
+            assert said == ["another process fetches or encodes a shard: waiting for it"]
+        end.join()
 
 
 def test_what_is_known_stays_and_what_is_damaged_is_not_known(store: Store) -> None:
