@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
-from platformdirs import user_cache_path
 
 from gptkit_text.bpe import train_bpe
 from gptkit_text.dataset import SONNETS
 from gptkit_text.tokenizer_file import END, pair_tokenizer, prepare
+from tests.support import downloaded
 
 MB = 10**6
 SEED = 1
@@ -107,16 +106,11 @@ def gpt2(folder: Path) -> TokenizerPath:
 
 def _downloaded(name: str, *command: str) -> Path:
     """A folder of the user's cache that a command has filled once; the tests have it, too."""
-    target = user_cache_path("gptkit-tests") / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            stage = Path(f"{target}.tmp")
-            shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir()
-            subprocess.run(command, cwd=stage, check=True, timeout=280)
-            stage.rename(target)
-    return target
+
+    def fill(folder: Path) -> None:
+        subprocess.run(command, cwd=folder, check=True, timeout=280)
+
+    return downloaded(name, fill)
 
 
 def _varied(lines: Sequence[str]) -> Iterator[str]:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import tomli_w
-from filelock import FileLock
-from platformdirs import user_cache_path
 from typer.testing import CliRunner, Result
 
 from gptkit.cli.app import app
+from tests import support
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job and its children
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,16 +49,7 @@ def downloaded() -> Callable[..., Path]:
     def folder(name: str, fill: Callable[[Path], None]) -> Path:
         if shutil.which("npm") is None:
             pytest.skip("npm is not installed")
-        target = user_cache_path("gptkit-tests") / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.is_dir():
-                stage = Path(f"{target}.tmp")
-                shutil.rmtree(stage, ignore_errors=True)
-                stage.mkdir()
-                fill(stage)
-                stage.rename(target)
-        return target
+        return support.downloaded(name, fill)
 
     return folder
 

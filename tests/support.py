@@ -1,7 +1,8 @@
 """What tests of several files do: run a program, train a small model."""
 
+import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, get_args
 import pytest
 import tomli_w
 import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
 
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint, checkpoint_writer
@@ -76,6 +79,20 @@ def execute(*command: object, **options: Any) -> str:
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
+
+
+def downloaded(name: str, fill: Callable[[Path], object]) -> Path:
+    """A folder of the user's cache that is filled once; its name has the versions."""
+    target = user_cache_path("gptkit-tests") / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            stage = Path(f"{target}.tmp")
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+            fill(stage)
+            stage.rename(target)
+    return target
 
 
 def names_of(option: str) -> tuple[str, ...]:

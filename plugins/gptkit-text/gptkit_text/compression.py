@@ -39,7 +39,7 @@ def opened(
         stream: io.RawIOBase = _Counted(file, advance)
         if compression:
             buffered = io.BufferedReader(stream, CHUNK)
-            stream = _Decompressed(_blocks(buffered, path, _codec(compression, path)))
+            stream = _Decompressed(_blocks(buffered, path, _kind(compression, path)))
         with io.BufferedReader(stream, CHUNK) as decompressed:
             yield decompressed
 
@@ -52,7 +52,7 @@ def missing(path: Path, package: str, extra: str) -> DataError:
     )
 
 
-class _Codec(NamedTuple):
+class _Kind(NamedTuple):
     """How one kind of compression is undone."""
 
     new: Callable[[], Any]
@@ -97,19 +97,19 @@ class _Decompressed(io.RawIOBase):
         return count
 
 
-def _blocks(file: BinaryIO, path: Path, codec: _Codec) -> Iterator[bytes]:
+def _blocks(file: BinaryIO, path: Path, kind: _Kind) -> Iterator[bytes]:
     """The decompressed bytes of all members."""
-    decoder, at_end = codec.new(), False
+    decoder, at_end = kind.new(), False
     data = file.read(FEED)
     while data:
         if at_end:  # of a member; zeros may fill the space before the next one
             if not (data := data.lstrip(b"\0")):
                 data = file.read(FEED)
                 continue
-            decoder = codec.new()
+            decoder = kind.new()
         try:
             yield from _unpacked(decoder, data)
-        except codec.fault as error:
+        except kind.fault as error:
             raise DataError(
                 f"{path}: damaged: cannot be decompressed as {path.suffix}: {error}",
                 hint="fetch or compress the file again",
@@ -132,22 +132,22 @@ def _unpacked(decoder: Any, data: bytes) -> Iterator[bytes]:
         yield decoder.decompress(b"", BLOCK)
 
 
-def _codec(compression: Compression, path: Path) -> _Codec:
+def _kind(compression: Compression, path: Path) -> _Kind:
     match compression:
         case "gz":
-            return _Codec(lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), zlib.error)
+            return _Kind(lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), zlib.error)
         case "bz2":
-            return _Codec(bz2.BZ2Decompressor, OSError)
+            return _Kind(bz2.BZ2Decompressor, OSError)
         case "xz":
-            return _Codec(lzma.LZMADecompressor, lzma.LZMAError)
+            return _Kind(lzma.LZMADecompressor, lzma.LZMAError)
         case "zst":
             return _zstandard(path)
 
 
-def _zstandard(path: Path) -> _Codec:
+def _zstandard(path: Path) -> _Kind:
     try:
         import zstandard
     except ImportError as error:
         raise missing(path, "zstandard", "zst") from error
     decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
-    return _Codec(decompressor.decompressobj, zstandard.ZstdError)
+    return _Kind(decompressor.decompressobj, zstandard.ZstdError)

@@ -25,8 +25,6 @@ class Part:
     text: str
     first: bool
     """Whether a document begins here."""
-    source: int
-    """The index of the mixture's source that it belongs to."""
 
 
 class Reader:
@@ -68,17 +66,17 @@ class Reader:
             is_empty = True
             for document in _documents(file, self.errors, advance):
                 is_empty = False
-                yield from self._parts(document, file.source)
+                yield from self._parts(document)
             self.skipped["files without rows"] += is_empty
         self._tell()
 
-    def _parts(self, document: Iterable[str], source: int) -> Iterator[Part]:
+    def _parts(self, document: Iterable[str]) -> Iterator[Part]:
         first = True
         for piece in _pieces(document):
             if first and piece.isspace():
                 continue  # so that memory stays bounded if a document begins with much of it
             self.documents += first
-            yield Part(piece, first, source)
+            yield Part(piece, first)
             first = False
         self.skipped["empty documents"] += first
 

@@ -55,8 +55,6 @@ class TextFile:
     compression: Compression | None = None
     text_key: str = "text"
     """The key or the column that has the text, in JSONL, JSON, CSV and Parquet."""
-    source: int = 0
-    """The index of the mixture's source that it belongs to."""
 
 
 def expand(path: str) -> list[str]:
@@ -84,7 +82,6 @@ def find(
     paths: Sequence[str | Path],
     *,
     text_key: str = "text",
-    source: int = 0,
     endings: Sequence[str] | None = None,
 ) -> list[TextFile]:
     """The files that paths name: each a file, or a folder that is searched at any depth.
@@ -95,7 +92,6 @@ def find(
     Args:
         paths: of files and folders.
         text_key: of all files.
-        source: of all files.
         endings: those that folders are searched for; None for all that are known.
 
     Raises:
@@ -108,7 +104,7 @@ def find(
         files.setdefault(os.path.realpath(file), file)
     if again := len(found) - len(files):
         note(f"{common_place(found)}: {again:,} named twice: skipped")
-    return [_text_file(path, text_key, source) for path in files.values()]
+    return [_text_file(path, text_key) for path in files.values()]
 
 
 def digest_all(files: Sequence[TextFile]) -> str:
@@ -122,7 +118,7 @@ def digest_all(files: Sequence[TextFile]) -> str:
     with progress(f"checking {place.name}", total=total_size(files)) as advance:
         for file in files:
             sha256 = file_digest(file.path, advance)
-            fields = [sha256, file.kind, file.compression, file.text_key, file.source]
+            fields = [sha256, file.kind, file.compression, file.text_key]
             hasher.update(json.dumps(fields).encode() + b"\n")
     return hasher.hexdigest()
 
@@ -208,7 +204,7 @@ def _files(path: Path, endings: Sequence[str]) -> list[Path]:
     return files
 
 
-def _text_file(path: Path, text_key: str, source: int) -> TextFile:
+def _text_file(path: Path, text_key: str) -> TextFile:
     name = path.name.lower()
     compression = next((c for c in COMPRESSIONS if name.endswith(f".{c}")), None)
     kind = KINDS.get(Path(name.removesuffix(f".{compression}")).suffix, "text")
@@ -217,7 +213,7 @@ def _text_file(path: Path, text_key: str, source: int) -> TextFile:
             f"{path}: a Parquet file is read only as it is, not compressed again",
             hint=f"decompress it; then its name ends in .parquet, without .{compression}",
         )
-    return TextFile(path, kind, compression, text_key, source)
+    return TextFile(path, kind, compression, text_key)
 
 
 def _digest(path: Path, advance: Callable[[int], None]) -> str:

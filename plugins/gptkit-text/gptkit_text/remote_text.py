@@ -16,7 +16,7 @@ from gptkit_text.codec import TokenizerCodec
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
 from gptkit_text.files import digest_all, find
-from gptkit_text.shards import Encoded, encoded, opened
+from gptkit_text.shards import Encoded, encoded, find_encoded
 from gptkit_text.sources import Source, texts
 from gptkit_text.store import Known, Store
 
@@ -66,7 +66,7 @@ class RemoteText:
         if found is None or not found.folder.is_dir():
             found = None
             if known := self.known(number):
-                found = opened(
+                found = find_encoded(
                     known.source,
                     codec,
                     errors=self.errors,

@@ -26,7 +26,7 @@ UNLIMITED = 1 << 20
 TITLE = "bold"
 COLOURS = ("black on color(153)", "black on color(223)")
 FEW_COLOURS = ("black on cyan", "black on yellow")
-END = "color(231) on color(61)"
+END_STYLE = "color(231) on color(61)"
 MARK = "|"
 
 
@@ -156,7 +156,7 @@ def _passage(found: Survey, console: Console) -> Text:
     text = Text()
     for i, token in enumerate(found.passage):
         is_end = token == found.codec.end
-        style = (END if is_end else colours[i % 2]) if coloured else ""
+        style = (END_STYLE if is_end else colours[i % 2]) if coloured else ""
         for piece in [found.end_name] if is_end else _lines(found.codec.token_bytes[token]):
             text.append(piece, style)
         if not coloured:

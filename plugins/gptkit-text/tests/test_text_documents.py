@@ -184,10 +184,10 @@ def test_a_long_document_comes_in_parts_that_end_after_lines(
     write(tmp_path / "a.txt", text)
     write(tmp_path / "b.jsonl", jsonl([text, "short"]))
     pieces = ["12345\n", "6789\n", "x" * 10, "x" * 10, "x" * 5 + "\nyz"]
-    expected = [Part(piece, index == 0, 2) for index, piece in enumerate(pieces)]
-    reader = Reader(find([tmp_path], source=2))
-    assert list(reader.parts()) == [*expected, *expected, Part("short", True, 2)]
-    assert list(reader.parts()) == [*expected, *expected, Part("short", True, 2)]
+    expected = [Part(piece, index == 0) for index, piece in enumerate(pieces)]
+    reader = Reader(find([tmp_path]))
+    assert list(reader.parts()) == [*expected, *expected, Part("short", True)]
+    assert list(reader.parts()) == [*expected, *expected, Part("short", True)]
     assert reader.documents == 3
 
 

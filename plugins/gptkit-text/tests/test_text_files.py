@@ -66,11 +66,11 @@ def test_a_name_says_what_a_file_holds(folder: Path) -> None:
         "e/f.csv.bz2": ("csv", "bz2"),
         "g.Parquet": ("parquet", None),
     }
-    found = find([write(folder, *expected)], text_key="body", source=3)
+    found = find([write(folder, *expected)], text_key="body")
     assert {f.path.relative_to(folder).as_posix(): (f.kind, f.compression) for f in found} == (
         expected
     )
-    assert {(file.text_key, file.source) for file in found} == {("body", 3)}
+    assert {file.text_key for file in found} == {"body"}
 
 
 def test_a_file_that_is_named_is_text_whatever_its_ending(folder: Path) -> None:
@@ -124,7 +124,6 @@ def test_the_digest_is_that_of_all_that_decides_the_documents(folder: Path) -> N
         digest_all([replace(one, kind="jsonl"), two]),
         digest_all([replace(one, compression="gz"), two]),
         digest_all([replace(one, text_key="body"), two]),
-        digest_all([replace(one, source=1), two]),
     ]
     two.path.write_text("TWO.txt")
     others.append(digest_all([one, two]))
