@@ -127,7 +127,7 @@ def _parsed(text: str, decoder: Decoder, *, row: int | None = None) -> Any:
         fault = f"cannot be read as JSON: {error}"
         if isinstance(error, json.JSONDecodeError):
             line = f"line {error.lineno:,}, " if error.lineno > 1 else ""
-            fault = f"not JSON: {error.msg} at {line}column {error.colno:,}"
+            fault = f"not JSON: {error.msg.removesuffix(' at')} at {line}column {error.colno:,}"
         place, hint = (f"row {row:,}: ", ROW_HINT) if row else ("", FILE_HINT)
         raise DataError(f"{decoder.path}: {place}{fault}", hint=hint) from error
 
