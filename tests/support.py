@@ -19,6 +19,8 @@ from gptkit.runs import checkpoint, checkpoint_writer
 from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
 RUNNING = "running on onnxruntime: faster than torch on a CPU\n"
 """What `sample` says of a run on a CPU."""
 

@@ -13,6 +13,7 @@ from gptkit.runs.train import resume, train
 from gptkit.training import precision
 from gptkit.training.device import pick_device, resolve_device
 from gptkit.training.distributed import Ranks
+from tests.support import needs_cuda
 
 HAS_GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 without_gpu = pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
@@ -57,7 +58,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_cuda
 def test_auto_takes_the_gpu_and_names_it() -> None:
     run_device = resolve_device(TrainOptions())
     assert run_device.device.type == "cuda"

@@ -22,9 +22,8 @@ from gptkit.testing import LetterCodec
 from gptkit.training.device import resolve_device
 from gptkit.training.finite import FiniteCheck
 from gptkit.training.trainer import Trainer
-from tests.support import stir
+from tests.support import needs_cuda, stir
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GOOD = torch.tensor(1.0)
 
 

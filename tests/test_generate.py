@@ -11,7 +11,7 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate, restart_length
 from gptkit.sampling.rule import SamplingOptions, choose, uniforms
 from gptkit.sampling.torch_decoder import GraphDecoder, TorchDecoder
-from tests.support import pairwise
+from tests.support import needs_cuda, pairwise
 
 VOCAB = 9
 SHAPES: list[dict[str, Any]] = [
@@ -166,7 +166,7 @@ def test_a_step_of_fixed_shapes_gives_the_logits_of_a_growing_one(shape: dict[st
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_cuda
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_recorded_graph_draws_what_single_kernels_draw(shape: dict[str, Any]) -> None:
     model = make(**shape).cuda()

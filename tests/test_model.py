@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from gptkit.errors import CheckpointError
 from gptkit.model import initial
-from gptkit.model.cache import Documents, KVCache
+from gptkit.model.cache import KVCache
+from gptkit.model.documents import Documents
 from gptkit.model.gpt import GPT
 from gptkit.recipe import sizes
 from gptkit.recipe.options import GPTConfig
-from tests.support import names_of, pairwise
+from tests.support import names_of, needs_cuda, pairwise
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": names_of("norm"),
@@ -154,7 +155,7 @@ def sees_no_later_token_and_no_other_row(model: GPT) -> None:
 @pytest.fixture(params=[128, 5], ids=["whole", "parts"])
 def queries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention to documents for all queries at once, and for a few at a time."""
-    monkeypatch.setattr("gptkit.model.cache.QUERIES", request.param)
+    monkeypatch.setattr("gptkit.model.documents.QUERIES", request.param)
 
 
 def reads_each_document_as_if_it_were_alone(model: GPT) -> None:
@@ -515,6 +516,68 @@ def test_compiled_training_on_documents_is_the_same(recompute: bool, lower: bool
         found = compiled(x, y, START)
     found.backward()
     torch.testing.assert_close(found, expected, atol=0.05 if lower else 1e-5, rtol=0)
+
+
+def larger_documents() -> tuple[GPT, Tensor, Tensor]:
+    """A model, and inputs and targets, both (3, 300), with some documents of several blocks."""
+    x = tokens(3, 301, vocab_size=40)
+    model = make(position="rotary", n_kv_head=2, qk_norm=True, block_size=512, vocab_size=40)
+    return model, x[:, :-1], x[:, 1:].contiguous()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_flex_attention_trains_on_documents_alike(
+    recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptkit.model.documents.FLEX", {"cpu"})
+    # torch has no kernel for its gradients on a CPU, but the formulas of the compiled graph.
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    model, x, y = larger_documents()
+    model.recompute = recompute
+    expected = model(x, y, START)
+    expected.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x, y, START)
+    found.backward()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", names_of("position"))
+def test_flex_attention_compiled_sees_documents_alike(
+    position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptkit.model.documents.FLEX", {"cpu"})
+    model, x, y = larger_documents()
+    model = make(**vars(model.config) | {"position": position})
+    with torch.no_grad():
+        expected = model(x, y, START)
+        found = torch.compile(model, fullgraph=True)(x, y, START)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_gpu_trains_on_documents_alike(recompute: bool) -> None:
+    model, x, y = larger_documents()
+    model, x, y = model.cuda(), x.cuda(), y.cuda()
+    model.recompute = recompute
+    expected = model(x, y, START)
+    expected.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    compiled = torch.compile(model, fullgraph=True)
+    found = compiled(x, y, START)
+    found.backward()
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=0.01)
+    with torch.autocast("cuda", torch.bfloat16):
+        torch.testing.assert_close(compiled(x, y, START), expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.usefixtures("queries")

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from gptkit.recipe.options import GPTConfig
 
-QUERIES = 128
-"""Tokens whose attention is computed at once on a CPU where documents are separate."""
-
 
 class Cache(ABC):
     """Keys and values of earlier calls, and which of them a query may see."""
@@ -65,51 +62,6 @@ class NoCache(Cache):
 
     def advance(self, tokens: int) -> None:
         """Nothing to count."""
-
-
-class Documents(NoCache):
-    """Sequences in which every document is independent of the others, as in training.
-
-    Args:
-        x: token ids, int64 (B, T).
-        start: the token that begins a document.
-        dtype: of the queries.
-    """
-
-    def __init__(self, x: Tensor, start: int, *, dtype: torch.dtype = torch.float32) -> None:
-        columns = torch.arange(x.size(1), device=x.device)
-        first = torch.where(x == start, columns, 0).cummax(1).values  # (B, T), of each document
-        self._positions = columns - first
-        seen = (columns >= first[:, :, None]) & (columns <= columns[:, None])
-        self._bias = torch.where(seen[:, None], 0.0, -torch.inf).to(dtype)  # (B, 1, T, T)
-        self._first_keys = [0]  # that a query of each part sees, in any row
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._first_keys = first[:, ::QUERIES].amin(0).tolist()
-
-    def positions(self, tokens: int) -> Tensor:
-        """Positions within the documents, (B, T)."""
-        return self._positions
-
-    def mask(self, q: Tensor, k: Tensor) -> Tensor:
-        """What is added to the scores, (B, 1, T, T): -inf but for earlier tokens of a document."""
-        return self._bias
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:
-        """Attention; on a CPU to a part of the queries at a time, without keys that none sees."""
-        if len(self._first_keys) == 1:
-            return super().attend(q, k, v, dropout=dropout, grouped=grouped)
-        mask, found = self.mask(q, k), []
-        for i, first in enumerate(self._first_keys):
-            stop = (i + 1) * QUERIES
-            rows, seen = slice(i * QUERIES, stop), slice(first, stop)
-            part = F.scaled_dot_product_attention(
-                *(q[:, :, rows], k[:, :, seen], v[:, :, seen]),
-                attn_mask=mask[:, :, rows, seen],
-                dropout_p=dropout,
-                enable_gqa=grouped,
-            )
-            found.append(part)
-        return torch.cat(found, dim=2)
 
 
 class KVCache(Cache):

@@ -15,7 +15,8 @@ from gptkit.data.split import IGNORE
 from gptkit.errors import CheckpointError
 from gptkit.model import initial
 from gptkit.model.blocks import NORMS, POSITIONS, Angles, Block, plain_norm
-from gptkit.model.cache import NO_CACHE, Cache, Documents
+from gptkit.model.cache import NO_CACHE, Cache
+from gptkit.model.documents import Documents
 from gptkit.recipe.options import GPTConfig
 
 BLOCKS = "h."

@@ -1,0 +1,88 @@
+"""Attention within documents: several in a sequence, each as if it were alone.
+
+Shapes: B sequences, T tokens, nh query heads, nkv key and value heads, hs = head size.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptkit.model.cache import NoCache
+
+QUERIES = 128
+"""Tokens whose attention is computed at once on a CPU."""
+
+FLEX = {"cuda"}
+"""Devices on which compiled models use flex_attention, which skips blocks that nobody sees."""
+
+
+class Documents(NoCache):
+    """Sequences in which every document is independent of the others, as in training.
+
+    Args:
+        x: token ids, int64 (B, T).
+        start: the token that begins a document.
+        dtype: of the queries.
+    """
+
+    def __init__(self, x: Tensor, start: int, *, dtype: torch.dtype = torch.float32) -> None:
+        columns = torch.arange(x.size(1), device=x.device)
+        first = torch.where(x == start, columns, 0).cummax(1).values  # (B, T), of each document
+        self._positions = columns - first
+        seen = (columns >= first[:, :, None]) & (columns <= columns[:, None])
+        self._bias = torch.where(seen[:, None], 0.0, -torch.inf).to(dtype)  # (B, 1, T, T)
+        self._flex: Callable[[Tensor, Tensor, Tensor, bool], Tensor] | None = None
+        self._first_keys = [0]  # that a query of each part sees, in any row
+        if torch.compiler.is_compiling():
+            if x.device.type in FLEX:
+                self._flex = _flex_attention(first)
+        elif x.device.type == "cpu":
+            self._first_keys = first[:, ::QUERIES].amin(0).tolist()
+
+    def positions(self, tokens: int) -> Tensor:
+        """Positions within the documents, (B, T)."""
+        return self._positions
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor:
+        """What is added to the scores, (B, 1, T, T): -inf but for earlier tokens of a document."""
+        return self._bias
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:
+        """Attention; on a CPU to a part of the queries at a time, without keys that none sees."""
+        if self._flex is not None and not dropout:  # flex_attention has none
+            return self._flex(q, k, v, grouped)
+        if len(self._first_keys) == 1:
+            return super().attend(q, k, v, dropout=dropout, grouped=grouped)
+        mask, found = self.mask(q, k), []
+        for i, first in enumerate(self._first_keys):
+            stop = (i + 1) * QUERIES
+            rows, seen = slice(i * QUERIES, stop), slice(first, stop)
+            part = F.scaled_dot_product_attention(
+                *(q[:, :, rows], k[:, :, seen], v[:, :, seen]),
+                attn_mask=mask[:, :, rows, seen],
+                dropout_p=dropout,
+                enable_gqa=grouped,
+            )
+            found.append(part)
+        return torch.cat(found, dim=2)
+
+
+def _flex_attention(first: Tensor) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
+    """Attention from each token to those since `first` (B, T), the beginning of its document."""
+    # Here, since it imports torch's compiler.
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= first[row, query])
+
+    B, T = first.shape
+    blocks = create_block_mask(sees, B, None, T, T, device=first.device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> Tensor:
+        # The CPU's kernel of torch 2.14 reads other strides wrongly.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        return flex_attention(q, k, v, block_mask=blocks, enable_gqa=grouped)
+
+    return attend
