@@ -35,11 +35,15 @@ TARGET = 1.4697
 CLOSE = 0.05
 """How far the loss after a few steps on the device may be from the CPU's in float32."""
 CHECKED_STEPS = 20
+DOCUMENT = 500
+"""Tokens of a document, on average, where each is trained as if it were alone."""
+START = 0
+"""The token that begins a document."""
 LONGEST = 150.0
 """Limit in seconds for the tests, and for training to the target loss."""
 LIMIT = 540.0
 """Seconds after which no further part is begun."""
-TESTS = [f"tests/test_{name}.py" for name in ("device", "finite", "generate")]
+TESTS = [f"tests/test_{name}.py" for name in ("device", "finite", "generate", "model")]
 """Files with tests that have the mark `gpu`."""
 
 METHOD = """\
@@ -48,7 +52,8 @@ small model, trained for {steps} steps from one seed on the CPU in float32 and o
 `auto` chooses. Training: GPT-2 of 124 M parameters with the exact GELU and without biases, {batch}
 x {block} random tokens an update, AdamW; the trainer as `gptkit train` runs it, and nanoGPT's
 arithmetic, written out in `benchmarks/nanogpt.py`, in the same precision, compiled if gptkit
-compiles, with its batch on the device before. MFU is 6 N + 12 L C T FLOPs a token (N without the
+compiles, with its batch on the device before; "alone" are documents of about {document} tokens
+that do not see each other. MFU is 6 N + 12 L C T FLOPs a token (N without the
 position table) over the dense bfloat16 peak that the maker names, or over a matrix product measured
 here. Sampling: 6L 6H 384, T 256, one sequence from one token; the limit is one pass over the
 weights for each token, at the speed of copying. Without a GPU all of it runs in miniature on the
@@ -74,12 +79,14 @@ SMALL = Scale({"n_layer": 2, "n_head": 2, "n_embd": 32}, 65, 32, 4, 3, 1, 8, 1 <
 
 
 class Noise(Split):
-    """Windows of random tokens."""
+    """Windows of random tokens, some of which begin a document."""
 
     def __init__(self, vocab_size: int, block_size: int) -> None:
         generator = torch.Generator().manual_seed(1)
         self.vocab_size, self.stride = vocab_size, block_size
-        self._tokens = torch.randint(vocab_size, (1 << 22,), generator=generator)
+        tokens = torch.randint(START + 1, vocab_size, (1 << 22,), generator=generator)
+        tokens[torch.rand(tokens.shape, generator=generator) < 1 / DOCUMENT] = START
+        self._tokens = tokens
 
     def __len__(self) -> int:
         return len(self._tokens) - self.stride
@@ -98,6 +105,7 @@ def measure(quick: bool) -> Result:
         "tests that need a GPU": run_tests,
         "losses on the CPU and on the device": check_device,
         "training, gptkit, tokens/s": partial(train, scale),
+        "training, gptkit, each document alone, tokens/s": partial(train, scale, alone=True),
         "training, nanoGPT's arithmetic, tokens/s": partial(train_nanogpt, scale),
         f"baby GPT to a validation loss of {TARGET}": partial(time_to_loss, quick or not cuda),
         "sampling": partial(sampling, scale.tokens, scale.copied),
@@ -111,7 +119,7 @@ def measure(quick: bool) -> Result:
         meaning=f"{device}: GPT-2 trains at {figures['training, gptkit, tokens/s']} tokens/s.",
         method=METHOD.format(
             device=device, torch=torch.__version__, steps=CHECKED_STEPS, batch=scale.batch_size,
-            block=scale.block_size, seconds=perf_counter() - begin,
+            block=scale.block_size, document=DOCUMENT, seconds=perf_counter() - begin,
         ).replace("\n", " "),
     )  # fmt: skip
 
@@ -146,9 +154,10 @@ def check_device() -> Iterator[Row]:
     yield ["", " and ".join(f"{loss:.4f}" for loss in losses), f"{CLOSE} apart"]
 
 
-def train(scale: Scale) -> Iterator[Row]:
+def train(scale: Scale, *, alone: bool = False) -> Iterator[Row]:
     """Tokens per second of `Trainer.step`, as the recipe's "auto" settings run it."""
-    trainer = _trainer(scale, {"batch_size": scale.batch_size, "device": "auto"})
+    options = {"batch_size": scale.batch_size, "device": "auto"}
+    trainer = _trainer(scale, options, document_start=START if alone else None)
     yield _training_row(scale, trainer.step, trainer.run_device)
 
 
@@ -220,11 +229,12 @@ def _config(scale: Scale) -> GPTConfig:
     return GPTConfig(**scale.model, **sizes, bias=False)
 
 
-def _trainer(scale: Scale, train: dict[str, Any]) -> Trainer:
+def _trainer(scale: Scale, train: dict[str, Any], document_start: int | None = None) -> Trainer:
     return make_trainer(
         Noise(scale.vocab_size, scale.block_size),
         vocab_size=scale.vocab_size,
         block_size=scale.block_size,
         model={**scale.model, "bias": False},
         train=train,
+        document_start=document_start,
     )
