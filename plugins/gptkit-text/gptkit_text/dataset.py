@@ -64,8 +64,8 @@ class Text(Dataset):
     """A file, a folder, an address, or a list of them, in which `{000..199}` stands for as many
     numbers; used instead of source."""
     hf: str | None = Field(default=None, min_length=1)
-    """A data set on the Hugging Face Hub, "owner/name" or "owner/name/folder"; used instead of
-    source."""
+    """A data set on the Hugging Face Hub, "owner/name" or "owner/name@revision", either with
+    "/folder"; used instead of source."""
     sources: list[TextSource] = Field(default=[])
     """A mixture: tables with path or hf, weight, name and text_key; used instead of source."""
     text_key: str = "text"

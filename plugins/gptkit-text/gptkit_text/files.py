@@ -38,7 +38,6 @@ ENDINGS = (
     *(f"{e}.{c}" for e, kind in KINDS.items() if kind != "parquet" for c in COMPRESSIONS),
 )
 """The names of files that a folder is searched for; Parquet is compressed inside."""
-ENDINGS_TOLD = f"{', '.join(KINDS)} (also with .{', .'.join(COMPRESSIONS)})"
 CHUNK = 1 << 20  # bytes read at a time
 MOST_FILES = 1 << 20  # that braces may stand for
 WORTH_NOTING = 1 << 20  # bytes of a file from which its digest is remembered
@@ -189,6 +188,13 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def told(endings: Sequence[str]) -> str:
+    """Endings as a message names them."""
+    if endings is ENDINGS:
+        return f"{', '.join(KINDS)} (also with .{', .'.join(COMPRESSIONS)})"
+    return ", ".join(endings)
+
+
 def _files(path: Path, endings: Sequence[str]) -> list[Path]:
     with reading(path):
         if not path.is_dir():
@@ -196,9 +202,8 @@ def _files(path: Path, endings: Sequence[str]) -> list[Path]:
             return [path]
     files = find_files(path, endings=endings)
     if not files:
-        told = ENDINGS_TOLD if endings is ENDINGS else ", ".join(endings)
         raise DataError(
-            f"{path}: no file in this folder ends in one of {told}",
+            f"{path}: no file in this folder ends in one of {told(endings)}",
             hint='name the endings of its files in [dataset], such as endings = [".py"]',
         )
     return files

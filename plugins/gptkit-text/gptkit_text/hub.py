@@ -1,46 +1,54 @@
 """Data sets on the Hugging Face Hub: their files, fetched once into the Hub's own cache."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gptkit.plugin import DataError, DownloadError, find_files
-from gptkit_text.files import ENDINGS, ENDINGS_TOLD
+from gptkit.plugin import DataError, DownloadError, find_files, note
+from gptkit_text.files import ENDINGS, told
 
 ABOUT = ("README.md", "dataset_infos.json")
 """Files at the top of a data set that tell about it."""
+NAME = re.compile(r"([^/@]+(?:/[^/@]+)?)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
+"""Repository, revision and folder; a revision has no slash but in "refs/convert/parquet"."""
 
 
-def fetch_dataset(name: str) -> list[Path]:
-    """The files of a data set that have a known ending, sorted by their paths.
+def fetch_dataset(name: str, endings: Sequence[str] = ENDINGS) -> list[Path]:
+    """The files of a data set that have one of these endings, sorted by their paths.
 
     The library that fetches them honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE. A file
     that is in its cache is not fetched again.
 
     Args:
-        name: "owner/name"; or "owner/name/folder" for what is below one of its folders.
+        name: "owner/name", the newest revision; "owner/name@revision", a branch, a tag or a
+            commit; either with "/folder" for what is below one of its folders.
+        endings: in small letters.
 
     Raises:
         DataError: huggingface_hub is not installed, there is no such data set or folder, it may
-            not be read, it has no file with a known ending, or it is not in the cache and the
+            not be read, it has no file with such an ending, or it is not in the cache and the
             network must not be used.
         DownloadError: it cannot be downloaded.
     """
-    parts = name.split("/")
-    repository, folder = "/".join(parts[:2]), "/".join(part for part in parts[2:] if part)
-    inside = f"{folder}/" if folder else ""
-    snapshot = _snapshot(repository, [f"{inside}*{ending}" for ending in ENDINGS])
-    place = snapshot / folder
-    files = find_files(place, endings=ENDINGS) if place.is_dir() else []
+    parts = NAME.fullmatch(name)
+    repository, revision, folder = parts.groups() if parts else (name, None, None)
+    inside = f"{folder.strip('/')}/" if folder else ""
+    snapshot = _snapshot(repository, revision, [f"{inside}*{ending}" for ending in endings])
+    place = snapshot / inside
+    files = find_files(place, endings=endings) if place.is_dir() else []
     about = [snapshot / name for name in ABOUT]
     if not (found := [file for file in files if file not in about]):
         raise DataError(
-            f"hf = {name!r}: no file of the data set ends in one of {ENDINGS_TOLD}",
-            hint=f"see its files at https://huggingface.co/datasets/{repository}/tree/main",
+            f"hf = {name!r}: no file of the data set ends in one of {told(endings)}",
+            hint="see its files at "
+            f"https://huggingface.co/datasets/{repository}/tree/{revision or 'main'}",
         )
+    note(f"hf = {name!r}: revision {snapshot.name}")  # the folder is named by the commit
     return found
 
 
-def _snapshot(name: str, patterns: list[str]) -> Path:
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -50,17 +58,26 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         ) from error
     try:
         folder = snapshot_download(
-            name, repo_type="dataset", allow_patterns=patterns, ignore_patterns=[*ABOUT]
+            name,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=[*ABOUT],
         )
     except Exception as error:  # also those of the HTTP library, which changed over the years
-        _explain(name, error)
+        _explain(name, revision, error)
     return Path(folder)
 
 
-def _explain(name: str, error: Exception) -> NoReturn:
+def _explain(name: str, revision: str | None, error: Exception) -> NoReturn:
     """Raise what a user can act on."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     page = f"https://huggingface.co/datasets/{name}"
     if isinstance(error, HFValidationError):
@@ -76,6 +93,11 @@ def _explain(name: str, error: Exception) -> NoReturn:
         raise DataError(
             f"hf = {name!r}: no such data set, or a private one",
             hint=f"check {page}; for a private one, set HF_TOKEN",
+        ) from error
+    if isinstance(error, RevisionNotFoundError):
+        raise DataError(
+            f"hf = {name!r}: it has no revision {revision!r}",
+            hint=f"a branch, a tag or a commit of {page}/commits/main",
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise DataError(

@@ -22,7 +22,7 @@ from pydantic import (
 from gptkit.plugin import DataError, LocalPath, progress
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
-from gptkit_text.files import common_place, expand, find
+from gptkit_text.files import ENDINGS, common_place, expand, find
 
 LOCAL: TypeAdapter[Path] = TypeAdapter(LocalPath)
 
@@ -59,8 +59,8 @@ class TextSource(BaseModel):
     path: Places | None = None
     """A file, a folder, or a list of them; `{000..199}` stands for as many numbers."""
     hf: str | None = Field(default=None, min_length=1)
-    """A data set on the Hugging Face Hub, "owner/name" or "owner/name/folder"; used instead
-    of path."""
+    """A data set on the Hugging Face Hub, "owner/name" or "owner/name@revision", either with
+    "/folder"; used instead of path."""
     weight: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
     """How often this source is drawn from, beside the weights of the others."""
     name: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]+$")
@@ -79,7 +79,7 @@ class TextSource(BaseModel):
     @property
     def label(self) -> str:
         """The name, or what it is without one."""
-        place = self.hf or places(self.path)[0]
+        place = re.sub("@[^/]+", "", self.hf) if self.hf else places(self.path)[0]
         return self.name or re.sub("[^A-Za-z0-9_.-]", "_", Path(place).stem)
 
 
@@ -136,11 +136,11 @@ def open_source(
         DownloadError: they cannot be downloaded.
     """
     paths: Sequence[str | Path] = [p for place in places(table.path) for p in expand(place)]
+    wanted = table.endings or endings
     if table.hf:
         from gptkit_text.hub import fetch_dataset  # its library is an extra
 
-        paths = fetch_dataset(table.hf)
-    wanted = table.endings or endings
+        paths = fetch_dataset(table.hf, wanted or ENDINGS)
     files = find(paths, text_key=table.text_key or text_key, endings=wanted)
     return Source(table.label, table.weight, Reader(files, errors=errors))
 

@@ -21,13 +21,17 @@ FILES = {
     "notes/more.md": b"three",
     "weights.bin": b"\0" * 10,
 }
+REVISIONS = {f"/api/datasets/me/set/revision/{name}" for name in ("main", "v1", "refs%2Fpr%2F1")}
 FETCH = """
-import json, sys
+import json, os, sys
 import gptkit
+from gptkit_text.files import ENDINGS
 from gptkit_text.hub import fetch_dataset
+endings = os.environ.get("ENDINGS", "").split() or ENDINGS
 for name in sys.argv[1:]:
     try:
-        told = [file.as_posix().split("/snapshots/")[1][41:] for file in fetch_dataset(name)]
+        files = fetch_dataset(name, endings)
+        told = [file.as_posix().split("/snapshots/")[1][41:] for file in files]
     except gptkit.GptkitError as error:
         told = [type(error).__name__, str(error), error.hint]
     print(json.dumps(told))
@@ -42,7 +46,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        if path == "/api/datasets/me/set/revision/main":
+        if "/revision/v2" in path:
+            self.answer(404, "", **{"X-Error-Code": "RevisionNotFound"})
+        elif path in REVISIONS:
             siblings = [{"rfilename": name} for name in FILES]
             self.answer(200, json.dumps({"id": "me/set", "sha": COMMIT, "siblings": siblings}))
         elif path == f"/api/datasets/me/set/tree/{COMMIT}":
@@ -107,6 +113,19 @@ def test_the_files_of_a_data_set_and_what_goes_wrong(endpoint: str, tmp_path: Pa
     assert offline == wanted
     assert absent[0] == "DataError"
     assert "HF_HUB_OFFLINE" in absent[1]
+
+
+def test_a_revision_is_named_and_told(endpoint: str, tmp_path: Path) -> None:
+    names = ["me/set@v1", "me/set@refs/pr/1/data", "me/set@v2/data"]
+    at_tag, at_ref, none = fetch(*names, HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
+    assert at_tag == ["data/test.txt", "data/train.jsonl", "notes/more.md"]
+    assert at_ref == at_tag[:2]
+    assert none[1] == "hf = 'me/set': it has no revision 'v2'"
+
+
+def test_endings_choose_the_files_of_a_data_set(endpoint: str, tmp_path: Path) -> None:
+    (found,) = fetch("me/set", HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint, ENDINGS=".jsonl .bin")
+    assert found == ["data/train.jsonl", "weights.bin"]
 
 
 def test_no_network_is_a_download_error(tmp_path: Path) -> None:
