@@ -16,13 +16,22 @@ PAUSES = (1.0, 3.0, 10.0)
 MOST_NAME = 100
 """Characters of a file's name, the last of which say what it holds."""
 
+FINAL = {
+    FileNotFoundError: "there is no such file",
+    IsADirectoryError: "it is a folder",
+    PermissionError: "it may not be read",
+}
+"""What a further try does not mend."""
+
 Expect = Callable[[int], object]
 
 
 class _BrokenOff(Exception):  # noqa: N818 - of a try, not of the copy
     """What broke a try off; a further one may succeed, unless it is `final`."""
 
-    final = False
+    def __init__(self, fault: str, *, final: bool = False) -> None:
+        super().__init__(fault)
+        self.final = final
 
 
 def name_of(address: str) -> str:
@@ -81,6 +90,8 @@ def _file_system(address: str) -> tuple[Any, str]:
 
 def _copy(system: Any, path: str, target: Path, expect: Expect) -> None:
     size = _asked(lambda: system.size(path))
+    if not size and _asked(lambda: system.isdir(path)):
+        raise _BrokenOff(FINAL[IsADirectoryError], final=True)
     if not isinstance(size, int):
         raise _BrokenOff("nobody says how long the file is")
     expect(size)
@@ -110,6 +121,6 @@ def _asked(question: Callable[[], Any]) -> Any:
     try:
         return question()
     except Exception as error:
-        broken = _BrokenOff(f"{type(error).__name__}: {error}")
-        broken.final = isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
-        raise broken from error
+        told = next((told for kind, told in FINAL.items() if isinstance(error, kind)), None)
+        fault = told or f"{type(error).__name__}: {error}"
+        raise _BrokenOff(fault, final=told is not None) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -108,7 +109,7 @@ def addresses_of(tables: Sequence[TextSource]) -> list[str]:
     """The addresses of the shards of a remote text; none if all is on this machine.
 
     Raises:
-        DataError: some is here and some is not, or it is a mixture.
+        DataError: some is here and some is not, it is a mixture, or one is of a folder.
     """
     named = [place for table in tables for place in places(table.path)]
     remote = [place for place in named if is_remote(place)]
@@ -117,6 +118,12 @@ def addresses_of(tables: Sequence[TextSource]) -> list[str]:
             f"{remote[0]}: shards at addresses cannot be mixed with other texts",
             hint="give one list of addresses as path in [dataset], or download the files",
         )
+    for place in remote:
+        if urlsplit(place).path.rpartition("/")[2] == "":
+            raise DataError(
+                f"{place}: a folder's address, which says not what is in it",
+                hint=f'name its files, such as "{place.rstrip("/")}/part-{{00..09}}.jsonl"',
+            )
     return [address for place in remote for address in expand(place)]
 
 

@@ -454,6 +454,13 @@ def test_addresses_and_paths_do_not_mix(load: Callable[..., Data], tmp_path: Pat
             load(**options)
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9", "s3://bucket/text/"])
+def test_the_address_of_a_folder_is_refused(load: Callable[..., Data], path: str) -> None:
+    with pytest.raises(DataError, match="a folder's address") as caught:
+        load(path=path)
+    assert caught.value.hint.endswith('/part-{00..09}.jsonl"')
+
+
 # fsspec
 
 
@@ -482,8 +489,10 @@ def test_shards_of_fsspec_are_the_same(
 def test_what_fsspec_cannot_read_is_told(
     load: Callable[..., Data], memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DownloadError, match=r"data/x.jsonl: cannot be read: FileNotFound"):
+    with pytest.raises(DownloadError, match=r"data/x.jsonl: cannot be read: there is no such"):
         load(path="memory://data/x.jsonl")
+    with pytest.raises(DownloadError, match=r"memory:///data: cannot be read: it is a folder"):
+        load(path="memory:///data")
     with pytest.raises(DataError, match="nonsense://a: Protocol not known"):
         load(path="nonsense://a")
     monkeypatch.setitem(sys.modules, "fsspec", None)
