@@ -493,8 +493,8 @@ def test_what_fsspec_cannot_read_is_told(
         load(path="memory://data/x.jsonl")
     with pytest.raises(DownloadError, match=r"memory:///data: cannot be read: it is a folder"):
         load(path="memory:///data")
-    with pytest.raises(DataError, match="nonsense://a: Protocol not known"):
-        load(path="nonsense://a")
+    with pytest.raises(DataError, match="nonsense://a/b: Protocol not known"):
+        load(path="nonsense://a/b")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(DataError, match="needs the package fsspec") as caught:
         load(path=memory)
