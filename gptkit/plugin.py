@@ -17,7 +17,7 @@ from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.folder import find_files
 from gptkit.data.progress import note, progress, silent
 from gptkit.data.split import IGNORE, Split
-from gptkit.data.token_file import TokenFile, map_tokens
+from gptkit.data.token_file import TokenFile, map_tokens, read_tokens
 from gptkit.data.transfer import download
 from gptkit.errors import DataError, DownloadError, ExportError, RunError, UsageError
 from gptkit.files import digest, lock, open_file, read_file, read_json, write_atomically
@@ -58,6 +58,7 @@ __all__ = [
     "progress",
     "read_file",
     "read_json",
+    "read_tokens",
     "silent",
     "staged",
     "write_atomically",

@@ -135,7 +135,6 @@ def test_a_few_batches_of_a_walk_are_spread_over_the_split(batch_size: int) -> N
     assert torch.equal(all_of_it, split[torch.arange(100)][0])
 
 
-@pytest.mark.skipif(not shutil.which("fincore"), reason="fincore counts pages in Linux' cache")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_targets_that_are_masked_leave_the_inputs_as_they_are(numbered: Path, rows: int) -> None:
     x, y = stream(numbered, 100)[torch.arange(rows)]
@@ -145,6 +144,15 @@ def test_targets_that_are_masked_leave_the_inputs_as_they_are(numbered: Path, ro
     assert y.is_contiguous()
 
 
+@pytest.mark.parametrize("index", [-1, 95, 10**6])
+def test_a_window_outside_of_the_split_is_refused(tmp_path: Path, index: int) -> None:
+    (tmp_path / "tokens").write_bytes(bytes(range(200)))
+    split = TokenFile(tmp_path / "tokens", "uint8", stop=99, block_size=4)
+    with pytest.raises(IndexError, match=f"tokens {index} to {index + 5} of 99"):
+        split[torch.tensor([index])]
+
+
+@pytest.mark.skipif(not shutil.which("fincore"), reason="fincore counts pages in Linux' cache")
 def test_of_a_large_file_only_the_windows_are_read(tmp_path: Path) -> None:
     path, size, windows = tmp_path / "tokens", 1 << 28, 64
     with path.open("wb") as file:
@@ -153,7 +161,7 @@ def test_of_a_large_file_only_the_windows_are_read(tmp_path: Path) -> None:
     split[torch.arange(windows) * (size // windows) + 17]
     command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]
     cached = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert cached <= 2 * windows * mmap.PAGESIZE
+    assert cached <= 3 * windows * mmap.PAGESIZE  # Python reads 8 kB at least
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])

@@ -1,15 +1,16 @@
 """Windows: a split whose tokens lie in several files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptkit.plugin import Split, map_tokens
+from gptkit.plugin import Split, read_tokens
 from gptkit_text.order import Order, drawn
 
 
@@ -89,20 +90,22 @@ class Windows(Split):
 
     def _gather(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens (B, block_size + 1); a window may lie in several files."""
-        offsets = np.arange(self.stride + 1)
+        found = np.empty((len(starts), self.stride + 1), self.dtype)
         first = np.searchsorted(self._ends, starts, side="right")
         last = np.searchsorted(self._ends, starts + self.stride, side="right")
-        found = np.empty((len(starts), len(offsets)), np.int64)
         for i in range(int(first.min()), int(last.max()) + 1):
             rows = np.flatnonzero((first <= i) & (i <= last))
-            if not len(rows):
-                continue
-            part = self.segments[i]
-            tokens = map_tokens(part.path, self.dtype, count=part.stop)[part.start :]
-            begin = int(self._ends[i]) - len(tokens)
-            places = (starts[rows] - begin)[:, None] + offsets
-            inside = (places >= 0) & (places < len(tokens))
-            window = found[rows]
-            window[inside] = tokens[places[inside]]
-            found[rows] = window
-        return found
+            if len(rows):
+                part, pieces = self.segments[i], self._pieces(i, starts[rows].tolist(), found, rows)
+                read_tokens(part.path, pieces, count=part.stop)
+        return found.astype(np.int64)
+
+    def _pieces(
+        self, i: int, starts: list[int], found: NDArray[Any], rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """What segment i has of these windows: where in its file, and where it goes to."""
+        part, end = self.segments[i], int(self._ends[i])
+        begin = end - (part.stop - part.start)
+        for start, row in zip(starts, rows, strict=True):
+            low, high = max(start, begin), min(start + self.stride + 1, end)
+            yield part.start + low - begin, found[row, low - start : high - start]
