@@ -12,8 +12,10 @@ from gptkit.plugin import progress
 from gptkit_text.tokenizer_file import prepare
 from gptkit_text.words import WORDS
 
-MOST_DIFFERENT = 1 << 19
-"""Different words to learn from, at most: the library takes about 1 kB of memory for each."""
+MOST_DIFFERENT = 6 << 20
+"""Bytes of different words to learn from: the library takes about 120 times as much memory."""
+PIECE = 200
+"""Bytes of memory that a piece of the sample takes beside its text."""
 SAMPLED = re.compile(r".{1,65536}(?=\s|\Z)|.{1,65536}", re.DOTALL)
 """A piece of text for the sample; it ends with a word if it can."""
 
@@ -24,7 +26,7 @@ def train_bpe(texts: Iterable[str], *, tokens: int, sample_bytes: int, end: bool
     Args:
         texts: what to learn from.
         tokens: size of the vocabulary, at most.
-        sample_bytes: of text to learn from, at most, and of MOST_DIFFERENT different words.
+        sample_bytes: of memory for the text to learn from; MOST_DIFFERENT limits it, too.
         end: add an end token, as the last one.
 
     Returns:
@@ -45,7 +47,7 @@ def train_bpe(texts: Iterable[str], *, tokens: int, sample_bytes: int, end: bool
 
 
 def sample_texts(texts: Iterable[str], size: int) -> list[str]:
-    """Pieces of the texts, `size` bytes at most: those with the smallest hashes.
+    """Pieces of the texts, which take `size` bytes at most: those with the smallest hashes.
 
     So it does not matter in which order the texts come; memory does not grow with them.
     """
@@ -56,8 +58,9 @@ def sample_texts(texts: Iterable[str], size: int) -> list[str]:
         rank = int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big")
         if rank >= ceiling:
             continue
-        heapq.heappush(heap, (-rank, piece, len(contents)))
-        total += len(contents)
+        taken = len(contents) + PIECE
+        heapq.heappush(heap, (-rank, piece, taken))
+        total += taken
         while total > size:
             ceiling, _, dropped = heapq.heappop(heap)
             ceiling, total = -ceiling, total - dropped
@@ -65,12 +68,14 @@ def sample_texts(texts: Iterable[str], size: int) -> list[str]:
 
 
 def few_words(sample: Iterable[str]) -> Iterator[str]:
-    """The first pieces, until they have MOST_DIFFERENT different words: as hashes or ids would."""
-    seen = set[int]()
+    """The first pieces, until MOST_DIFFERENT is reached: text without spaces, or of ids, does."""
+    seen, size = set[str](), 0
     for piece in sample:
         yield piece
-        seen.update(map(hash, WORDS.findall(piece)))
-        if len(seen) >= MOST_DIFFERENT:
+        new = set(WORDS.findall(piece)) - seen
+        seen |= new
+        size += sum(len(word.encode()) for word in new)
+        if size >= MOST_DIFFERENT:
             return
 
 

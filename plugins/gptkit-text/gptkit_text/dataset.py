@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from gptkit.plugin import Data, DataError, Dataset, note
 from gptkit_text.addresses import name_of
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.documents import Reader
-from gptkit_text.files import digest_all
+from gptkit_text.fingerprint import Fingerprint
 from gptkit_text.order import Order, whole
 from gptkit_text.remote import RemoteShards, Shard, open_first
 from gptkit_text.remote_text import GIGABYTE, RemoteText
@@ -134,10 +134,11 @@ class Text(Dataset):
         sources = [
             open_source(table, self.errors, text_key=text_key, endings=endings) for table in tables
         ]
-        digests = [digest_all(source.reader.files) for source in sources]
+        prints = [Fingerprint.of(source.reader.files) for source in sources]
+        digests = [each.sha256 for each in prints]
         key = hashlib.sha256(json.dumps([digests, self.errors]).encode()).hexdigest()
-        codec = make_codec(self.tokenizer, lambda: texts(sources), key=key, join=join)
-        found = [self._encoded(*pair, codec) for pair in zip(sources, digests, strict=True)]
+        codec = make_codec(self.tokenizer, lambda: _texts(sources, prints), key=key, join=join)
+        found = [self._encoded(*pair, codec) for pair in zip(sources, prints, strict=True)]
         return Corpus(sources, found, codec, key)
 
     def _remote_corpus(self, addresses: Sequence[str]) -> Corpus:
@@ -166,13 +167,13 @@ class Text(Dataset):
         alone = TextSource(path=path, hf=self.hf)
         return self.sources or [alone]
 
-    def _encoded(self, source: Source, digest: str, codec: TokenizerCodec) -> Encoded:
+    def _encoded(self, source: Source, found: Fingerprint, codec: TokenizerCodec) -> Encoded:
         return encoded(
             source.reader,
             codec,
             val_fraction=self.val_fraction,
             processes=self.processes or _cores(),
-            source=digest,
+            source=found,
         )
 
     def _splits(self, corpus: Corpus, streams: Sequence[Streams]) -> list[Windows]:
@@ -224,6 +225,13 @@ class Text(Dataset):
                 f"{self.block_size}: {shortest:,} tokens for training and {val:,} for validation",
                 hint=f"{smaller}use more text, or another val_fraction",
             )
+
+
+def _texts(sources: Sequence[Source], prints: Sequence[Fingerprint]) -> Iterator[str]:
+    """All documents, or pieces of them, if the files stay as they are."""
+    yield from texts(sources)
+    for found in prints:
+        found.check(read=True)
 
 
 def _tell_cut(source: Source, found: Encoded, val: Sequence[Segment]) -> None:

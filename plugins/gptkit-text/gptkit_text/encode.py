@@ -25,7 +25,9 @@ BLOCK = 1 << 22  # bytes of text that are encoded at once
 MOST_TEXTS = 1 << 16  # in a block
 SMALL = 1 << 23  # bytes of text that are encoded before processes are worth starting
 EVERY = 5.0
-"""Seconds between two journals: what is encoded again after a kill."""
+"""Seconds between two journals, at least: what is encoded again after a kill."""
+SHARE = 0.05
+"""Of the time that journals may take, as where a million files must be looked at."""
 FEWER = "if memory is short, set processes = 1 in [dataset]"
 
 
@@ -52,17 +54,18 @@ def encode(
     """
     if writer.parts:
         note(f"encoding {name} goes on after {writer.documents:,} documents, where it was stopped")
-    saved = perf_counter()
+    due = perf_counter() + EVERY
     with progress(f"encoding {name}", total=reader.total) as advance:
         parts = reader.parts(lambda count: advance(count, f"{reader.documents:,} documents"))
         found = blocks(parts, val_fraction=val_fraction, join=codec.end is None, skip=writer.parts)
         with closing(in_order(found, codec, processes)) as encoded:
             for block, tokens in encoded:
                 writer.write(block, tokens)
-                if perf_counter() - saved >= EVERY:
+                if (begin := perf_counter()) >= due:
                     check()
                     writer.save()
-                    saved = perf_counter()
+                    now = perf_counter()
+                    due = now + max(EVERY, (now - begin) / SHARE)
 
 
 def blocks(

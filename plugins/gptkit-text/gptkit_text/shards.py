@@ -24,7 +24,8 @@ from gptkit_text.codec import TokenizerCodec
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
 from gptkit_text.encode import encode
-from gptkit_text.files import TextFile, common_place, digest_all, file_digest
+from gptkit_text.files import common_place, file_digest
+from gptkit_text.fingerprint import Fingerprint
 from gptkit_text.index import SPLITS, Index, SplitName, shard_name, shard_sizes
 from gptkit_text.synced import sync_folder
 from gptkit_text.windows import Segment
@@ -68,7 +69,7 @@ def encoded(
     *,
     val_fraction: float,
     processes: int,
-    source: str | None = None,
+    source: Fingerprint | None = None,
     cache: Path | None = None,
 ) -> Encoded:
     """The tokens of a reader's files; encoded if they are not in the cache.
@@ -80,7 +81,7 @@ def encoded(
         codec: gives the tokens.
         val_fraction: share of the documents for validation.
         processes: how many encode.
-        source: digest of the files, if it is known; they are not read again if they are encoded.
+        source: fingerprint of the files, if it is known; if they are encoded, they are not read.
         cache: the folder around the result; None for the usual one.
 
     Raises:
@@ -88,9 +89,9 @@ def encoded(
             be written.
         RunError: a process that encodes has ended, perhaps for lack of memory.
     """
-    states, source = _states(reader.files), source or digest_all(reader.files)
-    task = _Task(reader, codec, val_fraction, processes, states, source)
-    key = _key(source, codec, reader.errors, val_fraction)
+    source = source or Fingerprint.of(reader.files)
+    task = _Task(reader, codec, val_fraction, processes, source)
+    key = _key(source.sha256, codec, reader.errors, val_fraction)
     folder = (cache or cache_folder("text") / "encoded") / key
     with cache_errors(folder):
         index = _open(folder)
@@ -98,7 +99,7 @@ def encoded(
             folder.parent.mkdir(parents=True, exist_ok=True)
             with alone(folder.with_name(f".{folder.name}.lock"), f"encodes {task.place.name}"):
                 index = _open(folder) or _build(folder, task)
-    return Encoded(folder, index, task.source)
+    return Encoded(folder, index, source.sha256)
 
 
 def find_encoded(
@@ -137,10 +138,7 @@ class _Task:
     codec: TokenizerCodec
     val_fraction: float
     processes: int
-    states: list[tuple[int, ...]]
-    """Of the files, before their digest was known."""
-    source: str
-    """Digest of the files."""
+    source: Fingerprint
 
     @property
     def place(self) -> Path:
@@ -156,20 +154,10 @@ class _Task:
             name=self.place.name,
             val_fraction=self.val_fraction,
             processes=self.processes,
-            check=self.check,
+            check=self.source.check,
         )
-        self.check()
-        if digest_all(self.reader.files) != self.source:
-            raise self._changed()
+        self.source.check(read=True)
         return writer.finish(self.codec.end, dict(self.reader.skipped))
-
-    def check(self) -> None:
-        """Raise a DataError if a file has changed."""
-        if _states(self.reader.files) != self.states:
-            raise self._changed()
-
-    def _changed(self) -> DataError:
-        return DataError(f"{self.place}: changed while it was read", hint="try again")
 
 
 def _key(source: str, codec: TokenizerCodec, errors: Errors, val_fraction: float) -> str:
@@ -185,8 +173,11 @@ def _build(folder: Path, task: _Task) -> Index:
     try:
         with closing(Writer(part, task.codec)) as writer:
             index = task.run(writer)
-    except DataError:  # the files are wrong, or have changed: what was encoded is of no use
-        shutil.rmtree(part, ignore_errors=True)
+    except DataError as error:
+        # Files that are wrong or have changed give another folder; a disk that failed, or a
+        # package that was missing, does not.
+        if not isinstance(error.__cause__, OSError | ImportError):
+            shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     part.rename(folder)
@@ -213,16 +204,6 @@ def _open(folder: Path) -> Index | None:
 def _joined(sketches: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """The sketch of all documents."""
     return np.unique(np.concatenate(sketches))[:SKETCH]
-
-
-def _states(files: Sequence[TextFile]) -> list[tuple[int, ...]]:
-    """What changes when a file is written; nothing for one that cannot be read."""
-    states = list[tuple[int, ...]]()
-    for file in files:
-        with suppress(OSError):
-            found = file.path.stat()
-            states.append((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
-    return states
 
 
 def _remove_abandoned(cache: Path) -> None:

@@ -39,7 +39,7 @@ HINT = (
     'tokenizer should be { train = 4096 }, "gpt2", "byte", or the path of a tokenizer.json '
     "or of a folder that has one"
 )
-VERSION = 1
+VERSION = 2
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
 
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from gptkit.plugin import Data, DataError
 from gptkit.testing import check_dataset
-from gptkit_text import writer
+from gptkit_text import dataset, writer
+from gptkit_text.codec import TokenizerCodec
 from gptkit_text.dataset import Text
 from gptkit_text.encode import is_validation
 
@@ -248,6 +249,25 @@ def test_a_source_that_changes_leaves_the_others_encoded(
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/**/train-*.bin")}
     assert len(before) == 2 and len(after) == 3
     assert before.items() <= after.items()
+
+
+def test_a_tokenizer_of_a_text_that_changed_meanwhile_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, made = tmp_path / "a.txt", dataset.make_codec
+    one, other = "the cat sat on the mat. " * 400, "zebra quux frobnicate " * 400
+
+    def late(*args: Any, **options: Any) -> TokenizerCodec:
+        path.write_text(other)
+        return made(*args, **options)
+
+    options = {"path": str(path), "tokenizer": {"train": 300}, "block_size": 16}
+    path.write_text(one)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="changed while it was"):
+        patch.setattr(dataset, "make_codec", late)
+        load(**options)
+    path.write_text(one)
+    assert b"zebra" not in b"".join(load(**options).codec.token_bytes)
 
 
 def test_samples_are_drawn_as_by_other_data_sets(tmp_path: Path) -> None:

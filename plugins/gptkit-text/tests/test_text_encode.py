@@ -1,6 +1,7 @@
 """Encoding by real processes: interrupted, killed, damaged, at once; never other tokens."""
 
 import json
+import math
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from gptkit_text import encode, shards, writer
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.documents import Reader
 from gptkit_text.files import find
+from gptkit_text.fingerprint import Fingerprint
 from gptkit_text.shards import Encoded, encoded, shared_share
 from gptkit_text.worker import BlockEncoder, EncodedBlock
 
@@ -35,7 +37,8 @@ from gptkit_text.codec import TokenizerCodec
 from gptkit_text.documents import Reader
 from gptkit_text.files import find
 from gptkit_text.shards import encoded
-
+encode.EVERY, encode.SHARE, writer.SHARD = 0.0, float("inf"), 50_000
+encode.BLOCK, encode.SMALL = 1 << 13, 1 << 14
 encode.EVERY, encode.BLOCK, encode.SMALL, writer.SHARD = 0.0, 1 << 13, 1 << 14, 50_000
 texts = 0
 
@@ -73,7 +76,8 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks, small shards, a journal after each block, and processes for a small text."""
+    monkeypatch.setattr(encode, "EVERY", 0.0)
+    monkeypatch.setattr(encode, "SHARE", math.inf)
     monkeypatch.setattr(encode, "EVERY", 0.0)
     monkeypatch.setattr(encode, "BLOCK", 1 << 13)
     monkeypatch.setattr(encode, "SMALL", 1 << 14)
@@ -393,8 +397,9 @@ def test_a_folder_is_used_again_wherever_the_files_are(corpus: Path, tmp_path: P
 
 def test_files_with_a_known_digest_are_not_read_again(corpus: Path) -> None:
     first, reader = encode_it(corpus), Reader(find([corpus]))
+    source = Fingerprint.of(reader.files)
     corpus.unlink()
-    again = encoded(reader, BYTES, val_fraction=0.1, processes=1, source=first.source)
+    again = encoded(reader, BYTES, val_fraction=0.1, processes=1, source=source)
     assert contents(again.folder) == contents(first.folder)
     assert again.segments("train") == first.segments("train")
 
@@ -412,6 +417,15 @@ def test_a_folder_that_cannot_be_renamed_is_continued(
     assert "goes on after" in capsys.readouterr().err
     assert sorted(texts_of(found)) == sorted(expected(corpus))
     assert not (found.folder / writer.JOURNAL).exists()
+
+
+def test_a_file_that_has_changed_since_its_digest_is_not_encoded(corpus: Path, cache: Path) -> None:
+    reader = Reader(find([corpus]))
+    source = Fingerprint.of(reader.files)
+    corpus.write_text(json.dumps({"text": "other"}))
+    with pytest.raises(DataError, match=r"corpus\.jsonl: changed while it was read"):
+        encoded(reader, BYTES, val_fraction=0.1, processes=1, source=source)
+    assert not parts(cache) and not list(cache.glob("text/encoded/[0-9a-f]*"))
 
 
 @pytest.mark.parametrize("when", ["journal", "end"])
@@ -439,6 +453,25 @@ def test_a_bad_row_leaves_nothing(corpus: Path, cache: Path) -> None:
     with pytest.raises(DataError, match="row 1,501"):
         encode_it(corpus)
     assert not parts(cache) and not list(cache.glob("text/encoded/[0-9a-f]*"))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_encoded_stays_where_a_package_is_missing(
+    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
+    later = corpus.with_name("later.parquet")
+    parquet.write_table(pyarrow.table({"text": ["at last"]}), later)
+
+    def load() -> Encoded:
+        return encoded(Reader(find([corpus, later])), BYTES, val_fraction=0.1, processes=1)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="needs the package"):
+        patch.setitem(sys.modules, "pyarrow", None)
+        load()
+    assert parts(cache)
+    assert sorted(texts_of(load())) == sorted([*expected(corpus), "at last"])
+    assert "goes on after" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -23,7 +23,7 @@ from gptkit_text.shards import encoded
 
 corpus, disk, first, stride = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 os.environ["GPTKIT_CACHE"] = str(disk)
-encode.EVERY, encode.BLOCK, writer.SHARD = 0.0, 1 << 10, 3000
+encode.EVERY, encode.SHARE, encode.BLOCK, writer.SHARD = 0.0, float("inf"), 1 << 10, 3000
 
 
 def run(die_at):

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from gptkit.plugin import DataError, DownloadError
 from gptkit.testing import check_codec
 from gptkit_text import tokenizer
-from gptkit_text.bpe import SAMPLED, few_words, sample_texts
+from gptkit_text.bpe import PIECE, SAMPLED, few_words, sample_texts
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
 
@@ -115,7 +115,7 @@ def test_the_same_tokens_are_learned_on_every_machine() -> None:
 def test_a_sample_is_bounded_and_does_not_depend_on_the_order() -> None:
     texts = [text * (n % 7 + 1) for n, text in enumerate(TEXTS)] + TEXTS[:50]
     sample = sample_texts(texts, 5000)
-    assert 4000 < sum(len(text.encode()) for text in sample) <= 5000
+    assert 4000 < sum(len(text.encode()) + PIECE for text in sample) <= 5000
     assert sorted(sample) == sorted(sample_texts(texts[::-1], 5000))
     assert sorted(sample_texts(texts, 10**6)) == sorted(texts)
 
@@ -365,8 +365,10 @@ def test_a_text_of_ids_is_learned_from_a_bounded_number_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The library keeps every different word in memory."""
-    monkeypatch.setattr("gptkit_text.bpe.MOST_DIFFERENT", 250)
+    monkeypatch.setattr("gptkit_text.bpe.MOST_DIFFERENT", 1500)
     ids = [" ".join(f"id{i}x{j}" for j in range(100)) for i in range(9)]
     assert list(few_words(ids)) == ids[:3]
     same = ["the same words"] * 500
     assert list(few_words(same)) == same
+    clauses = [chr(0x4E00 + i) * 100 for i in range(99)]  # text without spaces
+    assert list(few_words(clauses)) == clauses[:5]
