@@ -503,6 +503,24 @@ def test_training_on_documents_is_training_on_each_alone(position: str, recomput
         torch.testing.assert_close(parameter.grad, together[name], atol=1e-6, rtol=1e-5)
 
 
+def test_gradients_of_documents_are_the_same_in_any_run_of_two_threads() -> None:
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    model = make(block_size=256, vocab_size=300, n_embd=64)
+    x = tokens(64, 257, vocab_size=300)
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.02] = START
+
+    def gradients() -> list[Tensor | None]:
+        model.zero_grad(set_to_none=True)
+        model(x[:, :-1].contiguous(), x[:, 1:].contiguous(), START).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    first = gradients()
+    for _ in range(5):
+        torch.testing.assert_close(gradients(), first, atol=0, rtol=0)
+    torch.set_num_threads(torch_threads)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lower", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])

@@ -29,7 +29,10 @@ class LearnedPosition(nn.Module):
 
     def embed(self, x: Tensor, positions: slice | Tensor) -> Tensor:
         """Add the vectors of positions, (T,) or (B, T), to x (B, T, C)."""
-        return x + self.wpe.weight[positions]
+        if isinstance(positions, slice):
+            return x + self.wpe.weight[positions]
+        # Not weight[positions]: threads of a CPU add its gradients in any order.
+        return x + self.wpe(positions)
 
     def angles(self, positions: slice | Tensor) -> None:
         """None: queries and keys are not rotated."""

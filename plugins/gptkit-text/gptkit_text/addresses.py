@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -36,7 +37,8 @@ class _BrokenOff(Exception):  # noqa: N818 - of a try, not of the copy
 
 def name_of(address: str) -> str:
     """The name of the file at an address, as it may be used on this machine."""
-    name = unquote(urlsplit(address).path).rstrip("/").rsplit("/", 1)[-1]
+    parts = urlsplit(address.partition("::")[0])
+    name = unquote(parts.path or parts.netloc).rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^\w.-]", "_", name).lstrip(".")[-MOST_NAME:] or "file"
 
 
@@ -56,10 +58,9 @@ def copy(address: str, target: Path, *, expect: Expect) -> None:
     if urlsplit(address).scheme.lower() in ("http", "https"):
         download(address, target, expect=expect)
         return
-    system, path = _file_system(address)
     for pause in (*PAUSES, None):
         try:
-            _copy(system, path, target, expect)
+            _copy(*_file_system(address), target, expect)
             return
         except _BrokenOff as error:
             if pause is None or error.final:
@@ -82,9 +83,12 @@ def _file_system(address: str) -> tuple[Any, str]:
             hint='pip install fsspec, or "gptkit-text[remote]"',
         ) from None
     try:
-        system, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:  # no such protocol, or its package is missing
-        raise DataError(f"{address}: {error}", hint="check the address in [dataset]") from error
+        system, path = _asked(lambda: fsspec.core.url_to_fs(address))
+    except _BrokenOff as error:
+        if isinstance(error.__cause__, ImportError | ValueError):  # no such protocol or package
+            fault = f"{address}: {error.__cause__}"
+            raise DataError(fault, hint="check the address in [dataset]") from error
+        raise
     return system, path
 
 
@@ -113,7 +117,8 @@ def _chunks(system: Any, path: str) -> Iterator[bytes]:
         while chunk := _asked(lambda: file.read(CHUNK)):
             yield chunk
     finally:
-        file.close()
+        with suppress(Exception):  # of any library, after what is known already
+            file.close()
 
 
 def _asked(question: Callable[[], Any]) -> Any:

@@ -80,7 +80,8 @@ class Text(Dataset):
     """{ train = 4096 } to learn so many tokens from the text; or "byte", "gpt2", a tokenizer.json,
     or a folder that has one."""
     documents: Literal["mask", "mark", "join"] = "mask"
-    """No attention from one document to another; only an end token between them; or nothing."""
+    """With "mask" no attention from one document to another; with "mark" only an end token between
+    them; with "join" only a line feed."""
     block_size: PositiveInt = 256
     """Tokens of context."""
     val_fraction: float = Field(default=0.05, gt=0, lt=1)
@@ -89,7 +90,7 @@ class Text(Dataset):
     """Draw windows with replacement, or each once per epoch."""
     processes: PositiveInt | None = None
     """How many encode the text; as many as there are CPU cores if unset."""
-    cache_gb: PositiveFloat = 20.0
+    cache_gb: PositiveFloat = Field(default=20.0, allow_inf_nan=False)
     """Gigabytes of remote text that are kept in the cache."""
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
@@ -40,8 +41,11 @@ ENDINGS = (
 """The names of files that a folder is searched for; Parquet is compressed inside."""
 CHUNK = 1 << 20  # bytes read at a time
 MOST_FILES = 1 << 20  # that braces may stand for
+SHOWN = 5  # endings in a note
 WORTH_NOTING = 1 << 20  # bytes of a file from which its digest is remembered
 SETTLED = 2_000_000_000  # nanoseconds: a file system's clock may be this coarse
+HUB_NAME = re.compile(r"([^/@]+(?:/[^/@]+)?)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
+"""Repository, revision and folder on the Hub; a revision has no slash but in "refs/pr/1"."""
 RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 
 
@@ -103,6 +107,7 @@ def find(
         files.setdefault(os.path.realpath(file), file)
     if again := len(found) - len(files):
         note(f"{common_place(found)}: {again:,} named twice: skipped")
+    _tell_unknown(files.values(), endings or ())
     return [_text_file(path, text_key) for path in files.values()]
 
 
@@ -207,6 +212,17 @@ def _files(path: Path, endings: Sequence[str]) -> list[Path]:
             hint='name the endings of its files in [dataset], such as endings = [".py"]',
         )
     return files
+
+
+def _tell_unknown(files: Collection[Path], named: Sequence[str]) -> None:
+    """Say which files are taken for plain text, though their endings may mean something else."""
+    known = (*ENDINGS, *named, *(f".{compression}" for compression in COMPRESSIONS))
+    unknown = [file for file in files if file.suffix and not file.name.lower().endswith(known)]
+    if unknown:
+        note(
+            f"{common_place(unknown)}: {len(unknown):,} files of unknown formats "
+            f"({', '.join(sorted({file.suffix for file in unknown})[:SHOWN])}): read as plain text"
+        )
 
 
 def _text_file(path: Path, text_key: str) -> TextFile:

@@ -1,17 +1,15 @@
 """Data sets on the Hugging Face Hub: their files, fetched once into the Hub's own cache."""
 
-import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
 from gptkit.plugin import DataError, DownloadError, find_files, note
-from gptkit_text.files import ENDINGS, told
+from gptkit_text.files import ENDINGS, HUB_NAME, told
 
 ABOUT = ("README.md", "dataset_infos.json")
 """Files at the top of a data set that tell about it."""
-NAME = re.compile(r"([^/@]+(?:/[^/@]+)?)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
-"""Repository, revision and folder; a revision has no slash but in "refs/convert/parquet"."""
 
 
 def fetch_dataset(name: str, endings: Sequence[str] = ENDINGS) -> list[Path]:
@@ -27,11 +25,11 @@ def fetch_dataset(name: str, endings: Sequence[str] = ENDINGS) -> list[Path]:
 
     Raises:
         DataError: huggingface_hub is not installed, there is no such data set or folder, it may
-            not be read, it has no file with such an ending, or it is not in the cache and the
-            network must not be used.
-        DownloadError: it cannot be downloaded.
+            not be read, it has no file with such an ending, or nothing of it is in the cache and
+            the network must not be used.
+        DownloadError: it cannot be downloaded, or not all of it.
     """
-    parts = NAME.fullmatch(name)
+    parts = HUB_NAME.fullmatch(name)
     repository, revision, folder = parts.groups() if parts else (name, None, None)
     inside = f"{folder.strip('/')}/" if folder else ""
     snapshot = _snapshot(repository, revision, [f"{inside}*{ending}" for ending in endings])
@@ -44,7 +42,8 @@ def fetch_dataset(name: str, endings: Sequence[str] = ENDINGS) -> list[Path]:
             hint="see its files at "
             f"https://huggingface.co/datasets/{repository}/tree/{revision or 'main'}",
         )
-    note(f"hf = {name!r}: revision {snapshot.name}")  # the folder is named by the commit
+    # The folder is named by the commit.
+    note(f"hf = {name!r}: revision {snapshot.name}, {len(found):,} files{_of_the_cache()}")
     return found
 
 
@@ -57,16 +56,39 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
             hint='pip install "gptkit-text[hub]"',
         ) from error
     try:
-        folder = snapshot_download(
-            name,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=patterns,
-            ignore_patterns=[*ABOUT],
+        files = _listed(name, revision, patterns)
+        folder = Path(
+            snapshot_download(
+                name,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=[*ABOUT],
+            )
         )
+        # Where the network fails, the library gives what its cache has.
+        if missing := [file for file in files if not (folder / file).exists()]:
+            raise ConnectionError(f"{missing[0]} did not come")
     except Exception as error:  # also those of the HTTP library, which changed over the years
         _explain(name, revision, error)
-    return Path(folder)
+    return folder
+
+
+def _listed(name: str, revision: str | None, patterns: list[str]) -> list[str]:
+    """The files that have to come; none where the network must not be used."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return []
+    info = HfApi().dataset_info(name, revision=revision or "main")
+    names = {file.rfilename for file in info.siblings or ()} - {*ABOUT}
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _of_the_cache() -> str:
+    from huggingface_hub import constants
+
+    return ", as far as they are in the Hub's cache" if constants.HF_HUB_OFFLINE else ""
 
 
 def _explain(name: str, revision: str | None, error: Exception) -> NoReturn:

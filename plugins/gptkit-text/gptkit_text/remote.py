@@ -80,7 +80,7 @@ class RemoteShards(Split):
         self._context = copy_context()  # of `load`, which knows whether to be silent
 
     def __len__(self) -> int:
-        return self.visits.shards * self.visits.positions
+        return self.visits.shards * self.visits.span
 
     def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
         """The windows of a step's batch, in the order of the visits."""
@@ -91,14 +91,15 @@ class RemoteShards(Split):
         return self._context.copy().run(self._gather, indices)
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        numbers, positions = np.divmod(indices.numpy(), self.visits.positions)
+        numbers, positions = np.divmod(indices.numpy(), self.visits.span)
         used = np.unique(numbers).tolist()
         x, y = (torch.empty(len(indices), self.stride, dtype=torch.int64) for _ in range(2))
         for number in used:
             rows = torch.from_numpy(np.flatnonzero(numbers == number))
             shard = self._shard(number, keep={0, *used})
             places = positions[rows.numpy()] * len(shard) // self.visits.positions
-            x[rows], y[rows] = shard[torch.from_numpy(places)]
+            # An index beyond the positions, which the order has not, is the last one.
+            x[rows], y[rows] = shard[torch.from_numpy(places.clip(max=len(shard) - 1))]
         if self._next is not None:
             self.text.use({0, self._next})
             self._ahead.begin(self._next, keep={0, *used, self._next})

@@ -230,7 +230,7 @@ class Arrival:
             raise DataError(
                 f"{self._address}: has changed since it was first read",
                 hint="a run cannot go on with other data; to begin a new one, delete "
-                f"{self._text.store.known}",
+                f"{self._text.store.known_file(self._address, self._text.text_key)}",
             )
         return Reader(files, errors=self._text.errors)
 

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from gptkit.plugin import DataError, harmless
@@ -40,14 +41,15 @@ def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[st
     number, first = next((line for line in lines if not line[1].isspace()), (0, ""))
     if not first:
         return
-    try:
-        is_jsonl = isinstance(json.loads(first), dict | str)
-    except (ValueError, RecursionError):
-        is_jsonl = False  # the value may go on in the next line
-    if is_jsonl:
+    value = None
+    with suppress(ValueError, RecursionError):  # the value may go on in the next line
+        value = json.loads(first)
+    if isinstance(value, dict | str):
         yield from _of_lines(itertools.chain([(number, first)], lines), decoder, text_key)
         return
-    value = _parsed(_joined(first, lines, decoder), decoder)
+    rest = _joined(lines, decoder)
+    if value is None or rest:
+        value = _parsed(first + rest, decoder)
     for row, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield _text(item, row, decoder, text_key)
 
@@ -58,15 +60,16 @@ def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str
     Raises:
         DataError: it is not CSV, has no such column, or a row has too few fields.
     """
-    csv.field_size_limit(MOST_ROW)  # of this process; the module has no other way
+    # Of this process; the module has no other way. It takes four bytes for a character.
+    csv.field_size_limit(MOST_ROW // 4)
     reader = csv.reader(decoder.lines(stream, most=MOST_ROW), strict=True)
-    rows = (fields for fields in reader if fields)
+    rows, begin = (fields for fields in reader if fields), 0
     try:
         if (header := next(rows, None)) is None:
             return
         if text_key not in header:
             raise no_text_key(f"{decoder.path}", text_key, header, kind="column")
-        index = header.index(text_key)
+        index, begin = header.index(text_key), reader.line_num
         for row, fields in enumerate(rows, 1):
             if len(fields) <= index:
                 raise DataError(
@@ -74,12 +77,22 @@ def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str
                     f'ends before the column "{text_key}"',
                     hint="fields with commas or line feeds need quotation marks",
                 )
+            begin = reader.line_num
             yield fields[index]
     except csv.Error as error:
         raise DataError(
-            f"{decoder.path}: line {reader.line_num:,}: not CSV: {error}",
+            f"{decoder.path}: line {begin + 1:,}: not CSV: {_csv_fault(error)}",
             hint='fields with commas or line feeds need quotation marks; a quotation mark is ""',
         ) from error
+
+
+def _csv_fault(error: csv.Error) -> str:
+    fault = str(error)
+    if "unexpected end of data" in fault:
+        return "a quotation mark is not closed"
+    if "new-line character" in fault:
+        return "a line ends with a carriage return alone"
+    return fault
 
 
 def no_text_key(place: str, text_key: str, names: Collection[str], *, kind: str) -> DataError:
@@ -106,8 +119,9 @@ def _of_lines(lines: Lines, decoder: Decoder, text_key: str) -> Iterator[str]:
             yield _text(value, number, decoder, text_key)
 
 
-def _joined(first: str, lines: Lines, decoder: Decoder) -> str:
-    parts, size = [first], len(first)
+def _joined(lines: Lines, decoder: Decoder) -> str:
+    """The lines that follow the first one; none if all are of white space."""
+    parts, size = list[str](), 0
     for _, line in lines:
         parts.append(line)
         size += len(line)
@@ -116,7 +130,7 @@ def _joined(first: str, lines: Lines, decoder: Decoder) -> str:
                 f"{decoder.path}: is longer than {MOST_ROW:,} bytes, which are held in memory",
                 hint="write it as JSONL: one object per line",
             )
-    return "".join(parts)
+    return "" if all(map(str.isspace, parts)) else "".join(parts)
 
 
 def _parsed(text: str, decoder: Decoder, *, row: int | None = None) -> Any:

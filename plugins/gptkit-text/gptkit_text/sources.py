@@ -23,7 +23,7 @@ from pydantic import (
 from gptkit.plugin import DataError, LocalPath, progress
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
-from gptkit_text.files import ENDINGS, common_place, expand, find
+from gptkit_text.files import ENDINGS, HUB_NAME, common_place, expand, find
 
 LOCAL: TypeAdapter[Path] = TypeAdapter(LocalPath)
 
@@ -46,8 +46,14 @@ Place = Annotated[str, BeforeValidator(_as_text), AfterValidator(_absolute)]
 Places = Place | Annotated[list[Place], Field(min_length=1)]
 
 
-Endings = Annotated[list[Annotated[str, Field(pattern=r"^(\.[a-z0-9_-]+)+$")]], Field(min_length=1)]
-"""Endings of file names in small letters, such as ".md"."""
+def _ending(ending: str) -> str:
+    if not re.fullmatch(r"\.[^\s/\\]*[^\s/\\.]", ending):
+        raise ValueError(f'should be an ending such as ".py", got "{ending}"')
+    return ending.lower()
+
+
+Endings = Annotated[list[Annotated[str, AfterValidator(_ending)]], Field(min_length=1)]
+"""Endings of file names, such as ".md"; their case does not matter."""
 
 
 class TextSource(BaseModel):
@@ -80,7 +86,7 @@ class TextSource(BaseModel):
     @property
     def label(self) -> str:
         """The name, or what it is without one."""
-        place = re.sub("@[^/]+", "", self.hf) if self.hf else places(self.path)[0]
+        place = HUB_NAME.sub(r"\1/\3", self.hf) if self.hf else places(self.path)[0]
         return self.name or re.sub("[^A-Za-z0-9_.-]", "_", Path(place).stem)
 
 
@@ -119,10 +125,12 @@ def addresses_of(tables: Sequence[TextSource]) -> list[str]:
             hint="give one list of addresses as path in [dataset], or download the files",
         )
     for place in remote:
-        if urlsplit(place).path.rpartition("/")[2] == "":
+        parts = urlsplit(place)
+        is_host = parts.scheme in ("http", "https") and not (parts.path or parts.query)
+        if place.endswith("/") or is_host:
             raise DataError(
-                f"{place}: a folder's address, which says not what is in it",
-                hint=f'name its files, such as "{place.rstrip("/")}/part-{{00..09}}.jsonl"',
+                f"{place}: the address of a folder; its files must be named",
+                hint=f'such as "{place.rstrip("/")}/part-{{00..09}}.jsonl"',
             )
     return [address for place in remote for address in expand(place)]
 

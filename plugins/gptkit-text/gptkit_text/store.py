@@ -95,7 +95,7 @@ class Store:
     def read_known(self, address: str, text_key: str) -> Known | None:
         """What is known of a shard; None if it was never read, or if that was damaged."""
         try:
-            contents = read_file(self._known_file(address, text_key), limit=MOST_NOTE)
+            contents = read_file(self.known_file(address, text_key), limit=MOST_NOTE)
             return Known.model_validate_json(contents)
         except (OSError, ValidationError):
             return None
@@ -103,9 +103,10 @@ class Store:
     def write_known(self, known: Known) -> None:
         """Keep what is known of a shard."""
         contents = known.model_dump_json().encode()
-        write_atomically(self._known_file(known.address, known.text_key), contents)
+        write_atomically(self.known_file(known.address, known.text_key), contents)
 
-    def _known_file(self, address: str, text_key: str) -> Path:
+    def known_file(self, address: str, text_key: str) -> Path:
+        """Where it is kept what is known of a shard."""
         name = hashlib.sha256(f"{text_key}\n{address}".encode()).hexdigest()
         return self.known / f"{name}.json"
 

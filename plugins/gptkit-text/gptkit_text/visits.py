@@ -14,7 +14,7 @@ class Visits:
     A visit draws as many windows as the shard has side by side. An epoch visits every shard once,
     in an order of its own. The very first visit is to the first shard, which is at hand.
 
-    An index names a shard and a position in it: shard * positions + position.
+    An index names a shard and a position in it: shard * span + position.
 
     Attributes:
         shards: How many there are.
@@ -38,6 +38,11 @@ class Visits:
         """How many windows a visit draws."""
         return (self.tokens - 1) // self.block_size
 
+    @property
+    def span(self) -> int:
+        """Indices of a shard, so many that an epoch's windows are indices by block_size."""
+        return self.windows * self.block_size
+
     def indices(self, seed: int, step: int, batch_size: int) -> Ints:
         """The indices of a step's batch."""
         draws = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -51,7 +56,7 @@ class Visits:
             philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
             drawn = philox.random_raw(batch_size) % np.uint64(self.positions)
             position = drawn.astype(np.int64)
-        return shard * self.positions + position
+        return shard * self.span + position
 
     def next_shard(self, seed: int, step: int, batch_size: int) -> int:
         """The shard of the first visit after a step's batch."""

@@ -322,5 +322,9 @@ def test_a_folder_is_searched_for_the_endings_that_are_named(tmp_path: Path) -> 
     assert {b"words", b"print(1)"} <= set(bytes(token for token in found if token < END).split())
     with pytest.raises(DataError, match=r"no file in this folder ends in one of \.rs"):
         load(path=str(folder), endings=[".rs"])
-    with pytest.raises(ValidationError, match="should match"):
-        load(path=str(folder), endings=["py"])
+    for wrong in ("py", ".", "a.py", "./b", ". py"):
+        with pytest.raises(ValidationError, match=r'should be an ending such as "\.py"'):
+            load(path=str(folder), endings=[wrong])
+    (folder / "x.C++").write_text("int main;" * 99)
+    found = tokens(load(path=str(folder), endings=[".C++"], block_size=8).train)
+    assert b"main" in bytes(token for token in found if token < END)

@@ -281,8 +281,8 @@ def test_csv_at_fault(tmp_path: Path) -> None:
     for contents, told in {
         "id;text\n1;a\n": 'no column "text"; its columns are id;text',
         'id,text\n\n1,"a\nb"\n2\n': 'row 2 (line 5): ends before the column "text"',
-        'id,text\n1,"a\n2,b\n': "line 3: not CSV: unexpected end of data",
-        "id,text\r1,a\r": "line 1: not CSV: new-line character seen in unquoted field",
+        'id,text\n1,"a\n2,b\n': "line 2: not CSV: a quotation mark is not closed",
+        "id,text\r1,a\r": "line 1: not CSV: a line ends with a carriage return alone",
     }.items():
         assert fault(write(path, contents)).startswith(told)
     assert read(write(path, "text\n" + "x" * 200_000)) == ["x" * 200_000]

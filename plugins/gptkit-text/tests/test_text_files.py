@@ -96,13 +96,24 @@ def test_a_file_counts_once(folder: Path, capsys: Said) -> None:
     assert capsys.readouterr().err == f"note: {folder.parent}: 2 named twice: skipped\n"
 
 
+def test_unknown_formats_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.tsv", "b.log", "c", "d.rs", "e.txt.gz", "f.ndjson"):
+        (folder / name).write_bytes(b"")
+    files = find(
+        [folder / name for name in ["a.tsv", "b.log", "c", "d.rs", "f.ndjson"]], endings=[".rs"]
+    )
+    assert [file.kind for file in files] == ["text"] * 4 + ["jsonl"]
+    told = "2 files of unknown formats (.log, .tsv): read as plain text"
+    assert capsys.readouterr().err.endswith(f"{told}\n")
+
+
 def test_paths_that_name_no_text(folder: Path) -> None:
     write(folder, "a.parquet.gz", "no/b.pdf")
     os.mkfifo(folder / "pipe.txt")
     for path, fault in {
         folder / "none": "no such file or folder",
         folder / "a.parquet.gz" / "b": "no such file or folder",
-        folder / "no": "no file in this folder ends in one of .txt, .md, .jsonl, .json,",
+        folder / "no": "no file in this folder ends in one of .txt, .md, .jsonl, .ndjson,",
         folder / "pipe.txt": "cannot be read: is a pipe, not a regular file",
         Path("/dev/zero"): "cannot be read: is a device, not a regular file",
         folder / "a.parquet.gz": "a Parquet file is read only as it is",

@@ -128,6 +128,15 @@ def test_endings_choose_the_files_of_a_data_set(endpoint: str, tmp_path: Path) -
     assert found == ["data/train.jsonl", "weights.bin"]
 
 
+def test_a_part_of_a_data_set_is_not_taken_for_all(endpoint: str, tmp_path: Path) -> None:
+    home = str(tmp_path)
+    fetch("me/set/data", HF_HOME=home, HF_ENDPOINT=endpoint)
+    (told,) = fetch("me/set", HF_HOME=home, HF_ENDPOINT="http://127.0.0.1:9")
+    assert told[0] == "DownloadError"
+    (offline,) = fetch("me/set", HF_HOME=home, HF_HUB_OFFLINE="1")
+    assert offline[0] == "DataError"
+
+
 def test_no_network_is_a_download_error(tmp_path: Path) -> None:
     (told,) = fetch("me/set", HF_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
     assert told[:2] == ["DownloadError", told[1]]

@@ -24,7 +24,9 @@ import pytest
 import torch
 
 from gptkit.plugin import Data, DataError, DownloadError, Split
+from gptkit.recipe.options import TrainOptions
 from gptkit.testing import check_dataset
+from gptkit.training.steps import total_steps
 from gptkit_text.addresses import copy, name_of
 from gptkit_text.dataset import Text
 from gptkit_text.remote import RemoteShards
@@ -359,9 +361,8 @@ def test_a_shard_that_changed_since_it_was_read_is_refused(
     with pytest.raises(DataError, match=r"s-3.jsonl: has changed since") as caught:
         read(data.train, epoch(data.train))
     known = (caught.value.hint or "").rpartition("delete ")[2]
-    assert Path(known).is_dir()
     settle()
-    shutil.rmtree(known)
+    Path(known).unlink()
     read(load().train, epoch(data.train))
 
 
@@ -439,7 +440,9 @@ def test_an_address_gives_a_plain_name() -> None:
         "https://a/b/x.jsonl.zst?token=a/b": "x.jsonl.zst",
         "s3://a/b%2F..%2F%C3%A9 c.txt": "é_c.txt",
         "https://a/..": "file",
-        "https://a": "file",
+        "https://a": "a",
+        "memory://x.jsonl": "x.jsonl",
+        "zip://b/x.jsonl::https://a/b.zip": "x.jsonl",
         f"https://a/{'x' * 999}.txt": f"{'x' * 96}.txt",
     }
     assert {address: name_of(address) for address in names} == names
@@ -456,9 +459,21 @@ def test_addresses_and_paths_do_not_mix(load: Callable[..., Data], tmp_path: Pat
 
 @pytest.mark.parametrize("path", ["http://127.0.0.1:9", "s3://bucket/text/"])
 def test_the_address_of_a_folder_is_refused(load: Callable[..., Data], path: str) -> None:
-    with pytest.raises(DataError, match="a folder's address") as caught:
+    with pytest.raises(DataError, match="the address of a folder") as caught:
         load(path=path)
     assert caught.value.hint.endswith('/part-{00..09}.jsonl"')
+
+
+def test_an_epoch_of_the_recipe_is_one_of_the_shards(load: Callable[..., Data]) -> None:
+    train = load().train
+    steps = total_steps(
+        TrainOptions(epochs=1, batch_size=1),
+        block_size=BLOCK, windows=len(train), stride=train.stride,
+    )  # fmt: skip
+    assert steps == SHARDS * train.visits.windows
+    visited = [int(train.indices(1, step, 1)[0]) // train.visits.span for step in range(steps)]
+    assert sorted(visited) == sorted([*range(SHARDS)] * train.visits.windows)
+    train[torch.tensor([len(train) - 1])]
 
 
 # fsspec
@@ -493,6 +508,9 @@ def test_what_fsspec_cannot_read_is_told(
         load(path="memory://data/x.jsonl")
     with pytest.raises(DownloadError, match=r"memory:///data: cannot be read: it is a folder"):
         load(path="memory:///data")
+    monkeypatch.setattr("gptkit_text.addresses.PAUSES", ())
+    with pytest.raises(DownloadError, match=r"x.txt: cannot be read in 1 tries: ConnectionRefused"):
+        load(path="ftp://127.0.0.1:9/x.txt")
     with pytest.raises(DataError, match="nonsense://a/b: Protocol not known"):
         load(path="nonsense://a/b")
     monkeypatch.setitem(sys.modules, "fsspec", None)

@@ -11,7 +11,7 @@ DRAWN = 7 * 10
 
 
 def shards(visits: Visits, seed: int, step: int, batch_size: int) -> list[int]:
-    return (visits.indices(seed, step, batch_size) // visits.positions).tolist()
+    return (visits.indices(seed, step, batch_size) // visits.span).tolist()
 
 
 def test_the_very_first_visit_is_to_the_first_shard() -> None:
@@ -25,7 +25,7 @@ def test_an_epoch_visits_each_shard_once_and_draws_each_of_its_windows_once() ->
     orders = set()
     for epoch in range(5):
         found = VISITS.indices(3, epoch, DRAWN)
-        shard, position = np.divmod(found, VISITS.positions)
+        shard, position = np.divmod(found, VISITS.span)
         assert [len(set(shard[i : i + 10])) for i in range(0, DRAWN, 10)] == [1] * 7
         assert set(shard) == set(range(7))
         for number in range(7):
@@ -56,7 +56,7 @@ def test_the_next_shard_is_that_of_the_next_visit(count: int, shuffle: bool) -> 
 
 def test_with_replacement_windows_begin_anywhere_in_the_visited_shard() -> None:
     visits = Visits(shards=3, tokens=1000, block_size=10, shuffle=False)
-    shard, position = np.divmod(visits.indices(1, 0, 3 * visits.windows), visits.positions)
+    shard, position = np.divmod(visits.indices(1, 0, 3 * visits.windows), visits.span)
     assert [len(set(part)) for part in np.split(shard, 3)] == [1, 1, 1]
     assert len(set(position % 10)) == 10
     assert (position >= 0).all()
