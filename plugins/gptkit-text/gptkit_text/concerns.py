@@ -11,6 +11,8 @@ PER_TOKEN = 64
 """How many tokens of text there should be for each of the vocabulary."""
 SMALLEST = 512
 """The smallest vocabulary that is suggested."""
+MOST = 0.5
+"""The largest share of a text that one token usually has."""
 UNUSED = 0.01
 """The share of the vocabulary that may go unused: BPE has tokens that are parts of others."""
 
@@ -40,6 +42,13 @@ def _about_split(found: Survey) -> Iterator[str]:
 
 
 def _about_vocabulary(found: Survey) -> Iterator[str]:
+    for token in found.commonest.first[:1]:
+        if token.count > MOST * found.train.tokens:
+            share = token.count / found.train.tokens
+            yield (
+                f'"{found.shown(token.id)}" is {share:.0%} of all tokens in training: '
+                "does the tokenizer know this text?"
+            )
     if found.untaught.size:
         yield f"in validation, and never in training: {_named(found, found.untaught)}"
     longer = found.longer.size

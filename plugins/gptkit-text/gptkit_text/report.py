@@ -98,16 +98,17 @@ def _group_json(found: Survey, group: Group) -> dict[str, Any]:
 def _vocabulary(found: Survey) -> Text:
     """What tokens there are, and which of them a training does not see."""
     special = found.codec.vocab_size - found.single.size - found.longer.size
-    ends = found.codec.end is not None
+    end = found.codec.end
+    named = "" if end is None else f", the end token {found.shown(end)}"
     kinds = {
         "single bytes": found.single.size,
         "longer": found.longer.size,
-        "special": special - ends,
+        "special": special - (end is not None),
     }
     never = {"single bytes": found.never_single.size, "longer": found.never.size}
     return Text.assemble(
         (f"{found.codec.vocab_size:,} tokens", TITLE),
-        f": {_sum(kinds)}{f', the end token {found.end_name}' if ends else ''}\n",
+        f": {_sum(kinds)}{named}\n",
         ("never in train", TITLE),
         f": {_sum(never)}",
     )
@@ -157,7 +158,7 @@ def _passage(found: Survey, console: Console) -> Text:
     for i, token in enumerate(found.passage):
         is_end = token == found.codec.end
         style = (END_STYLE if is_end else colours[i % 2]) if coloured else ""
-        for piece in [found.end_name] if is_end else _lines(found.codec.token_bytes[token]):
+        for piece in _lines(found.codec.token_bytes[token] or found.special(token)):
             text.append(piece, style)
         if not coloured:
             text.append(MARK)

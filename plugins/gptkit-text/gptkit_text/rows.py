@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -13,6 +14,7 @@ from gptkit_text.decoding import Decoder
 MOST_ROW = 1 << 30
 """Bytes of a row, or of a JSON file that is no JSONL: these are held in memory."""
 SHOWN = 10  # keys in an error
+SEPARATOR = re.compile(r"[;\t|]")
 LONGEST_SHOWN = 100  # characters of a key
 ROW_HINT = "each line should have one JSON object"
 FILE_HINT = "it should have an object, a list of objects, or one object per line"
@@ -68,6 +70,11 @@ def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str
         if (header := next(rows, None)) is None:
             return
         if text_key not in header:
+            if len(header) == 1 and (found := SEPARATOR.search(header[0])):
+                raise DataError(
+                    f"{decoder.path}: its columns are separated by {found[0]!r}",
+                    hint="write it with commas, as CSV",
+                )
             raise no_text_key(f"{decoder.path}", text_key, header, kind="column")
         index, begin = header.index(text_key), reader.line_num
         for row, fields in enumerate(rows, 1):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,8 @@ class Survey:
     """Tokens of one byte."""
     longer: Group
     """Tokens of several bytes."""
+    commonest: Group
+    """Tokens that come in training, the most frequent first, but for the end token."""
     longest: Group
     """Those of them that come in training, the longest first."""
     rarest: Group
@@ -111,15 +114,16 @@ class Survey:
 
     def shown(self, token: int) -> str:
         """A token as people see it."""
-        is_end = token == self.codec.end
-        return self.end_name if is_end else visible(self.codec.token_bytes[token])
+        return visible(self.codec.token_bytes[token] or self.special(token))
 
-    @property
-    def end_name(self) -> str:
-        """How the tokenizer spells the end token; "" if there is none."""
+    def special(self, token: int) -> bytes:
+        """How the tokenizer spells a token that is no text."""
+        return self._special.get(token, b"")
+
+    @cached_property
+    def _special(self) -> dict[int, bytes]:
         added = json.loads(self.codec.tokenizer_json())["added_tokens"]
-        names = [str(token["content"]) for token in added if token["id"] == self.codec.end]
-        return visible("".join(names).encode())
+        return {token["id"]: str(token["content"]).encode() for token in added}
 
 
 def survey(dataset: Text) -> Survey:
@@ -232,6 +236,7 @@ def _groups(codec: TokenizerCodec, counts: Counts) -> dict[str, Any]:
     return {
         "single": group(is_single, by_id),
         "longer": group(is_longer, by_id),
+        "commonest": group((train > 0) & (np.arange(len(train)) != codec.end), -train),
         "longest": group(is_longer & (train > 0), -sizes),
         "rarest": group((sizes > 0) & (train > 0), train),
         "never_single": group(is_single & (train == 0), by_id),

@@ -173,7 +173,8 @@ def _json_text(path: Path) -> str:
 
 def _note_changes(codec: TokenizerCodec, place: object) -> None:
     """Say how a tokenizer changes texts, if it does."""
-    for text in PROBES:
+    name = "" if codec.end is None else _spelling(codec, codec.end)
+    for text in (*PROBES, name):
         try:
             tokens = codec.divide(text)
         except PromptError as error:
@@ -182,6 +183,12 @@ def _note_changes(codec: TokenizerCodec, place: object) -> None:
         if found != text:
             note(f"{place}: this tokenizer changes texts: {text!r} becomes {found!r}")
             return
+
+
+def _spelling(codec: TokenizerCodec, token: int) -> str:
+    """How a tokenizer spells a special token."""
+    added = json.loads(codec.tokenizer_json())["added_tokens"]
+    return "".join(each["content"] for each in added if each["id"] == token)
 
 
 def _text(path: Path) -> str:
@@ -197,6 +204,8 @@ def _named_end(folder: Path) -> str | None:
         named = read_json(folder / "tokenizer_config.json")["eos_token"]
     except (FileNotFoundError, KeyError, TypeError):
         return None
+    except ValueError as error:
+        raise ValueError(f"tokenizer_config.json: {error}") from error
     if isinstance(named, dict):
         named = named.get("content")
     return named if isinstance(named, str) else None

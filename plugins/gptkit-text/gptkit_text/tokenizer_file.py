@@ -117,7 +117,11 @@ def pair_tokenizer(vocabulary: str, merges: str) -> str:
     Raises:
         ValueError: says what is wrong.
     """
-    lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
+    lines = [
+        line
+        for line in merges.replace("\r\n", "\n").split("\n")
+        if line and not line.startswith("#version")
+    ]
     split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     spec: Spec = {
         "version": "1.0",

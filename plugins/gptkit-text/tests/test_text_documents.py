@@ -279,7 +279,8 @@ def test_json_that_is_neither(tmp_path: Path, contents: str, told: str) -> None:
 def test_csv_at_fault(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for contents, told in {
-        "id;text\n1;a\n": 'no column "text"; its columns are id;text',
+        "id;text\n1;a\n": "its columns are separated by ';'",
+        "id,words\n1,a\n": 'no column "text"; its columns are id, words',
         'id,text\n\n1,"a\nb"\n2\n': 'row 2 (line 5): ends before the column "text"',
         'id,text\n1,"a\n2,b\n': "line 2: not CSV: a quotation mark is not closed",
         "id,text\r1,a\r": "line 1: not CSV: a line ends with a carriage return alone",

@@ -361,6 +361,17 @@ def test_a_vocabulary_that_is_too_large(tmp_path: Path) -> None:
     assert "the vocabulary is large" not in right
 
 
+def test_a_tokenizer_that_does_not_know_the_text_is_told(tmp_path: Path) -> None:
+    words = {"[UNK]": 0, "document": 1, "<|endoftext|>": 2}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[UNK]", "<|endoftext|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    path = jsonl(tmp_path / "a.jsonl", documents(40))
+    told = warnings(tmp_path, path=path, tokenizer=tmp_path / "tokenizer.json", val_fraction=0.3)
+    assert re.search(r'"\[UNK\]" is 9\d% of all tokens in training', told)
+
+
 def test_join_has_no_stop_token(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", documents(40))
     joined = surveyed(tmp_path, path=path, val_fraction=0.3, documents="join")

@@ -18,6 +18,7 @@ from gptkit_text import tokenizer
 from gptkit_text.bpe import PIECE, SAMPLED, few_words, sample_texts
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.tokenizer import TokenizerOption, TrainTokenizer, make_codec
+from gptkit_text.tokenizer_file import byte_symbols
 
 TEXTS = [f"The {n}th day of the month, {n * n} degrees; it's über-warm. 😀\n" for n in range(200)]
 
@@ -215,7 +216,8 @@ def test_gpt2s_vocabulary_of_two_files(
     gpt2_folder: Path, tmp_path: Path, names: tuple[str, str]
 ) -> None:
     for name, old in zip(names, ("encoder.json", "vocab.bpe"), strict=True):
-        (tmp_path / name).write_bytes((gpt2_folder / old).read_bytes())
+        windows = (gpt2_folder / old).read_bytes().replace(b"\n", b"\r\n")
+        (tmp_path / name).write_bytes(windows)
     codec = from_path(tmp_path)
     assert codec.vocab_size == 50257
     assert codec.end == 50256
@@ -322,6 +324,22 @@ def test_two_files_that_are_no_vocabulary(tmp_path: Path, vocabulary: str, merge
     (tmp_path / "merges.txt").write_text(merges)
     with pytest.raises(DataError):
         from_path(tmp_path)
+
+
+def test_an_end_token_that_texts_have_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, vocab={symbol: i for i, symbol in enumerate(byte_symbols())})
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "q"}')
+    from_path(path)
+    assert "this tokenizer changes texts: 'q' becomes ''" in capsys.readouterr().err
+
+
+def test_a_damaged_tokenizer_config_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{eos")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: "):
+        from_path(path)
 
 
 @pytest.mark.parametrize("eos", ["b", {"content": "b"}])
