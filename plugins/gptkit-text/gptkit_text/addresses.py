@@ -35,10 +35,23 @@ class _BrokenOff(Exception):  # noqa: N818 - of a try, not of the copy
         self.final = final
 
 
+def is_http(address: str) -> bool:
+    """Whether an address is of HTTP; the others are for fsspec."""
+    return urlsplit(address).scheme in ("http", "https")
+
+
 def name_of(address: str) -> str:
-    """The name of the file at an address, as it may be used on this machine."""
-    parts = urlsplit(address.partition("::")[0])
-    name = unquote(parts.path or parts.netloc).rstrip("/").rsplit("/", 1)[-1]
+    """The name of the file at an address, as it may be used on this machine.
+
+    In an address of fsspec, such as `zip://a.txt::https://host/b.zip`, that is the innermost file.
+    """
+    if is_http(address):
+        path = urlsplit(address).path
+    else:
+        parts = (part for part in address.split("::") if "://" in part)
+        first = urlsplit(next(parts, address))
+        path = first.path or first.netloc
+    name = unquote(path).rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^\w.-]", "_", name).lstrip(".")[-MOST_NAME:] or "file"
 
 
@@ -52,10 +65,10 @@ def copy(address: str, target: Path, *, expect: Expect) -> None:
 
     Raises:
         DownloadError: it cannot be had.
-        DataError: fsspec, or what it needs for this address, is not installed.
+        DataError: fsspec does not know the protocol, or it or what it needs is not installed.
         OSError: the target cannot be written.
     """
-    if urlsplit(address).scheme.lower() in ("http", "https"):
+    if is_http(address):
         download(address, target, expect=expect)
         return
     for pause in (*PAUSES, None):
@@ -74,7 +87,7 @@ def copy(address: str, target: Path, *, expect: Expect) -> None:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
-    """The file system of fsspec that an address belongs to, and the path there."""
+    """The file system of fsspec that an address belongs to, connected anew, and the path there."""
     try:
         import fsspec
     except ImportError:
@@ -83,7 +96,7 @@ def _file_system(address: str) -> tuple[Any, str]:
             hint='pip install fsspec, or "gptkit-text[remote]"',
         ) from None
     try:
-        system, path = _asked(lambda: fsspec.core.url_to_fs(address))
+        system, path = _asked(lambda: fsspec.core.url_to_fs(address, skip_instance_cache=True))
     except _BrokenOff as error:
         if isinstance(error.__cause__, ImportError | ValueError):  # no such protocol or package
             fault = f"{address}: {error.__cause__}"

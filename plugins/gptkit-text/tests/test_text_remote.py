@@ -19,6 +19,7 @@ from threading import Event, Thread
 from threading import enumerate as enumerate_threads
 from time import perf_counter
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -440,9 +441,13 @@ def test_an_address_gives_a_plain_name() -> None:
         "https://a/b/x.jsonl.zst?token=a/b": "x.jsonl.zst",
         "s3://a/b%2F..%2F%C3%A9 c.txt": "é_c.txt",
         "https://a/..": "file",
-        "https://a": "a",
+        "https://a": "file",
+        "https://user:password@a?file=x": "file",
+        "https://a/b::c.txt": "b__c.txt",
         "memory://x.jsonl": "x.jsonl",
-        "zip://b/x.jsonl::https://a/b.zip": "x.jsonl",
+        "zip://train.jsonl::https://a/b.zip": "train.jsonl",
+        "zip://a/train.csv::simplecache::https://a/b.zip": "train.csv",
+        "simplecache::s3://a/b/x.jsonl": "x.jsonl",
         f"https://a/{'x' * 999}.txt": f"{'x' * 96}.txt",
     }
     assert {address: name_of(address) for address in names} == names
@@ -462,6 +467,23 @@ def test_the_address_of_a_folder_is_refused(load: Callable[..., Data], path: str
     with pytest.raises(DataError, match="the address of a folder") as caught:
         load(path=path)
     assert caught.value.hint.endswith('/part-{00..09}.jsonl"')
+
+
+def test_the_address_of_a_file_is_no_folder(
+    load: Callable[..., Data], server: Server, tmp_path: Path
+) -> None:
+    whole = load(path=server.address(0))
+    pack = tmp_path / "a.zip"
+    with ZipFile(pack, "w") as file:
+        file.writestr("s-0.jsonl", server.files["s-0.jsonl"])
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/s-0.jsonl", server.files["s-0.jsonl"])
+    for path in ("memory://s-0.jsonl", f"zip://s-0.jsonl::{pack.as_uri()}"):
+        assert equal(read(load(path=path).train, range(3)), read(whole.train, range(3)))
+    fsspec.filesystem("memory").rm("/s-0.jsonl")
+    server.files[""] = b"A text without a name. " * 99
+    address = server.address(0).replace("data/s-0.jsonl", "?file=x.txt")
+    assert load(path=address, documents="join").vocab_size == 256
 
 
 def test_an_epoch_of_the_recipe_is_one_of_the_shards(load: Callable[..., Data]) -> None:
@@ -549,6 +571,40 @@ def test_fsspec_is_tried_again_and_checked(
         load(path=memory)
     assert not Store(0).incoming.exists()
     load(path=memory)
+
+
+def test_fsspec_connects_anew_for_each_try(
+    load: Callable[..., Data], memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that cannot connect at first, then loses its connection for good."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr("gptkit_text.addresses.PAUSES", (0.0, 0.0))
+    states = iter(["refused", "lost"])
+
+    class Flaky(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+        protocol = "flaky"
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.state = next(states, "good")
+            if self.state == "refused":
+                raise ConnectionRefusedError(111, "Connection refused")
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> Any:
+            return super()._strip_protocol(path.replace("flaky", "memory"))
+
+        def open(self, path: str, mode: str) -> Any:
+            if self.state == "lost":
+                raise ConnectionResetError(104, "Connection reset")
+            file = super().open(path, mode)
+            monkeypatch.setattr(file, "close", lambda: 1 // 0)
+            return file
+
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    found = load(path=memory.replace("memory", "flaky"))
+    assert next(states, None) is None
+    assert found.sha256 == load(path=memory).sha256
 
 
 # real trainings
