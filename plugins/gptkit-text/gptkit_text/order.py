@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
+U64 = NDArray[np.uint64]
 
 ROUNDS = 6
 POWERS_OF_4 = 4 ** np.arange(32, dtype=np.uint64)
@@ -64,12 +64,12 @@ def epochs(seed: int, source: Ints, number: Ints, tokens: Ints, *, block_size: i
     """
     windows, left = np.divmod(tokens - 1, block_size)
     epoch, place = np.divmod(number, windows)
-    key = mixed(mixed(mixed(np.full(len(source), seed)) + words(source)) + words(epoch))
-    shift = (mixed(key) % words(left + 1)).astype(np.int64)
+    key = mixed(mixed(mixed(np.full(len(source), seed)) + as_u64(source)) + as_u64(epoch))
+    shift = (mixed(key) % as_u64(left + 1)).astype(np.int64)
     return shift + shuffled(place, windows, key) * block_size
 
 
-def shuffled(numbers: Ints, size: Ints | int, key: Words | int) -> Ints:
+def shuffled(numbers: Ints, size: Ints | int, key: U64 | int) -> Ints:
     """Where a random permutation of 0 .. size - 1 takes numbers; it is never written out.
 
     A Feistel network permutes the numbers below a power of 4. What it takes outside of the range
@@ -80,7 +80,7 @@ def shuffled(numbers: Ints, size: Ints | int, key: Words | int) -> Ints:
         size: of the permutation, at most 2**62; one, or one for each number.
         key: selects the permutation; one, or one for each number.
     """
-    limit, first, found = np.broadcast_arrays(words(size), words(key), words(numbers))
+    limit, first, found = np.broadcast_arrays(as_u64(size), as_u64(key), as_u64(numbers))
     half = np.maximum(np.searchsorted(POWERS_OF_4, limit), 1).astype(np.uint64)
     keys, found, outside = _round_keys(first), found.copy(), np.arange(len(found))
     while len(outside):
@@ -129,36 +129,35 @@ def whole(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(weight * scale)) for weight in exact)
 
 
-def mixed(values: Words | Ints) -> Words:
+def mixed(values: U64 | Ints) -> U64:
     """Well mixed 64 bits of other 64 bits: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    return _mixed(words(values))
-
-
-def words(values: Words | Ints | int) -> Words:
-    """Numbers as unsigned ones of 64 bits, whose sums and products wrap around."""
-    return np.atleast_1d(np.asarray(values)).astype(np.uint64)
-
-
-def _mixed(x: Words) -> Words:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = as_u64(values) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)
 
 
-def _round_keys(key: Words) -> Words:
+def as_u64(values: U64 | Ints | int) -> U64:
+    """Numbers as unsigned ones of 64 bits, whose sums and products wrap around."""
+    return np.atleast_1d(values).astype(np.uint64, copy=False)
+
+
+words = as_u64  # the name that visits.py imports
+
+
+def _round_keys(key: U64) -> U64:
     """The keys of a network's rounds, (ROUNDS, n)."""
     keys = [key]
     for _ in range(ROUNDS):
-        keys.append(_mixed(keys[-1]))
+        keys.append(mixed(keys[-1]))
     return np.stack(keys[1:])
 
 
-def _feistel(numbers: Words, half: Words, keys: Words) -> Words:
+def _feistel(numbers: U64, half: U64, keys: U64) -> U64:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = numbers >> half, numbers & mask
     for key in keys:
-        left, right = right, left ^ (_mixed(right + key) & mask)
+        left, right = right, left ^ (mixed(right + key) & mask)
     return left << half | right
 
 
