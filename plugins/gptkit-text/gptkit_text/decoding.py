@@ -68,16 +68,16 @@ class Decoder:
         """The text of a single value of a row.
 
         Raises:
-            DataError: it is not UTF-8, and `errors` is "strict".
+            DataError: it is not UTF-8, or has a zero byte, and `errors` is "strict".
         """
         try:
-            return value.decode(errors=self.errors)
+            return self._without_zeros(value.decode(errors=self.errors), row)
         except UnicodeDecodeError as error:
             fault = f"row {row:,}: not UTF-8: {_byte(value, error.start)} of the text"
             raise DataError(f"{self.path}: {fault}", hint=OR_REPLACE) from error
 
     def whole(self, text: str, row: int) -> str:
-        r"""A text in which no escape of JSON stands for half a character, such as "\ud83d".
+        r"""A text of JSON without the escapes "\u0000" and of half a character, such as "\ud83d".
 
         Raises:
             DataError: it has one, and `errors` is "strict".
@@ -86,13 +86,22 @@ class Decoder:
             text.encode()
         except UnicodeEncodeError as error:
             if self.errors == "replace":
-                return HALF.sub(REPLACEMENT, text)
+                return self._without_zeros(HALF.sub(REPLACEMENT, text), row)
             half = f"\\u{ord(text[error.start]):04x}"
             raise DataError(
                 f"{self.path}: row {row:,}: has half a character, the surrogate {half}",
                 hint=OR_REPLACE,
             ) from error
-        return text
+        return self._without_zeros(text, row)
+
+    def _without_zeros(self, text: str, row: int) -> str:
+        if "\0" not in text or self.errors == "replace":
+            return text.replace("\0", REPLACEMENT)
+        number = text.index("\0") + 1
+        raise DataError(
+            f"{self.path}: row {row:,}: has a zero byte at character {number:,} of the text",
+            hint='take it out, or set errors = "replace" in [dataset]',
+        )
 
     def _decoded(self, data: bytes, offset: int, *, final: bool) -> tuple[str, int]:
         """Text, and how many bytes it took: a character may go on in the next chunk."""

@@ -32,7 +32,7 @@ class Reader:
 
     Args:
         files: what to read, in this order.
-        errors: whether bytes that are not UTF-8 are an error, or become U+FFFD.
+        errors: whether bytes that are not UTF-8, and zero bytes, are an error or become U+FFFD.
 
     Raises:
         DataError: a file is not there.

@@ -65,40 +65,48 @@ def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str
     # Of this process; the module has no other way. It takes four bytes for a character.
     csv.field_size_limit(MOST_ROW // 4)
     reader = csv.reader(decoder.lines(stream, most=MOST_ROW), strict=True)
-    rows, begin = (fields for fields in reader if fields), 0
+    index, row, line = None, 0, 1  # the line in which a row begins
     try:
-        if (header := next(rows, None)) is None:
-            return
-        if text_key not in header:
-            if len(header) == 1 and (found := SEPARATOR.search(header[0])):
-                raise DataError(
-                    f"{decoder.path}: its columns are separated by {found[0]!r}",
-                    hint="write it with commas, as CSV",
-                )
-            raise no_text_key(f"{decoder.path}", text_key, header, kind="column")
-        index, begin = header.index(text_key), reader.line_num
-        for row, fields in enumerate(rows, 1):
-            if len(fields) <= index:
-                raise DataError(
-                    f"{decoder.path}: row {row:,} (line {reader.line_num:,}): "
-                    f'ends before the column "{text_key}"',
-                    hint="fields with commas or line feeds need quotation marks",
-                )
-            begin = reader.line_num
-            yield fields[index]
+        for fields in reader:
+            if fields and index is None:
+                index = _column(fields, decoder, text_key)
+            elif fields and index is not None:
+                row += 1
+                if len(fields) <= index:
+                    raise DataError(
+                        f"{decoder.path}: row {row:,} (line {line:,}): "
+                        f'ends before the column "{text_key}"',
+                        hint="fields with commas or line feeds need quotation marks",
+                    )
+                yield fields[index]
+            line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{decoder.path}: line {begin + 1:,}: not CSV: {_csv_fault(error)}",
+            f"{decoder.path}: line {line:,}: not CSV: {_csv_fault(error)}",
             hint='fields with commas or line feeds need quotation marks; a quotation mark is ""',
         ) from error
 
 
+def _column(header: list[str], decoder: Decoder, text_key: str) -> int:
+    if text_key not in header:
+        if len(header) == 1 and (found := SEPARATOR.search(header[0])):
+            raise DataError(
+                f"{decoder.path}: its columns are separated by {found[0]!r}",
+                hint="write it with commas, as CSV",
+            )
+        raise no_text_key(f"{decoder.path}", text_key, header, kind="column")
+    return header.index(text_key)
+
+
 def _csv_fault(error: csv.Error) -> str:
+    """The fault of a row that begins in the line that is told."""
     fault = str(error)
     if "unexpected end of data" in fault:
         return "a quotation mark is not closed"
     if "new-line character" in fault:
         return "a line ends with a carriage return alone"
+    if "field limit" in fault:
+        return f"a field is longer than {csv.field_size_limit():,} characters"
     return fault
 
 

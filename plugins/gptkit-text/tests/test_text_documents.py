@@ -24,7 +24,7 @@ from gptkit_text.files import find
 
 Said = pytest.CaptureFixture[str]
 
-TEXTS = ["one\n", "zwei\r\n\U0001f600", "  trois\n\nfin ", 'say "x", y', "n\x00l"]
+TEXTS = ["one\n", "zwei\r\n\U0001f600", "  trois\n\nfin ", 'say "x", y', "n\u200bl"]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
@@ -252,6 +252,7 @@ def test_a_key_that_is_missing_in_a_late_row(tmp_path: Path) -> None:
         (b"9" * 5000, "row 2: cannot be read as JSON: "),
         (b"[" * 100_000, "row 2: cannot be read as JSON: "),
         (b'{"text": "\\ud83d"}', "row 2: has half a character, the surrogate \\ud83d"),
+        (b'{"text": "a\\u0000"}', "row 2: has a zero byte at character 2 of the text"),
         (b'{"text": "\xe9"}', "not UTF-8: bad byte 0xe9 at offset 27"),
         (b'{"text": "\0"}', "not a text: bad byte 0x00 at offset 27"),
     ],
@@ -283,6 +284,7 @@ def test_csv_at_fault(tmp_path: Path) -> None:
         "id,words\n1,a\n": 'no column "text"; its columns are id, words',
         'id,text\n\n1,"a\nb"\n2\n': 'row 2 (line 5): ends before the column "text"',
         'id,text\n1,"a\n2,b\n': "line 2: not CSV: a quotation mark is not closed",
+        'id,text\n\n1,"a\nb"\n\n2,"c\n3,d\n': "line 6: not CSV: a quotation mark is not closed",
         "id,text\r1,a\r": "line 1: not CSV: a line ends with a carriage return alone",
     }.items():
         assert fault(write(path, contents)).startswith(told)
@@ -315,6 +317,11 @@ def test_a_stray_zero_byte_may_be_replaced(tmp_path: Path) -> None:
         read(path)
     assert 'errors = "replace"' in str(caught.value.hint)
     assert read(path, errors="replace") == ["a text with a zero\ufffdbyte"]
+    write(tmp_path / "a.jsonl", jsonl(["fine", "a\0"]) + b'"\\ud83d\\u0000"')
+    pq.write_table(pa.table({"text": ["fine", "a\0", "\0\0"]}), tmp_path / "a.parquet")
+    for path in tmp_path / "a.jsonl", tmp_path / "a.parquet":
+        assert fault(path) == "row 2: has a zero byte at character 2 of the text"
+        assert read(path, errors="replace") == ["fine", "a\ufffd", "\ufffd\ufffd"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -376,6 +383,8 @@ def test_a_row_that_is_too_long_to_be_held(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("gptkit_text.rows.MOST_ROW", 1000)
     path = write(tmp_path / "a.jsonl", jsonl(["x" * 900, "x" * 1000]))
     assert fault(path) == "line 2: is longer than 1,000 bytes"
+    write(tmp_path / "a.csv", 'text\nx\n"' + "y\n" * 126 + '"\n')
+    assert fault(tmp_path / "a.csv") == "line 3: not CSV: a field is longer than 250 characters"
     write(tmp_path / "a.json", json.dumps(["x" * 90] * 20, indent=1))
     assert fault(tmp_path / "a.json").startswith("is longer than 1,000 bytes")
     monkeypatch.setattr(parquet, "MOST_ROW", 1000)
