@@ -216,19 +216,34 @@ def _files(path: Path, endings: Sequence[str]) -> list[Path]:
 
 def _tell_unknown(files: Collection[Path], named: Sequence[str]) -> None:
     """Say which files are taken for plain text, though their endings may mean something else."""
-    known = (*ENDINGS, *named, *(f".{compression}" for compression in COMPRESSIONS))
-    unknown = [file for file in files if file.suffix and not file.name.lower().endswith(known)]
+    known = {"", *KINDS, *named}
+    unknown = [
+        file
+        for file in files
+        if _ending(file) not in known and not file.name.lower().endswith(tuple(named))
+    ]
     if unknown:
+        endings = sorted(set(map(_ending, unknown)))
+        more = ", ..." if len(endings) > SHOWN else ""
         note(
-            f"{common_place(unknown)}: {len(unknown):,} files of unknown formats "
-            f"({', '.join(sorted({file.suffix for file in unknown})[:SHOWN])}): read as plain text"
+            f"{common_place(unknown)}: {len(unknown):,} with unknown endings "
+            f"({', '.join(endings[:SHOWN])}{more}): read as plain text"
         )
 
 
+def _ending(file: Path) -> str:
+    """What a name ends in, before the ending of a compression."""
+    name = file.name.lower()
+    return Path(name.removesuffix(f".{_compression(name)}")).suffix
+
+
+def _compression(name: str) -> Compression | None:
+    return next((c for c in COMPRESSIONS if name.endswith(f".{c}")), None)
+
+
 def _text_file(path: Path, text_key: str) -> TextFile:
-    name = path.name.lower()
-    compression = next((c for c in COMPRESSIONS if name.endswith(f".{c}")), None)
-    kind = KINDS.get(Path(name.removesuffix(f".{compression}")).suffix, "text")
+    compression = _compression(path.name.lower())
+    kind = KINDS.get(_ending(path), "text")
     if kind == "parquet" and compression:
         raise DataError(
             f"{path}: a Parquet file is read only as it is, not compressed again",

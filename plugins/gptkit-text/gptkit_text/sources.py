@@ -86,8 +86,11 @@ class TextSource(BaseModel):
     @property
     def label(self) -> str:
         """The name, or what it is without one."""
-        place = HUB_NAME.sub(r"\1/\3", self.hf) if self.hf else places(self.path)[0]
-        return self.name or re.sub("[^A-Za-z0-9_.-]", "_", Path(place).stem)
+        if self.hf:  # a dot in the name of a folder begins no ending
+            place = Path(HUB_NAME.sub(r"\1/\3", self.hf)).name
+        else:
+            place = Path(places(self.path)[0]).stem
+        return self.name or re.sub("[^A-Za-z0-9_.-]", "_", place)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gptkit_text import dataset, writer
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.dataset import Text
 from gptkit_text.encode import is_validation
+from gptkit_text.sources import TextSource
 
 END = 256  # of single bytes
 
@@ -296,6 +297,22 @@ def test_samples_are_drawn_as_by_other_data_sets(tmp_path: Path) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
         Text.model_validate(options)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ({"hf": "a/b"}, "b"),
+        ({"hf": "a/b@v1"}, "b"),
+        ({"hf": "a/b@refs/convert/parquet"}, "b"),
+        ({"hf": "a/b@refs/convert/parquet/de/x"}, "x"),
+        ({"hf": "a/wiki/20231101.en"}, "20231101.en"),
+        ({"path": "x/a b.jsonl"}, "a_b"),
+        ({"path": "x/a.txt", "name": "c"}, "c"),
+    ],
+)
+def test_a_source_without_a_name_has_that_of_its_place(source: dict[str, Any], name: str) -> None:
+    assert TextSource.model_validate(source).label == name
 
 
 def test_paths_become_absolute_and_addresses_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,15 +96,19 @@ def test_a_file_counts_once(folder: Path, capsys: Said) -> None:
     assert capsys.readouterr().err == f"note: {folder.parent}: 2 named twice: skipped\n"
 
 
-def test_unknown_formats_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a.tsv", "b.log", "c", "d.rs", "e.txt.gz", "f.ndjson"):
-        (folder / name).write_bytes(b"")
-    files = find(
-        [folder / name for name in ["a.tsv", "b.log", "c", "d.rs", "f.ndjson"]], endings=[".rs"]
-    )
-    assert [file.kind for file in files] == ["text"] * 4 + ["jsonl"]
-    told = "2 files of unknown formats (.log, .tsv): read as plain text"
-    assert capsys.readouterr().err.endswith(f"{told}\n")
+def test_unknown_endings_are_told(folder: Path, capsys: Said) -> None:
+    names = ["a.TSV", "b.log.gz", "c", "d.rs", "e.d.ts", "f.gz", "g.txt.gz", "h.md", "i.ndjson"]
+    write(folder, *names)
+    found = find([folder / name for name in names], endings=[".rs", ".d.ts"])
+    assert [file.kind for file in found] == ["text"] * 8 + ["jsonl"]
+    told = "2 with unknown endings (.log, .tsv): read as plain text"
+    assert capsys.readouterr().err == f"note: {folder}: {told}\n"
+    write(folder, *(others := [f"x.{i}" for i in range(6)]))
+    find([folder / name for name in others])
+    told = "6 with unknown endings (.0, .1, .2, .3, .4, ...): read as plain text"
+    assert capsys.readouterr().err == f"note: {folder}: {told}\n"
+    find([folder])
+    assert "unknown endings" not in capsys.readouterr().err
 
 
 def test_paths_that_name_no_text(folder: Path) -> None:
