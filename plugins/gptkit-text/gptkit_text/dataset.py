@@ -75,13 +75,13 @@ class Text(Dataset):
     """What folders are searched for, such as [".py", ".md"]; all known formats if unset. A file
     with an ending that is no known format is plain text."""
     errors: Literal["strict", "replace"] = "strict"
-    """Refuse bytes that are not UTF-8, or replace them by U+FFFD."""
+    """Refuse zero bytes and those that are not UTF-8, or replace them by U+FFFD."""
     tokenizer: TokenizerOption = TrainTokenizer(train=4096)
     """{ train = 4096 } to learn so many tokens from the text; or "byte", "gpt2", a tokenizer.json,
     or a folder that has one."""
     documents: Literal["mask", "mark", "join"] = "mask"
-    """With "mask" no attention from one document to another; with "mark" only an end token between
-    them; with "join" only a line feed."""
+    """"mask": no attention from one document to another; "mark": only an end token between them;
+    "join": only a line feed."""
     block_size: PositiveInt = 256
     """Tokens of context."""
     val_fraction: float = Field(default=0.05, gt=0, lt=1)

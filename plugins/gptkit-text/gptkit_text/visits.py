@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptkit_text.order import Ints, epochs, mixed, shuffled, words
+from gptkit_text.order import Ints, as_u64, epochs, mixed, shuffled
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Visits:
 
     def _shards(self, seed: int, visits: Ints) -> Ints:
         epoch, place = np.divmod(visits, self.shards)
-        key = mixed(mixed(mixed(mixed(np.full(len(visits), seed)))) + words(epoch))
+        key = mixed(mixed(mixed(mixed(np.full(len(visits), seed)))) + as_u64(epoch))
         found = shuffled(place, self.shards, key)
         first = shuffled(np.zeros_like(place), self.shards, key)
         return np.where(epoch == 0, (found - first) % self.shards, found)
