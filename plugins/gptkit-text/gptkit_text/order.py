@@ -142,7 +142,6 @@ def as_u64(values: U64 | Ints | int) -> U64:
     return np.atleast_1d(values).astype(np.uint64, copy=False)
 
 
-
 def _round_keys(key: U64) -> U64:
     """The keys of a network's rounds, (ROUNDS, n)."""
     keys = [key]
