@@ -56,7 +56,7 @@ class Text(Dataset):
     """Documents of files in many formats, in subword tokens or bytes."""
 
     contract = 1
-    changeable = frozenset({"path", "processes", "cache_gb"})
+    changeable = frozenset({"path", "hf", "processes", "cache_gb"})
 
     source: Literal["sonnets"] = "sonnets"
     """Shakespeare's sonnets, which ship with the plugin."""
