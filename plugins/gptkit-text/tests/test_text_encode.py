@@ -428,6 +428,25 @@ def test_a_file_that_has_changed_since_its_digest_is_not_encoded(corpus: Path, c
     assert not parts(cache) and not list(cache.glob("text/encoded/[0-9a-f]*"))
 
 
+@pytest.mark.usefixtures("small")
+def test_no_journal_is_of_a_file_that_changed_after_its_digest(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(writer.Writer):
+        def save(self) -> None:
+            super().save()
+            raise KeyboardInterrupt
+
+    reader, whole = Reader(find([corpus])), corpus.read_bytes()
+    source = Fingerprint.of(reader.files)
+    corpus.write_bytes(whole.replace(b'"text": "', b'"text": "other '))
+    with monkeypatch.context() as patch, pytest.raises((DataError, KeyboardInterrupt)):
+        patch.setattr(shards, "Writer", Stopping)
+        encoded(reader, BYTES, val_fraction=0.1, processes=1, source=source)
+    corpus.write_bytes(whole)
+    assert sorted(texts_of(encode_it(corpus))) == sorted(expected(corpus))
+
+
 @pytest.mark.parametrize("when", ["journal", "end"])
 @pytest.mark.usefixtures("small")
 def test_a_file_that_changes_meanwhile_leaves_nothing(
