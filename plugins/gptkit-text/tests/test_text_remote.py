@@ -486,7 +486,7 @@ def test_the_address_of_a_file_is_no_folder(
 
 
 def test_an_epoch_of_the_recipe_is_one_of_the_shards(load: Callable[..., Data]) -> None:
-    train = load(block_size=20 * BLOCK).train
+    train = load(block_size=12 * BLOCK, val_fraction=0.4).train
     steps = math.ceil(len(train) / train.stride)  # as `train.epochs = 1` counts them
     assert steps == SHARDS * train.visits.windows
     visited = [int(train.indices(1, step, 1)[0]) // train.visits.span for step in range(steps)]
