@@ -563,20 +563,6 @@ def test_flex_attention_trains_on_documents_alike(
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("position", names_of("position"))
-def test_flex_attention_compiled_sees_documents_alike(
-    position: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gptkit.model.documents.FLEX", {"cpu"})
-    model, x, y = larger_documents()
-    model = make(**vars(model.config) | {"position": position})
-    with torch.no_grad():
-        expected = model(x, y, START)
-        found = torch.compile(model, fullgraph=True)(x, y, START)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("recompute", [False, True])
