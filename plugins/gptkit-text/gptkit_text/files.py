@@ -44,8 +44,6 @@ MOST_FILES = 1 << 20  # that braces may stand for
 SHOWN = 5  # endings in a note
 WORTH_NOTING = 1 << 20  # bytes of a file from which its digest is remembered
 SETTLED = 2_000_000_000  # nanoseconds: a file system's clock may be this coarse
-HUB_NAME = re.compile(r"([^/@]+(?:/[^/@]+)?)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
-"""Repository, revision and folder on the Hub; a revision has no slash but in "refs/pr/1"."""
 RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 
 

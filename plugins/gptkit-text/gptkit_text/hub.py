@@ -1,15 +1,18 @@
 """Data sets on the Hugging Face Hub: their files, fetched once into the Hub's own cache."""
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
 from gptkit.plugin import DataError, DownloadError, find_files, note
-from gptkit_text.files import ENDINGS, HUB_NAME, told
+from gptkit_text.files import ENDINGS, told
 
 ABOUT = ("README.md", "dataset_infos.json")
 """Files at the top of a data set that tell about it."""
+HUB_NAME = re.compile(r"([^/@]+(?:/[^/@]+)?)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
+"""Repository, revision and folder on the Hub; a revision has no slash but in "refs/pr/1"."""
 
 
 def fetch_dataset(name: str, endings: Sequence[str] = ENDINGS) -> list[Path]:

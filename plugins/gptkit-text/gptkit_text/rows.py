@@ -49,7 +49,7 @@ def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[st
     if isinstance(value, dict | str):
         yield from _of_lines(itertools.chain([(number, first)], lines), decoder, text_key)
         return
-    rest = _joined(lines, decoder)
+    rest = _joined(lines, decoder, most=MOST_ROW - len(first))
     if value is None or rest:
         value = _parsed(first + rest, decoder)
     for row, item in enumerate(value if isinstance(value, list) else [value], 1):
@@ -134,13 +134,13 @@ def _of_lines(lines: Lines, decoder: Decoder, text_key: str) -> Iterator[str]:
             yield _text(value, number, decoder, text_key)
 
 
-def _joined(lines: Lines, decoder: Decoder) -> str:
+def _joined(lines: Lines, decoder: Decoder, *, most: int) -> str:
     """The lines that follow the first one; none if all are of white space."""
     parts, size = list[str](), 0
     for _, line in lines:
         parts.append(line)
         size += len(line)
-        if size > MOST_ROW:
+        if size > most:
             raise DataError(
                 f"{decoder.path}: is longer than {MOST_ROW:,} bytes, which are held in memory",
                 hint="write it as JSONL: one object per line",

@@ -21,9 +21,11 @@ from pydantic import (
 )
 
 from gptkit.plugin import DataError, LocalPath, progress
+from gptkit_text.addresses import is_http
 from gptkit_text.decoding import Errors
 from gptkit_text.documents import Reader
-from gptkit_text.files import ENDINGS, HUB_NAME, common_place, expand, find
+from gptkit_text.files import ENDINGS, common_place, expand, find
+from gptkit_text.hub import HUB_NAME, fetch_dataset
 
 LOCAL: TypeAdapter[Path] = TypeAdapter(LocalPath)
 
@@ -129,7 +131,7 @@ def addresses_of(tables: Sequence[TextSource]) -> list[str]:
         )
     for place in remote:
         parts = urlsplit(place)
-        is_host = parts.scheme in ("http", "https") and not (parts.path or parts.query)
+        is_host = is_http(place) and not (parts.path or parts.query)
         if place.endswith("/") or is_host:
             raise DataError(
                 f"{place}: the address of a folder; its files must be named",
@@ -156,8 +158,6 @@ def open_source(
     paths: Sequence[str | Path] = [p for place in places(table.path) for p in expand(place)]
     wanted = table.endings or endings
     if table.hf:
-        from gptkit_text.hub import fetch_dataset  # its library is an extra
-
         paths = fetch_dataset(table.hf, wanted or ENDINGS)
     files = find(paths, text_key=table.text_key or text_key, endings=wanted)
     return Source(table.label, table.weight, Reader(files, errors=errors))
