@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,6 +41,9 @@ for name in sys.argv[1:]:
 class Hub(BaseHTTPRequestHandler):
     """What the Hub's interface says of `me/set`, which has FILES, and of `me/gated`."""
 
+    lost: Sequence[str] = ()
+    """Files that are told, and never come."""
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -49,7 +52,7 @@ class Hub(BaseHTTPRequestHandler):
         if "/revision/v2" in path:
             self.answer(404, "", **{"X-Error-Code": "RevisionNotFound"})
         elif path in REVISIONS:
-            siblings = [{"rfilename": name} for name in FILES]
+            siblings = [{"rfilename": name} for name in (*FILES, *self.lost)]
             self.answer(200, json.dumps({"id": "me/set", "sha": COMMIT, "siblings": siblings}))
         elif path == f"/api/datasets/me/set/tree/{COMMIT}":
             files = [
@@ -135,6 +138,17 @@ def test_a_part_of_a_data_set_is_not_taken_for_all(endpoint: str, tmp_path: Path
     assert told[0] == "DownloadError"
     (offline,) = fetch("me/set", HF_HOME=home, HF_HUB_OFFLINE="1")
     assert offline[0] == "DataError"
+
+
+def test_a_file_that_does_not_come_is_missed(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "lost", ["data/lost.jsonl"])
+    (told,) = fetch("me/set", HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
+    assert told[:2] == [
+        "DownloadError",
+        "hf = 'me/set': cannot be downloaded: data/lost.jsonl did not come",
+    ]
 
 
 def test_no_network_is_a_download_error(tmp_path: Path) -> None:
