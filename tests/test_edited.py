@@ -59,7 +59,6 @@ OF_PIXELS: dict[str, Any] = {
 }
 TEXT = {"use": "text", "tokenizer": "byte", "block_size": 16}
 OF_TEXT: dict[str, Any] = {
-    "dataset.hf": "owner/name",
     "dataset.sources": [{"path": "/a.txt", "weight": 1.0, "text_key": "text"}],
     "dataset.text_key": "content",
     "dataset.endings": [".md"],
@@ -97,7 +96,7 @@ TAKEN: dict[str, Any] = {
     "callbacks.log.sample_prompts": ["to"],
     "callbacks.log.on_error": "warn",
 }
-ELSEWHERE = {"dataset.path", "train.shard"}
+ELSEWHERE = {"dataset.path", "dataset.hf", "train.shard"}
 """Tested elsewhere: where the data lies, and whether several processes divide the weights."""
 
 

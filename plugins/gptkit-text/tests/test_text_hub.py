@@ -36,6 +36,22 @@ for name in sys.argv[1:]:
         told = [type(error).__name__, str(error), error.hint]
     print(json.dumps(told))
 """
+RESUME = """
+import json, sys
+import gptkit
+out, *names = sys.argv[1:]
+data = {"use": "text", "hf": "me/set", "tokenizer": "byte", "documents": "join",
+        "block_size": 1, "val_fraction": 0.4}
+gptkit.train({"dataset": data, "model": {"n_layer": 1, "n_head": 1, "n_embd": 8}, "callbacks": [],
+              "train": {"steps": 2, "batch_size": 1}}, out=out, quiet=True)
+for steps, name in enumerate(names, start=3):
+    try:
+        run = gptkit.resume(out, {"dataset.hf": name, "train.steps": steps}, quiet=True)
+        told = [run.last.step]
+    except gptkit.GptkitError as error:
+        told = [type(error).__name__, str(error)]
+    print(json.dumps(told))
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -93,9 +109,14 @@ def endpoint() -> Iterator[str]:
 
 
 def fetch(*names: str, **environment: str) -> list[list[str]]:
+    return run(FETCH, *names, **environment)
+
+
+def run(code: str, *arguments: str, **environment: str) -> list[list[str]]:
+    """What a program prints, a list as JSON in each line."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | environment
     result = subprocess.run(
-        [sys.executable, "-c", FETCH, *names],
+        [sys.executable, "-c", code, *arguments],
         env=variables, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -165,3 +186,13 @@ def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DataError, match="needs the package huggingface_hub") as caught:
         fetch_dataset("me/set")
     assert caught.value.hint == 'pip install "gptkit-text[hub]"'
+
+
+def test_a_resumed_training_takes_the_same_data_from_another_name(
+    endpoint: str, tmp_path: Path
+) -> None:
+    resume = RESUME, str(tmp_path / "run"), "me/set@v1", "me/set/data"
+    same, less = run(*resume, HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=endpoint)
+    assert same == [3]
+    assert less[0] == "RunError"
+    assert "the training data is not the data that this run started with" in less[1]
