@@ -11,7 +11,7 @@ from gptkit.codec import CONTRACT
 from gptkit.contract.base import LocalPath, Plugin
 from gptkit.contract.callback import EVENTS, Callback
 from gptkit.contract.dataset import Data, Dataset
-from gptkit.contract.format import Format, TrainedModel
+from gptkit.contract.format import ExportAs, Format, ImportedModel, TrainedModel
 from gptkit.contract.train_state import TrainState
 from gptkit.data.download import cache_errors, cache_folder, cached, fetch
 from gptkit.data.folder import find_files
@@ -33,8 +33,10 @@ __all__ = [
     "DataError",
     "Dataset",
     "DownloadError",
+    "ExportAs",
     "ExportError",
     "Format",
+    "ImportedModel",
     "LocalPath",
     "Plugin",
     "RunError",

@@ -1,17 +1,33 @@
-"""Format: a plugin that writes trained models; and TrainedModel, what it gets to write."""
+"""Format: a plugin that writes trained models and reads those of other programs.
+
+TrainedModel is what it gets to write, ImportedModel what it has read.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptkit.codec import Codec
 from gptkit.contract.base import Plugin
 from gptkit.contract.dataset import Data
 from gptkit.errors import UsageError
+
+
+class ExportAs(Protocol):
+    """Writes the same model in another format."""
+
+    def __call__(self, name: str, path: Path, **options: Any) -> None:
+        """Write a new file or folder, in the format of that name with these options."""
+
+
+def _cannot(name: str, path: Path, **options: Any) -> None:
+    raise UsageError(f"{path}: this model cannot be written as {name}, too")
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,9 @@ class TrainedModel:
         val_loss: Loss of the latest evaluation, in nats per token; None if there was none.
         weights_sha256: Digest of the file that the weights come from.
         load_data: Loads the data that the model was trained on, as `Dataset.load` does.
+        recipe: The recipe of its run, as tables of JSON values.
+        about: What an import noted of the model that the training began with, such as a license.
+        export: Writes it in another format: `export("onnx", path, dtype="int8")`.
     """
 
     module: nn.Module
@@ -40,12 +59,42 @@ class TrainedModel:
     val_loss: float | None
     weights_sha256: str
     load_data: Callable[[], Data]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    export: ExportAs = _cannot
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model of another program, which becomes a run at step 0.
+
+    Attributes:
+        config: Its sizes and its architecture as JSON values: the options of `[model]`, with
+            vocab_size and block_size.
+        weights: Its tensors by their names in a checkpoint, such as "wte.weight". A value is asked
+            for once and soon dropped, so a mapping that reads it then needs little memory.
+        codec: Turns prompts into token ids, and token ids into text.
+        files: What the run folder has beside its recipe, such as "tokenizer.json".
+        dataset: The table `[dataset]` of the recipe of a run folder that has these files.
+        about: What is known of the model, JSON values: its source, its license.
+        logits: Logits, float32 (T, vocab_size), of token ids (T,), computed from the source itself
+            and not from `weights`. They are compared with what the imported model gives.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    codec: Codec
+    files: Mapping[str, bytes]
+    dataset: Callable[[Path], Mapping[str, Any]]
+    about: Mapping[str, Any]
+    logits: Callable[[Sequence[int]], NDArray[np.float32]]
 
 
 class Format(Plugin, ABC):
-    """A file format for trained models; an entry point in `gptkit.formats`.
+    """A format of models; an entry point in `gptkit.formats`.
 
-    `gptkit export --to NAME` writes it; `--set OPTION=VALUE` sets its options.
+    `gptkit export --to NAME` writes it, `gptkit import` reads it; `--set OPTION=VALUE` sets its
+    options.
 
     Attributes:
         suffix: File name ending, e.g. ".npz"; "" for a folder.
@@ -80,3 +129,31 @@ class Format(Plugin, ABC):
         Raises:
             ExportError: what was written is not equal to the model.
         """
+
+    def opens_as(self, config: Mapping[str, Any]) -> str:
+        """What other programs take a model of this config for, such as "LlamaForCausalLM".
+
+        Args:
+            config: as in `TrainedModel`.
+
+        Raises:
+            UsageError: the format cannot express the model; it names the options of `[model]`.
+        """
+        return ""
+
+    def reads(self, source: str) -> bool:
+        """Whether a source looks like one of this format; it is not opened yet.
+
+        Args:
+            source: the path of a file or a folder, or a name that the format knows.
+        """
+        return False
+
+    def read(self, source: str) -> ImportedModel:
+        """Read a model of another program.
+
+        Raises:
+            UsageError: the source, or what it describes, cannot be read with this format.
+            RunError: it is damaged.
+        """
+        raise UsageError(f"{source}: this format is only written, not read")

@@ -1,9 +1,12 @@
 """Write a run's model in a format: whole or not at all."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -11,8 +14,10 @@ from gptkit.errors import RunError
 from gptkit.files import check_name, lock, make_folder, writing
 from gptkit.memory import Need
 from gptkit.plugin import Format, TrainedModel
+from gptkit.recipe import formats
 from gptkit.runs import run_folder
 from gptkit.runs.loaded import load_checkpoint, load_data
+from gptkit.runs.run_folder import RunFolder
 from gptkit.staging import recover, staged
 
 EXPORT = Need("this export", "export it on a computer with more memory")
@@ -57,9 +62,10 @@ def trained_model(
     path: Path, *, checkpoint: str | int = "last", weights: str | None = None
 ) -> TrainedModel:
     """A run's model with all that a format may write of it; see `export`."""
+    run = run_folder.open_run(path)
     loaded = load_checkpoint(path, checkpoint=checkpoint, weights=weights, device="cpu")
     state = loaded.state
-    return TrainedModel(
+    model = TrainedModel(
         module=loaded.model,
         config=loaded.model.config.model_dump(mode="json"),
         weights={name: tensor.detach() for name, tensor in loaded.model.weights().items()},
@@ -69,7 +75,29 @@ def trained_model(
         val_loss=loaded.val_loss,
         weights_sha256=loaded.weights_sha256,
         load_data=partial(load_data, path),
+        recipe=_recipe_of(run),
+        about=_about(run),
     )
+    return replace(model, export=partial(_also, model))
+
+
+def _also(model: TrainedModel, name: str, path: Path, **options: Any) -> None:
+    format_ = formats.make(name, options)
+    format_.check(path)
+    format_.write(model, path)
+
+
+def _recipe_of(run: RunFolder) -> Mapping[str, Any]:
+    """The recipe as it is written; what it says need not be valid to write the model."""
+    with suppress(OSError, ValueError):
+        return tomllib.loads(run.recipe.read_text(encoding="utf-8"))
+    return {}
+
+
+def _about(run: RunFolder) -> Mapping[str, Any]:
+    """What an import noted of the model that the run has, or began with."""
+    found = run.read_environment().get("imported")
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
