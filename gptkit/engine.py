@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gptkit import memory
 from gptkit.codec import Codec
 from gptkit.errors import DivergedError, ModelFileError, UsageError
-from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession, unfit
+from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession
 from gptkit.onnx.runtime.providers import gpus, provider
 from gptkit.recipe import sizes
 from gptkit.runs import run_folder
@@ -150,7 +150,7 @@ def _load_into_onnxruntime(
     )
     if arrays is None:
         return "weights that are not float32"
-    if fault := unfit(state.config):
+    if fault := sizes.not_fused(state.config):
         return fault
     codec, need = make_codec(step_folder, state), sizes.to_load(state.config)
     need.check(memory.total())

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,10 @@ from gptkit.runs import train as run
 from gptkit.runs.loaded import load_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+LLAMA3 = {"factor": 3.0, "original_max_position_embeddings": 8, "high_freq_factor": 1.2,
+          "low_freq_factor": 0.1}  # fmt: skip
+"""A `rope_scaling` that changes some of the rotations of a small head."""
 
 RUNNING = "running on onnxruntime: faster than torch on a CPU\n"
 """What `sample` says of a run on a CPU."""
@@ -100,6 +104,13 @@ def downloaded(name: str, fill: Callable[[Path], object]) -> Path:
 def names_of(option: str) -> tuple[str, ...]:
     """All names that an option of `[model]` may have, so that a new one is tested, too."""
     return get_args(GPTConfig.model_fields[option].annotation)
+
+
+def options_of(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `[model]` among choices; what is no option's name has several of them."""
+    single = {k: v for k, v in chosen.items() if k in GPTConfig.model_fields}
+    several = [v for k, v in chosen.items() if k not in GPTConfig.model_fields]
+    return {k: v for options in (single, *several) for k, v in options.items()}
 
 
 def pairwise(**options: Sequence[Any]) -> list[dict[str, Any]]:

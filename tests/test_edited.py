@@ -33,12 +33,19 @@ REFUSED: dict[str, Any] = {
     "model.n_head": 1,
     "model.n_kv_head": 1,
     "model.n_embd": 32,
+    "model.head_dim": 4,
     "model.n_inner": 32,
     "model.norm": "rmsnorm",
     "model.position": "rotary",
     "model.mlp": "relu2",
     "model.embed_norm": True,
     "model.qk_norm": True,
+    "model.norm_eps": 1e-6,
+    "model.rope_theta": 500.0,
+    "model.window": 5,
+    "model.window_pattern": "SL",
+    "model.qkv_bias": False,
+    "model.logit_softcap": 15.0,
     "model.bias": False,
     "model.tie_embeddings": False,
     "model.dropout": 0.5,
@@ -48,6 +55,13 @@ REFUSED: dict[str, Any] = {
     "train.optimizer.weight_decay": 0.0,
 }
 OF_MUON = {"train.optimizer.muon_learning_rate": 0.5, "train.optimizer.muon_momentum": 0.5}
+OF_HEADS: dict[str, Any] = {
+    "model.qk_norm_scale": True,
+    "model.rope_scaling": {
+        "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+}  # fmt: skip
 OF_PIXELS: dict[str, Any] = {
     "dataset.size": 8,
     "dataset.colors": 16,
@@ -166,7 +180,9 @@ def test_every_field_of_the_recipe_and_of_every_plugin_is_here() -> None:
         if entry.distribution.startswith("gptkit-"):
             fields |= {f"dataset.{name}" for name in registry.load(entry).model_fields}
     fields |= set(Recipe.model_fields) - {"dataset", "model", "train", "callbacks"}
-    known = set(ELSEWHERE).union(REFUSED, OF_MUON, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN)
+    known = set(ELSEWHERE).union(
+        REFUSED, OF_MUON, OF_HEADS, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN
+    )
     assert known - fields == {"dataset.use", "callbacks.log.on_error"}
     assert fields <= known
 
@@ -183,6 +199,15 @@ def test_what_only_muon_has_is_refused(tmp_path: Path) -> None:
     run = stop(TINY | muon, tmp_path / "m")
     written = (run / "recipe.toml").read_text()
     for key, value in OF_MUON.items():
+        (run / "recipe.toml").write_text(written)
+        assert_refused(run, key, value)
+
+
+def test_what_only_rotated_and_normalised_heads_have_is_refused(tmp_path: Path) -> None:
+    model = TINY["model"] | {"position": "rotary", "qk_norm": True}
+    run = stop(TINY | {"model": model, "callbacks": []}, tmp_path / "h")
+    written = (run / "recipe.toml").read_text()
+    for key, value in OF_HEADS.items():
         (run / "recipe.toml").write_text(written)
         assert_refused(run, key, value)
 

@@ -17,6 +17,7 @@ VOCAB = 9
 SHAPES: list[dict[str, Any]] = [
     {},
     {"position": "rotary", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 1, "bias": False},
+    {"position": "rotary", "window": 3, "window_pattern": "SL", "logit_softcap": 5.0},
 ]
 
 

@@ -2,6 +2,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,19 +16,26 @@ from gptkit.model.cache import KVCache
 from gptkit.model.documents import Documents
 from gptkit.model.gpt import GPT
 from gptkit.recipe import sizes
-from gptkit.recipe.options import GPTConfig
-from tests.support import names_of, needs_cuda, pairwise
+from gptkit.recipe.options import GPTConfig, RopeScaling
+from tests.support import LLAMA3, names_of, needs_cuda, options_of, pairwise
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": names_of("norm"),
     "position": names_of("position"),
     "mlp": names_of("mlp"),
     "embed_norm": (False, True),
-    "qk_norm": (False, True),
+    "qk_norms": ({}, {"qk_norm": True}, {"qk_norm": True, "qk_norm_scale": True}),
     "n_kv_head": (None, 2, 1),
+    "head_dim": (None, 6, 10),
+    "norm_eps": (1e-5, 0.1),
+    "rope": ({}, {"rope_theta": 50.0}, {"position": "rotary", "rope_scaling": LLAMA3}),
+    "windows": ({}, {"window": 3}, {"window": 5, "window_pattern": "LS"}, {"window": 40}),
     "bias": (True, False),
+    "qkv_bias": (None, True, False),
     "tie_embeddings": (True, False),
+    "logit_softcap": (None, 5.0),
 }
+"""Values of an option; what is no option's name has several of them."""
 SIZES = {"vocab_size": 13, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 32}
 
 Check = Callable[[GPT], None]
@@ -44,10 +52,10 @@ PIECES = [
 def make(**options: Any) -> GPT:
     """A model in evaluation mode whose weights are large enough for every part to matter."""
     torch.manual_seed(3)
-    model = GPT(GPTConfig(**SIZES | options)).eval()
+    model = GPT(GPTConfig(**SIZES | options_of(options))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            is_scale = "ln_" in name and name.endswith("weight")
+            is_scale = parameter.dim() == 1 and name.endswith("weight")
             parameter.normal_(mean=float(is_scale), std=0.25)
     return model
 
@@ -78,27 +86,36 @@ def from_the_papers(model: GPT, x: Tensor) -> Tensor:
     def norm(name: str, x: Tensor) -> Tensor:
         if config.norm == "layernorm":
             x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+        return rms(x) * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
 
-    def turned(x: Tensor) -> Tensor:  # (B, T, heads, hs)
+    def rms(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+
+    def turned(name: str, x: Tensor) -> Tensor:  # (B, T, heads, hs)
         if config.qk_norm:
-            x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            x = rms(x) * w.get(f"{name}.weight", 1)
         if config.position == "learned":
             return x
         half = config.head_size // 2
-        speed = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        speed = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        if config.rope_scaling:
+            speed = torch.tensor([slowed(float(each), config.rope_scaling) for each in speed])
         angle = torch.arange(x.size(1))[:, None, None] * speed  # (T, 1, hs/2)
         pairs = torch.complex(x[..., :half], x[..., half:]) * (1j * angle).exp()
         return torch.cat((pairs.real, pairs.imag), -1)
 
     def attention(name: str, x: Tensor) -> Tensor:
-        kv, hs, length = config.kv_heads, config.head_size, x.size(1)
-        parts = linear(f"{name}.qkv", x).split([config.n_embd, kv * hs, kv * hs], -1)
+        nh, kv, hs, length = config.n_head, config.kv_heads, config.head_size, x.size(1)
+        parts = linear(f"{name}.qkv", x).split([nh * hs, kv * hs, kv * hs], -1)
         q, k, v = (part.unflatten(-1, (-1, hs)) for part in parts)  # each (B, T, heads, hs)
-        k, v = (part.repeat_interleave(config.n_head // kv, dim=2) for part in (k, v))
-        scores = torch.einsum("bihd,bjhd->bhij", turned(q), turned(k)) / math.sqrt(hs)
-        seen = torch.arange(length)[:, None] >= torch.arange(length)
+        q, k = turned(f"{name}.q_norm", q), turned(f"{name}.k_norm", k)
+        k, v = (part.repeat_interleave(nh // kv, dim=2) for part in (k, v))
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(hs)
+        back = torch.arange(length)[:, None] - torch.arange(length)
+        layer = int(name.split(".")[1])
+        pattern = config.window_pattern * config.n_layer
+        window = config.window if pattern[layer] == "S" else None
+        seen = (back >= 0) & (back < (window or length))
         p = scores.masked_fill(~seen, -math.inf).softmax(-1)
         return linear(f"{name}.proj", torch.einsum("bhij,bjhd->bihd", p, v).flatten(2))
 
@@ -119,11 +136,25 @@ def from_the_papers(model: GPT, x: Tensor) -> Tensor:
     if config.position == "learned":
         h = h + w["position.wpe.weight"][: x.size(1)]
     if config.embed_norm:
-        h = h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        h = rms(h)
     for i in range(config.n_layer):
         h = h + attention(f"h.{i}.attn", norm(f"h.{i}.ln_1", h))
         h = h + mlp(f"h.{i}.mlp", norm(f"h.{i}.ln_2", h))
-    return norm("ln_f", h) @ w["lm_head.weight"].T
+    logits = norm("ln_f", h) @ w["lm_head.weight"].T
+    cap = config.logit_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def slowed(speed: float, scaling: RopeScaling) -> float:
+    """A rotary frequency by Llama 3.1's rule, in wave lengths, as Meta's own code has it."""
+    context, length = scaling.original_max_position_embeddings, 2 * math.pi / speed
+    if length < context / scaling.high_freq_factor:
+        return speed
+    if length > context / scaling.low_freq_factor:
+        return speed / scaling.factor
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = (context / length - low) / (high - low)
+    return (1 - smooth) * speed / scaling.factor + smooth * speed
 
 
 def computes_what_the_papers_say(model: GPT) -> None:
@@ -161,7 +192,7 @@ def queries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def reads_each_document_as_if_it_were_alone(model: GPT) -> None:
     x, y = documents()
     alone = [model.logits(x[row : row + 1, where])[0] for row, where in PIECES]
-    together = model.logits(x, Documents(x, START))
+    together = model.logits(x, Documents(x, START, windows=model.config.windows))
     for (row, where), logits in zip(PIECES, alone, strict=True):
         torch.testing.assert_close(together[row, where], logits, atol=1e-5, rtol=0)
     whole = x[1:, 1:6], y[1:, 1:6]  # in which no document begins
@@ -194,9 +225,10 @@ def test_a_model(check: Check, shape: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_model_of_every_shape() -> None:
-    for values in itertools.product(*CHOICES.values()):
-        shape = dict(zip(CHOICES, values, strict=True))
+def test_a_sweep_over_models() -> None:
+    random = Random(1)
+    for _ in range(800):
+        shape = {name: random.choice(values) for name, values in CHOICES.items()}
         model = make(**shape)
         for check in CHECKS:
             try:

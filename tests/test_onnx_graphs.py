@@ -33,7 +33,7 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.sampling.generate import generate
 from gptkit.sampling.rule import SamplingOptions, uniforms
 from gptkit.sampling.torch_decoder import TorchDecoder
-from tests.support import names_of, pairwise
+from tests.support import LLAMA3, names_of, options_of, pairwise
 
 Array = NDArray[Any]
 
@@ -47,12 +47,18 @@ CHOICES: dict[str, Sequence[Any]] = {
     "position": names_of("position"),
     "mlp": names_of("mlp"),
     "embed_norm": (False, True),
-    "qk_norm": (False, True),
+    "qk_norms": ({}, {"qk_norm": True}, {"qk_norm": True, "qk_norm_scale": True}),
     "tie_embeddings": (False, True),
     "bias": (False, True),
+    "qkv_bias": (None, True, False),
+    "norm_eps": (1e-5, 0.1),
+    "rope": ({}, {"rope_theta": 50.0}, {"position": "rotary", "rope_scaling": LLAMA3}),
+    "windows": ({}, {"window": 2}, {"window": 3, "window_pattern": "LS"}, {"window": 40}),
+    "logit_softcap": (None, 5.0),
     "n_layer": (1, 2),
     "n_inner": (None, 19),
 }
+"""Values of an option; what is no option's name has several of them."""
 HEADS = ((1, 1), (6, 2), (2, 1), (4, 4))
 """n_head and n_kv_head."""
 VOCABULARIES, BLOCK_SIZES, HEAD_SIZES = (11, 2, 65, 3), (7, 1, 16, 2, 8, 3), (8, 2, 16, 6)
@@ -64,21 +70,24 @@ SWEEP = range(136)
 
 def config_of(case: int) -> GPTConfig:
     """A small model with the options of a case; sizes take turns."""
-    chosen = dict(CASES[case])
-    n_head, n_kv_head = chosen.pop("heads")
+    chosen = options_of({name: v for name, v in CASES[case].items() if name != "heads"})
+    n_head, n_kv_head = CASES[case]["heads"]
     vocab_size, block_size, head_size = (
         sizes[case % len(sizes)] for sizes in (VOCABULARIES, BLOCK_SIZES, HEAD_SIZES)
     )
+    width = n_head * head_size if case % 3 else 24
     return GPTConfig(
-        n_head=n_head, n_kv_head=n_kv_head, n_embd=n_head * head_size, vocab_size=vocab_size,
-        block_size=block_size, **chosen,
+        n_head=n_head, n_kv_head=n_kv_head, n_embd=width, head_dim=head_size,
+        vocab_size=vocab_size, block_size=block_size, **chosen,
     )  # fmt: skip
 
 
 def random_config(seed: int) -> GPTConfig:
     """A small model of any shape."""
     random = np.random.default_rng(seed)
-    chosen = {name: values[random.integers(len(values))] for name, values in CHOICES.items()}
+    chosen = options_of(
+        {name: values[random.integers(len(values))] for name, values in CHOICES.items()}
+    )
     n_head, n_kv_head = HEADS[random.integers(len(HEADS))]
     sizes = (2, 4, 6, 8, 16) if chosen["position"] == "rotary" else (1, 2, 5, 8, 16)
     return GPTConfig(
@@ -257,7 +266,7 @@ def check_decode(config: GPTConfig, folder: Path) -> None:
     model = make(config)
     folder.mkdir(exist_ok=True)
     onnx.save(build(step_model, model), folder / STEP_FILE)
-    fusable = model.config.head_size % 8 == 0  # all that GroupQueryAttention supports
+    fusable = model.config.head_size % 8 == 0 and model.config.windows == {None}
     assert ExportSource.of(model).fused == fusable
     for fused in (False, True)[: 1 + fusable]:
         onnx.save(build(decode_model, model, fused=fused), folder / DECODE_FILE)
@@ -289,10 +298,11 @@ def check_text(config: GPTConfig, folder: Path) -> None:
 
 def test_the_cases_have_every_option_of_a_model() -> None:
     """A new option belongs into CHOICES, so that its graph is compared."""
-    sizes = {"preset", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size", "dropout"}
-    assert set(CHOICES) | sizes == set(GPTConfig.model_fields)
+    sizes = {"preset", "n_head", "n_kv_head", "n_embd", "head_dim", "vocab_size", "block_size"}
+    chosen = {name for case in CASES for name in options_of({**case, "heads": {}})}
+    assert chosen | sizes | {"dropout"} == set(GPTConfig.model_fields)
     configs = [config_of(case) for case in range(len(CASES))]
-    assert len(configs) < 20
+    assert len(configs) < 30
     assert {config.n_embd % BLOCK == 0 for config in configs} == {True, False}
     assert {config.head_size % 8 == 0 for config in configs} == {True, False}
     assert {config.vocab_size for config in configs} == set(VOCABULARIES)

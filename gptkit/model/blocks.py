@@ -1,20 +1,20 @@
 """The parts of a GPT: positions, attention, MLPs, norms, and the block made of them.
 
-Shapes: B sequences, T tokens, C = n_embd, nh query heads, nkv key and value heads, hs = C / nh.
+Shapes: B sequences, T tokens, C = n_embd, nh query heads, nkv key and value heads, hs = head size.
 Su et al. 2021 (rotary); Zhang & Sennrich 2019 (RMS norm); Hendrycks & Gimpel 2016 (GELU); So et al.
 2021 (squared ReLU); Shazeer 2020 (SwiGLU); Ainslie et al. 2023 (grouped queries).
 """
 
 from collections.abc import Callable
-from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptkit.model import cpu
+from gptkit.model import cpu, rotary
 from gptkit.model.cache import Cache
-from gptkit.recipe.options import NORM_EPS, ROPE_THETA, GPTConfig
+from gptkit.recipe.options import GPTConfig
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of T positions, each float32 (1, T, hs / 2), or (B, 1, T, hs / 2)."""
@@ -46,9 +46,7 @@ class RotaryPosition(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        half = config.head_size // 2
-        count = partial(torch.arange, dtype=torch.float64, device="cpu")  # on meta, too
-        angles = torch.outer(count(config.block_size), ROPE_THETA ** (-count(half) / half))
+        angles = torch.from_numpy(rotary.angles(config))  # on the CPU, also of a model on meta
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hs/2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
@@ -81,17 +79,30 @@ class Linear(nn.Linear):
         return cpu.linear(x, self.weight, self.bias) if cpu.trains(x) else super().forward(x)
 
 
+class MakeLinear(Protocol):
+    """Makes a linear layer of a block."""
+
+    def __call__(self, name: str, size_in: int, size_out: int, *, bias: bool) -> nn.Module:
+        """The layer from size_in to size_out numbers; its name in the block is "mlp.up" or so."""
+
+
+def plain_linear(name: str, size_in: int, size_out: int, *, bias: bool) -> Linear:
+    """A linear layer, whatever its name is."""
+    return Linear(size_in, size_out, bias=bias)
+
+
 class Attention(nn.Module):
     """Causal self-attention, with grouped queries if n_kv_head < n_head."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int, linear: MakeLinear) -> None:
         super().__init__()
         self.layer, self.head_size, self.dropout = layer, config.head_size, config.dropout
-        self.sizes = [config.n_embd, *[config.kv_heads * config.head_size] * 2]
+        self.sizes, self.window = config.qkv_sizes, config.window_of(layer)
         self.grouped = config.kv_heads != config.n_head
-        self.qkv = Linear(config.n_embd, sum(self.sizes), bias=config.bias)
-        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.qk_norm = plain_norm(config.head_size) if config.qk_norm else nn.Identity()
+        width, inner = config.n_embd, config.qkv_sizes[0]
+        self.qkv = linear("attn.qkv", width, sum(self.sizes), bias=config.has_qkv_bias)
+        self.proj = linear("attn.proj", inner, width, bias=config.bias)
+        self.q_norm, self.k_norm = qk_norm(config), qk_norm(config)
 
     def forward(self, x: Tensor, cache: Cache, angles: Angles | None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -99,10 +110,10 @@ class Attention(nn.Module):
             part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for part in self.qkv(x).split(self.sizes, dim=-1)
         )
-        q, k = rotate(self.qk_norm(q), angles), rotate(self.qk_norm(k), angles)
+        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
         k, v = cache.extend(self.layer, k, v)
         dropout = self.dropout * self.training
-        y = cache.attend(q, k, v, dropout=dropout, grouped=self.grouped)
+        y = cache.attend(q, k, v, dropout=dropout, grouped=self.grouped, window=self.window)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -112,10 +123,11 @@ class MLP(nn.Module):
     width = 1
     """Outputs of the first layer per input of the second."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, linear: MakeLinear) -> None:
         super().__init__()
-        self.up = Linear(config.n_embd, self.width * config.inner_size, bias=config.bias)
-        self.proj = Linear(config.inner_size, config.n_embd, bias=config.bias)
+        width, inner, bias = config.n_embd, config.inner_size, config.bias
+        self.up = linear("mlp.up", width, self.width * inner, bias=bias)
+        self.proj = linear("mlp.proj", inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -153,19 +165,42 @@ class SwiGLU(MLP):
         return F.silu(gate) * value
 
 
+class SoftCap(nn.Module):
+    """Keeps logits x between -c and c: c * tanh(x / c) (Gemma 2, Riviere et al. 2024)."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As x."""
+        return self.cap * torch.tanh(x / self.cap)
+
+
 def layer_norm(config: GPTConfig) -> nn.Module:
     """Layer norm with a learned scale and an optional bias."""
-    return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 def rms_norm(config: GPTConfig) -> nn.Module:
     """RMS norm with a learned scale."""
-    return nn.RMSNorm(config.n_embd, eps=NORM_EPS)
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
 
 
-def plain_norm(width: int) -> nn.Module:
-    """RMS norm without a learned scale."""
-    return nn.RMSNorm(width, eps=NORM_EPS, elementwise_affine=False)
+def embed_norm(config: GPTConfig) -> nn.Module:
+    """RMS norm of the embedding, without a learned scale; or none."""
+    if not config.embed_norm:
+        return nn.Identity()
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=False)
+
+
+def qk_norm(config: GPTConfig) -> nn.Module:
+    """RMS norm of each query or key, with a learned scale if there is to be one; or none."""
+    if not config.qk_norm:
+        return nn.Identity()
+    return nn.RMSNorm(
+        config.head_size, eps=config.norm_eps, elementwise_affine=config.qk_norm_scale
+    )
 
 
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {"layernorm": layer_norm, "rmsnorm": rms_norm}
@@ -184,12 +219,12 @@ MLPS: dict[str, type[MLP]] = {
 class Block(nn.Module):
     """Norm, attention, norm, MLP; each of the two branches is added to the residual stream."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int, linear: MakeLinear = plain_linear) -> None:
         super().__init__()
         self.ln_1 = NORMS[config.norm](config)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config, layer, linear)
         self.ln_2 = NORMS[config.norm](config)
-        self.mlp = MLPS[config.mlp](config)
+        self.mlp = MLPS[config.mlp](config, linear)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: Cache, angles: Angles | None) -> Tensor:

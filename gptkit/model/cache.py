@@ -23,19 +23,39 @@ class Cache(ABC):
         """Positions of this call's tokens, as an index into tables of block_size rows."""
         return slice(self.length, self.length + tokens)
 
-    def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
+    def first_seen(self, q: Tensor, k: Tensor, window: int | None) -> int:
+        """The first of the keys (B, nkv, S, hs) that any of the queries (B, nh, T, hs) sees."""
+        return 0 if window is None else max(0, k.size(2) - q.size(2) - window + 1)
+
+    def mask(self, q: Tensor, k: Tensor, window: int | None) -> Tensor | None:
         """The keys (B, nkv, S, hs) that each query (B, nh, T, hs) may see, bool (T, S).
 
         None if T = 1, since the token sees all keys, or T = S, which is plain causal attention.
         """
         T, S = q.size(2), k.size(2)
-        if T in (1, S):
+        windowed = window is not None and window < S
+        if not windowed and T in (1, S):
             return None
-        return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        return seen.triu(S - T - window + 1) if windowed and window else seen
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, grouped: bool) -> Tensor:
-        """Attention of queries (B, nh, T, hs) to keys and values (B, nkv, S, hs), as q."""
-        mask = self.mask(q, k)
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        dropout: float,
+        grouped: bool,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention of queries (B, nh, T, hs) to keys and values (B, nkv, S, hs), as q.
+
+        With a window, a query sees that many tokens, its own included.
+        """
+        if first := self.first_seen(q, k, window):
+            k, v = k[:, :, first:], v[:, :, first:]
+        mask = self.mask(q, k, window)
         return F.scaled_dot_product_attention(
             *(q, k, v),
             attn_mask=mask,
@@ -119,9 +139,16 @@ class StaticKVCache(Cache):
         """The position of the one token."""
         return self.position
 
-    def mask(self, q: Tensor, k: Tensor) -> Tensor:
-        """The buffer up to the token itself, bool (1, block_size)."""
-        return (self._columns <= self.position)[None]
+    def first_seen(self, q: Tensor, k: Tensor, window: int | None) -> int:
+        """0: the shapes do not depend on the position."""
+        return 0
+
+    def mask(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
+        """The buffer up to the token itself, or what its window has of it, bool (1, block_size)."""
+        seen = self._columns <= self.position
+        if window is not None:
+            seen &= self._columns > self.position - window
+        return seen[None]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the token's keys and values; return the whole buffers."""

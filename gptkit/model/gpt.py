@@ -14,7 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from gptkit.data.split import IGNORE
 from gptkit.errors import CheckpointError
 from gptkit.model import initial
-from gptkit.model.blocks import NORMS, POSITIONS, Angles, Block, plain_norm
+from gptkit.model.blocks import (
+    NORMS,
+    POSITIONS,
+    Angles,
+    Block,
+    MakeLinear,
+    SoftCap,
+    embed_norm,
+    plain_linear,
+)
 from gptkit.model.cache import NO_CACHE, Cache
 from gptkit.model.documents import Documents
 from gptkit.recipe.options import GPTConfig
@@ -31,18 +40,27 @@ class GPT(nn.Module):
         seed: of the weights that it begins with; None draws none, since they are loaded or shared
             out later, as on the meta device.
         recompute: in training, keep only each block's input; the backward pass recomputes the rest.
+        linear: makes the linear layers of the blocks.
     """
 
-    def __init__(self, config: GPTConfig, *, seed: int | None = 0, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        seed: int | None = 0,
+        recompute: bool = False,
+        linear: MakeLinear = plain_linear,
+    ) -> None:
         super().__init__()
         self.config, self.recompute = config, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.position = POSITIONS[config.position](config)
-        self.embed_norm = plain_norm(config.n_embd) if config.embed_norm else nn.Identity()
+        self.embed_norm = embed_norm(config)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, i, linear) for i in range(config.n_layer))
         self.ln_f = NORMS[config.norm](config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.cap = SoftCap(config.logit_softcap) if config.logit_softcap else nn.Identity()
         self.tie()
         if seed is not None:
             self._draw(seed)
@@ -55,7 +73,8 @@ class GPT(nn.Module):
         """
         cache: Cache = NO_CACHE
         if document_start is not None:
-            cache = Documents(x, document_start, dtype=self._compute_dtype(x.device.type))
+            dtype = self._compute_dtype(x.device.type)
+            cache = Documents(x, document_start, dtype=dtype, windows=self.config.windows)
         logits = self.logits(x, cache)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE)
 
@@ -64,11 +83,11 @@ class GPT(nn.Module):
 
         With a `KVCache`, x holds only the tokens that follow those of earlier calls.
         """
-        return self.lm_head(self.features(x, cache))
+        return self.cap(self.lm_head(self.features(x, cache)))
 
     def next_logits(self, x: Tensor, cache: Cache) -> Tensor:
         """Logits of only the next token, (B, T) to (B, vocab_size)."""
-        return self.lm_head(self.features(x, cache)[:, -1])
+        return self.cap(self.lm_head(self.features(x, cache)[:, -1]))
 
     def features(self, x: Tensor, cache: Cache = NO_CACHE) -> Tensor:
         """The residual stream after the last norm, (B, T) to (B, T, C)."""

@@ -37,10 +37,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Options by name; the names come from the papers and from minGPT's tiny models."""
 
-NORM_EPS = 1e-5
-ROPE_THETA = 10_000.0
-"""What is added to a norm's mean square, and the base of rotary positions: the same everywhere."""
-
 
 Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
 """Of a tensor; what torch and ONNX can count is far above what a computer can hold."""
@@ -64,6 +60,30 @@ class Options(BaseModel):
     )
 
 
+class RopeScaling(Options):
+    """How rotary positions reach further than the context of an earlier training (Llama 3.1)."""
+
+    rope_type: Literal["llama3"] = "llama3"
+    """Slow rotations become slower, those between low_freq_factor and high_freq_factor partly."""
+    factor: PositiveFloat
+    """How much slower."""
+    low_freq_factor: PositiveFloat = 1.0
+    """Turns in the earlier context up to which a rotation counts as slow."""
+    high_freq_factor: PositiveFloat = 4.0
+    """Turns in it from which on a rotation stays as it is."""
+    original_max_position_embeddings: Size
+    """The earlier context, in tokens."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor:g} should be below high_freq_factor "
+                f"{self.high_freq_factor:g}"
+            )
+        return self
+
+
 class ModelOptions(Options):
     """The table `[model]`: the shape of a GPT. The data set adds vocab_size and block_size.
 
@@ -75,27 +95,45 @@ class ModelOptions(Options):
     n_layer: Size = 6
     """Number of blocks."""
     n_head: Size = 6
-    """Query heads per attention layer; must divide n_embd."""
+    """Query heads per attention layer; must divide n_embd, unless head_dim is set."""
     n_kv_head: Size | None = None
     """Key and value heads, shared by groups of queries (Ainslie et al. 2023); n_head if unset."""
     n_embd: Size = 384
     """Width of the residual stream."""
+    head_dim: Size | None = None
+    """Width of a head; n_embd / n_head if unset."""
     n_inner: Size | None = None
     """Width inside the MLP; if unset 4 * n_embd, for swiglu 8/3 * n_embd rounded up to 64s."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before attention, before the MLP and before the head."""
+    norm_eps: PositiveFloat = 1e-5
+    """What every norm adds to the mean square."""
     position: Literal["learned", "rotary"] = "learned"
     """Position encoding: a learned table, or rotated queries and keys."""
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of rotary positions: the larger, the slower the slowest rotation."""
+    rope_scaling: RopeScaling | None = None
+    """A table that slows rotary positions down, for a longer context."""
     mlp: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
     """The MLP's non-linearity: GELU, its approximation in GPT-2, squared ReLU, or SiLU-gated."""
     embed_norm: bool = False
     """Normalise the embedding (RMS, without a learned scale)."""
     qk_norm: bool = False
-    """Normalise queries and keys per head (RMS, without a learned scale)."""
+    """Normalise queries and keys per head (RMS)."""
+    qk_norm_scale: bool = False
+    """Give these norms learned scales, one for queries and one for keys."""
+    window: Size | None = None
+    """Tokens that a token sees in a windowed layer, itself included (Beltagy et al. 2020)."""
+    window_pattern: str = Field(default="S", pattern=r"^[SL]+$")
+    """Which layers have the window: S has it, L sees all tokens; repeated over the layers."""
     bias: bool = True
     """Give linear layers and layer norms a bias."""
+    qkv_bias: bool | None = None
+    """Give queries, keys and values a bias; as bias if unset."""
     tie_embeddings: bool = True
     """Let the head share the token embedding's weights."""
+    logit_softcap: PositiveFloat | None = None
+    """Keep logits x between -c and c: c * tanh(x / c) (Gemma 2)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout of the embedding, the attention weights and both residual branches."""
 
@@ -109,17 +147,27 @@ class ModelOptions(Options):
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
-        if self.n_embd % self.n_head:
+        if self.head_dim is None and self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} should be divisible by n_head {self.n_head}")
         if self.n_head % (self.n_kv_head or self.n_head):
             raise ValueError(
                 f"n_head {self.n_head} should be divisible by n_kv_head {self.n_kv_head}"
             )
-        if self.position == "rotary" and (self.n_embd // self.n_head) % 2:
-            raise ValueError(
-                f"rotary positions need an even head size, got n_embd {self.n_embd} / "
-                f"n_head {self.n_head} = {self.n_embd // self.n_head}"
-            )
+        size = self.head_dim or self.n_embd // self.n_head
+        if self.position == "rotary" and size % 2:
+            made = f"n_embd {self.n_embd} / n_head {self.n_head} = {size}"
+            made = f"head_dim {size}" if self.head_dim else made
+            raise ValueError(f"rotary positions need an even head size, got {made}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        for option, given, needs in (
+            ("rope_scaling", self.rope_scaling and self.position != "rotary", 'position="rotary"'),
+            ("qk_norm_scale", self.qk_norm_scale and not self.qk_norm, "qk_norm=true"),
+        ):
+            if given:
+                raise ValueError(f"{option} should be left out, or it needs {needs}")
         return self
 
 
@@ -134,7 +182,30 @@ class GPTConfig(ModelOptions):
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Widths of all queries, keys and values of a token."""
+        kv = self.kv_heads * self.head_size
+        return self.n_head * self.head_size, kv, kv
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that a token sees in a layer, if these are not all of the context; else None."""
+        if self.window is None or self.window >= self.block_size:
+            return None
+        windowed = self.window_pattern[layer % len(self.window_pattern)] == "S"
+        return self.window if windowed else None
+
+    @property
+    def windows(self) -> frozenset[int | None]:
+        """The different windows of the layers."""
+        return frozenset(map(self.window_of, range(self.n_layer)))
 
     @property
     def kv_heads(self) -> int:

@@ -16,6 +16,15 @@ FUSED_HEAD_SIZES = 8
 """onnxruntime's GroupQueryAttention needs a head size that is a multiple of this."""
 
 
+def not_fused(config: GPTConfig) -> str | None:
+    """Why onnxruntime's GroupQueryAttention cannot run a model; None if it can."""
+    if config.head_size % FUSED_HEAD_SIZES:
+        return f"heads of {config.head_size} numbers, and not of a multiple of {FUSED_HEAD_SIZES}"
+    if config.windows != {None}:  # one token more in onnxruntime 1.23 than in 1.31
+        return "layers with a window, which differ between its versions"
+    return None
+
+
 def parameter_shapes(config: GPTConfig) -> dict[str, Shape]:
     """The shape of every parameter by its name, of a model that is not built; in no order."""
     blocks = range(config.n_layer)
@@ -51,12 +60,14 @@ def flops_per_token(config: GPTConfig) -> int:
     """Floating-point operations of a training step per token, forward and backward pass.
 
     6 N + 12 L C T (Chowdhery et al. 2022, appendix B): N are the parameters that multiply, so a
-    table of which a token only reads a row does not count. The causal half is not subtracted, and
-    recomputing does not count.
+    table of which a token only reads a row does not count. In a layer with a window, T is at most
+    the window. The causal half is not subtracted, and recomputing does not count.
     """
+    layers = range(config.n_layer)
     tables = {"position.wpe.weight"} | (set() if config.tie_embeddings else {"wte.weight"})
     looked_up = _count(s for name, s in _outer_shapes(config).items() if name in tables)
-    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    seen = (min(config.block_size, config.window_of(i) or config.block_size) for i in layers)
+    attention = 12 * config.qkv_sizes[0] * sum(seen)
     return 6 * (n_parameters(config) - looked_up) + attention
 
 
@@ -134,14 +145,16 @@ def _block_shapes(config: GPTConfig) -> dict[str, Shape]:
     """Of the parameters of a block."""
     width, inner = config.n_embd, config.inner_size
     layers = {
-        "attn.qkv": (width + 2 * config.kv_heads * config.head_size, width),
-        "attn.proj": (width, width),
+        "attn.qkv": (sum(config.qkv_sizes), width),
+        "attn.proj": (width, config.qkv_sizes[0]),
         "mlp.up": (2 * inner if config.mlp == "swiglu" else inner, width),
         "mlp.proj": (width, inner),
     }
     shapes: dict[str, Shape] = {f"{name}.weight": shape for name, shape in layers.items()}
-    if config.bias:
-        shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
+    biases = dict.fromkeys(layers, config.bias) | {"attn.qkv": config.has_qkv_bias}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items() if biases[name]}
+    if config.qk_norm_scale:
+        shapes |= {f"attn.{name}.weight": (config.head_size,) for name in ("q_norm", "k_norm")}
     return shapes | _norm_shapes(config, "ln_1") | _norm_shapes(config, "ln_2")
 
 
@@ -168,5 +181,5 @@ def _n_activations(config: GPTConfig, options: TrainOptions) -> int:
     width = config.n_embd
     if options.recompute:
         return config.n_layer * width
-    qkv = width + 2 * config.kv_heads * config.head_size
-    return config.n_layer * (3 * width + qkv + config.inner_size)
+    attention = sum(config.qkv_sizes) + config.qkv_sizes[0]
+    return config.n_layer * (2 * width + attention + config.inner_size)

@@ -130,16 +130,17 @@ def _large(config: GPTConfig, how: Setting) -> int:
 
 def block_bytes(config: GPTConfig, item: int, *, on_gpu: bool = False) -> int:
     """Bytes per token that a block keeps for its backward pass."""
-    width, kv, inner = config.n_embd, config.kv_heads * config.head_size, config.inner_size
+    width, inner = config.n_embd, config.inner_size
+    queries, kv, _ = config.qkv_sizes
     norms = 2 * (NUMBER + item) * width  # what goes in and comes out, twice
     norms += 2 * NUMBER * width if config.norm == "rmsnorm" else 0  # before its scale
-    attention = item * (2 * width + 2 * kv) + NUMBER * config.n_head
+    attention = item * (2 * queries + 2 * kv) + NUMBER * config.n_head
     if config.position == "rotary" or config.qk_norm:
-        attention += item * (2 * width + kv)  # queries, keys; what comes out in another layout
+        attention += item * (2 * queries + kv)  # queries, keys; what comes out in another layout
     if config.qk_norm and item < NUMBER:
-        attention += NUMBER * (width + kv)
+        attention += NUMBER * (queries + kv)
     if config.dropout and not on_gpu:  # plain products: probabilities, mask, what is left
-        attention = 3 * NUMBER * (width + config.n_head * config.block_size) + item * width
+        attention = 3 * NUMBER * (queries + config.n_head * config.block_size) + item * queries
     masks = 2 * item * width if config.dropout else 0
     return norms + attention + masks + item * inner * (4 if config.mlp == "swiglu" else 2)
 

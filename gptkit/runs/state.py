@@ -8,10 +8,11 @@ from gptkit.recipe import older
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, Number, Size
 
-FORMAT: Literal[4] = 4
+FORMAT: Literal[5] = 5
 """Increased whenever an older gptkit could not read what a newer one writes. Older formats are
 read, too: the "gelu" of 1 and 2 is what is now "gelu_tanh", callbacks and parameter groups of 1
-have positions instead of names, and 4 keeps a long codec in a file of its own."""
+have positions instead of names, 4 keeps a long codec in a file of its own, and 5 has more options
+of the model."""
 
 
 def _check_group(group: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class State(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    format: Literal[1, 2, 3, 4] = FORMAT
+    format: Literal[1, 2, 3, 4, 5] = FORMAT
     gptkit: str
     """The version that wrote it."""
     config: GPTConfig

@@ -9,6 +9,7 @@ from gptkit.codec import Codec, ImageCodec, TextCodec
 from gptkit.contract.train_state import Sampler
 from gptkit.errors import ModelFileError
 from gptkit.model.gpt import GPT, evaluating, is_sharded
+from gptkit.recipe import sizes
 from gptkit.sampling.generate import Decoder
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import DEFAULT_TEXT_TOKENS, SampleRequest, sample
@@ -48,9 +49,9 @@ def _fastest(model: GPT, samples: int, count: int) -> Decoder:
     weights, like = model.weights(), model.wte.weight
     plain = like.device.type == "cpu" and like.dtype == torch.float32 and not is_sharded(like)
     if plain and count >= ENOUGH:
-        from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession, unfit
+        from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession
 
-        if unfit(model.config) is None:
+        if sizes.not_fused(model.config) is None:
             arrays = {name: tensor.detach().numpy() for name, tensor in weights.items()}
             with suppress(ModelFileError):
                 decoder = OnnxDecoder(WeightsSession(model.config, arrays, "the model"), samples)

@@ -20,18 +20,22 @@ SCORES = {"visible": 0.0, "hidden": -3e4}
 """Added to attention scores; float16 can hold -3e4, and its exponential is 0."""
 
 
-def visible(g: Scope, queries: ir.Value, keys: Operand) -> ir.Value:
-    """Which tokens a token may see: those before it and itself.
+def visible(g: Scope, queries: ir.Value, keys: Operand, window: Operand = None) -> ir.Value:
+    """Which tokens a token may see: itself and those before it, or its window of them.
 
     Args:
         g: the scope.
         queries: positions of the queries (..., T, 1).
         keys: positions of the keys (S,) or (1, S), of the same type.
+        window: how many tokens it sees at most, itself included, of that type, too; None: all.
 
     Returns:
         bool (..., T, S).
     """
-    return g.LessOrEqual(keys, queries)
+    seen = g.LessOrEqual(keys, queries)
+    if window is None:
+        return seen
+    return g.And(seen, g.Greater(keys, g.Sub(queries, window)))
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class BlockedCache:
         tail: the same, for the positions after them.
         lengths: tokens in the main part and in the tail, the new ones included, int64 (2,).
         added: to the scores of the tail, by `mask`. One token sees all of it: (1, 1) will do.
+        positions: of the new tokens, int64 (T,).
     """
 
     def __init__(
@@ -61,22 +66,35 @@ class BlockedCache:
         *,
         lengths: ir.Value,
         added: ir.Value,
+        positions: ir.Value,
     ) -> None:
         self.gpt, self.main, self.tail = gpt, main, tail
         self.lengths, self.added = lengths, added
         self.grown: list[LayerCache] = []
         """The tail with the new tokens, layer by layer."""
+        self.windowed: dict[int, ir.Value] = {}
+        """What is added to the scores of both parts, by window."""
+        g = gpt.g
+        for window in filter(None, gpt.config.windows):
+            with g.named("cache.window"):
+                keys = g.Unsqueeze(g.Range(0, g.ReduceSum(lengths, [0], keepdims=0), 1), [0])
+                seen = visible(g, g.Unsqueeze(positions, [1]), keys, window)
+                self.windowed[window] = mask(g, gpt.source, seen)
 
     def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """One softmax over the scores of both parts; every query sees all of the main part."""
+        """One softmax over the scores of both parts; without a window a query sees all of main."""
         g, main, tail = self.gpt.g, self.main[layer], self.tail[layer]
         with g.named(f"h.{layer}.attn.cache"):
             keys = g.Concat(tail.keys, k, axis=2)
             values = g.Concat(tail.values, v, axis=2)
         self.grown.append(LayerCache(keys, values))
         q = group(self.gpt, q)
-        scores = scores_of(g, q, main.keys), g.Add(scores_of(g, q, keys), self.added)
-        p = g.Softmax(g.Concat(*scores, axis=-1), axis=-1)
+        main_scores, tail_scores = scores_of(g, q, main.keys), scores_of(g, q, keys)
+        if (window := self.gpt.config.window_of(layer)) is None:
+            scores = g.Concat(main_scores, g.Add(tail_scores, self.added), axis=-1)
+        else:
+            scores = g.Add(g.Concat(main_scores, tail_scores, axis=-1), self.windowed[window])
+        p = g.Softmax(scores, axis=-1)
         main_p, tail_p = g.Split(p, self.lengths, axis=-1, outputs=2)
         y = g.Add(g.MatMul(main_p, main.values), g.MatMul(tail_p, values))
         return ungroup(self.gpt, y)
@@ -102,10 +120,14 @@ class ConcatCache:
             total = g.Gather(g.Shape(attention_mask), 1)
             queries = g.Range(g.Sub(total, g.Gather(g.Shape(ids), 1)), total, 1)
             keys = g.Unsqueeze(g.Range(0, total, 1), [0])
-            causal = visible(g, g.Unsqueeze(queries, [1]), keys)  # (T, S)
+            queries = g.Unsqueeze(queries, [1])
             real = g.Unsqueeze(g.Greater(attention_mask, 0), [1, 2])  # (B, 1, 1, S)
-            seen = typed(g.And(real, causal), BOOL, [None, 1, None, None])
-            self.added = mask(g, gpt.source, seen)
+            self.added: dict[int | None, ir.Value] = {}
+            """To the scores, by window."""
+            for window in gpt.config.windows:
+                causal = visible(g, queries, keys, window)  # (T, S)
+                seen = typed(g.And(real, causal), BOOL, [None, 1, None, None])
+                self.added[window] = mask(g, gpt.source, seen)
 
     def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """Attention over the past and the new tokens."""
@@ -115,7 +137,8 @@ class ConcatCache:
             keys = g.Concat(past_keys, k, axis=2)
             values = g.Concat(past_values, v, axis=2)
         self.present += [keys, values]
-        return attention(self.gpt, q, keys, values, self.added)
+        added = self.added[self.gpt.config.window_of(layer)]
+        return attention(self.gpt, q, keys, values, added)
 
 
 class GroupQueryCache:
@@ -161,8 +184,12 @@ class StaticCache:
         with g.named("cache"):
             positions = np.arange(size, dtype=np.int32)
             position = g.Reshape(length, [-1, 1, 1, 1])
-            seen = typed(visible(g, position, positions), BOOL, [None, 1, 1, size])
-            self.added = mask(g, gpt.source, seen)
+            self.added: dict[int | None, ir.Value] = {}
+            """To the scores, by window."""
+            for window in gpt.config.windows:
+                width = None if window is None else np.array(window, np.int32)
+                seen = typed(visible(g, position, positions, width), BOOL, [None, 1, 1, size])
+                self.added[window] = mask(g, gpt.source, seen)
             self.written = g.Equal(positions[:, None], position)  # (B, 1, block_size, 1)
 
     def attend(self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -173,7 +200,8 @@ class StaticCache:
             keys = g.Where(self.written, k, past_keys)
             values = g.Where(self.written, v, past_values)
         self.present += [keys, values]
-        return attention(self.gpt, q, keys, values, self.added)
+        added = self.added[self.gpt.config.window_of(layer)]
+        return attention(self.gpt, q, keys, values, added)
 
 
 def group(gpt: GPTGraph, q: ir.Value) -> ir.Value:

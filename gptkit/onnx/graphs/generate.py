@@ -184,7 +184,7 @@ class _GenerateGraph:
         with g.named("position"):
             positions_next = g.ReduceSum(lengths, [0], keepdims=1)
             lengths_next = g.Add(lengths, [0, 1])
-        cache = BlockedCache(gpt, main, tail, lengths=lengths, added=added)
+        cache = BlockedCache(gpt, main, tail, lengths=lengths, added=added, positions=positions)
         x = g.Gather(gpt.features(fed, positions, cache, shapes), -1, axis=1)  # (B, C)
         logits = gpt.logits(x)
         logits.name = LOGITS

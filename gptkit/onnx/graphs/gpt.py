@@ -1,7 +1,7 @@
 """GPTGraph: the layers of a GPT as ONNX nodes; attention is left to a `CacheGraph`.
 
 Shapes: B sequences, T tokens, N = B * T, C = n_embd, nh query heads, nkv key and value heads,
-hs = C / nh. The formulas are those of `gptkit.model.blocks` and `gptkit.model.gpt`.
+hs = head size. The formulas are those of `gptkit.model.blocks` and `gptkit.model.gpt`.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import Protocol, assert_never
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from gptkit.model import rotary
 from gptkit.onnx.graphs.scope import FLOAT, FLOAT16, Scope
 from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.weights import Weights
-from gptkit.recipe.options import NORM_EPS, ROPE_THETA, GPTConfig
+from gptkit.recipe.options import GPTConfig
 
 
 class CacheGraph(Protocol):
@@ -101,7 +101,11 @@ class GPTGraph:
         with self.g.named("lm_head"):
             logits = self.weights.linear(x, "wte" if self.config.tie_embeddings else "lm_head")
             half = self.weights.precision.real != FLOAT
-            return self.g.Cast(logits, to=FLOAT) if half else logits
+            logits = self.g.Cast(logits, to=FLOAT) if half else logits
+        if (cap := self.config.logit_softcap) is None:
+            return logits
+        with self.g.named("cap"):
+            return self.g.Mul(self.g.Tanh(self.g.Div(logits, cap)), cap)
 
     def _embed(self, ids: ir.Value, positions: ir.Value) -> ir.Value:
         """The residual stream before the first block, (B, T) to (B, T, C)."""
@@ -117,7 +121,7 @@ class GPTGraph:
             case unknown:
                 assert_never(unknown)
         if self.config.embed_norm:
-            x = self._plain_rms(x, self.config.n_embd, "embed_norm")
+            x = self._rms_norm(x, self.config.n_embd, "embed_norm")
         return x
 
     def _attention(self, i: int, x: ir.Value, tokens: NewTokens, cache: CacheGraph) -> ir.Value:
@@ -129,25 +133,35 @@ class GPTGraph:
         q, k, v = self._split_heads(qkv, tokens, name)
         with g.named(name):
             y = g.Transpose(cache.attend(i, q, k, v), perm=[0, 2, 1, 3])  # (B, T, nh, hs)
-            y = g.Reshape(y, [-1, self.config.n_embd])
+            y = g.Reshape(y, [-1, self.config.qkv_sizes[0]])
         return self._linear(y, f"{name}.proj")
 
     def _split_heads(self, qkv: ir.Value, tokens: NewTokens, name: str) -> Sequence[ir.Value]:
         """Queries, keys and values of (B, nh + 2 * nkv, T, hs), normalised and rotated."""
         g, config = self.g, self.config
-        nh, nkv = config.n_head, config.kv_heads
+        nh, nkv, size = config.n_head, config.kv_heads, config.head_size
         if not config.qk_norm and tokens.cos is None:
             with g.named(name):
                 return g.Split(qkv, [nh, nkv, nkv], axis=1, outputs=3)
         with g.named(name):
             qk, v = g.Split(qkv, [nh + nkv, nkv], axis=1, outputs=2)
         if config.qk_norm:
-            qk = self._plain_rms(qk, config.head_size, f"{name}.qk_norm")
+            qk = self._rms_norm(qk, size, f"{name}.qk_norm")
+        if config.qk_norm_scale:
+            with g.named(f"{name}.qk_norm"):
+                qk = g.Mul(qk, self._head_scales(name))
         if tokens.cos is not None:
             qk = self._rotate(qk, tokens, f"{name}.rotary")
         with g.named(name):
             q, k = g.Split(qk, [nh, nkv], axis=1, outputs=2)
         return q, k, v
+
+    def _head_scales(self, name: str) -> ir.Value:
+        """The learned scales of each query's and key's norm, (nh + nkv, 1, hs)."""
+        config, tensors = self.config, self.source.tensors
+        heads = {"q_norm": config.n_head, "k_norm": config.kv_heads}
+        scales = [np.tile(tensors[f"{name}.{n}.weight"], (count, 1)) for n, count in heads.items()]
+        return self.weights.constant(f"{name}.qk_norm.weight", np.concatenate(scales)[:, None])
 
     def _mlp(self, i: int, x: ir.Value) -> ir.Value:
         """(N, C) to (N, C)."""
@@ -180,13 +194,15 @@ class GPTGraph:
             match self.config.norm:
                 case "layernorm":
                     bias = self.weights.get(f"{name}.bias")
-                    return self.g.LayerNormalization(x, scale, bias, axis=-1, epsilon=NORM_EPS)
+                    return self.g.LayerNormalization(
+                        *(x, scale, bias), axis=-1, epsilon=self.config.norm_eps
+                    )
                 case "rmsnorm":
                     return self._rms(x, scale)
                 case unknown:
                     assert_never(unknown)
 
-    def _plain_rms(self, x: ir.Value, width: int, name: str) -> ir.Value:
+    def _rms_norm(self, x: ir.Value, width: int, name: str) -> ir.Value:
         """RMS norm over the last dimension, without a learned scale."""
         with self.g.named(name):
             return self._rms(x, self.weights.constant(f"ones.{width}", np.ones(width)))
@@ -197,14 +213,15 @@ class GPTGraph:
         half = self.weights.precision.real == FLOAT16
         wide = g.Cast(x, to=FLOAT) if half else x  # squares may overflow in float16
         mean = g.ReduceMean(g.Pow(wide, 2.0), [-1], keepdims=1)
-        normal = g.Div(wide, g.Sqrt(g.Add(mean, NORM_EPS)))
+        normal = g.Div(wide, g.Sqrt(g.Add(mean, self.config.norm_eps)))
         return g.Mul(g.Cast(normal, to=FLOAT16) if half else normal, scale)
 
     def _angles(self, positions: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
         """Cosine and sine of the rotary angles, looked up once for all layers."""
         if self.config.position != "rotary":
             return None, None
-        g, tables = self.g, rotary(self.config)
+        g, angles = self.g, rotary.angles(self.config)
+        tables = {"cos": np.cos(angles), "sin": np.sin(angles)}
         with g.named("position"):
             cos, sin = (
                 g.Gather(self.weights.constant(f"rotary.{name}", tables[name]), positions)
@@ -234,11 +251,3 @@ def checked_ids(g: Scope, ids: ir.Value, vocab_size: int) -> ir.Value:
         below = g.Sub(ids, vocab_size)
         own = g.Where(g.Less(ids, 0), below, ids)
         return g.Gather(g.Range(0, vocab_size, 1), own)
-
-
-def rotary(config: GPTConfig) -> dict[str, NDArray[np.float64]]:
-    """The tables of rotary positions, "cos" and "sin", each (block_size, hs / 2)."""
-    half = config.head_size // 2
-    frequencies = ROPE_THETA ** (-np.arange(half) / half)
-    angles = np.outer(np.arange(config.block_size), frequencies)
-    return {"cos": np.cos(angles), "sin": np.sin(angles)}

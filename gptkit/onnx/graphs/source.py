@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from gptkit.onnx.graphs.scope import FLOAT
 from gptkit.onnx.graphs.weights import PRECISIONS, Array, Precision
 from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.sizes import FUSED_HEAD_SIZES
+from gptkit.recipe.sizes import not_fused
 
 
 class TrainedGPT(Protocol):
@@ -45,7 +45,7 @@ class ExportSource:
         precision = PRECISIONS[dtype]
         # on CUDA GroupQueryAttention has no float32 kernel
         supported = device == "cpu" or precision.real != FLOAT
-        fused = supported and model.config.head_size % FUSED_HEAD_SIZES == 0
+        fused = supported and not_fused(model.config) is None
         return cls(model.config, weights, precision, device, fused)
 
     @property

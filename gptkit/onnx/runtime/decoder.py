@@ -20,7 +20,6 @@ from gptkit.errors import ModelFileError
 from gptkit.files import read_file, write_atomically
 from gptkit.onnx.runtime.providers import open_session, running
 from gptkit.recipe.options import GPTConfig
-from gptkit.recipe.sizes import FUSED_HEAD_SIZES
 from gptkit.sampling.rule import Floats, Ints
 
 Array = NDArray[Any]
@@ -31,18 +30,11 @@ KEPT = 64
 """Such files, the newest ones; a graph is built again in a quarter of a second."""
 
 
-def unfit(config: GPTConfig) -> str | None:
-    """Why onnxruntime's attention cannot run a model on a CPU; None if it can."""
-    if config.head_size % FUSED_HEAD_SIZES:
-        return f"heads of {config.head_size} numbers, and not of a multiple of {FUSED_HEAD_SIZES}"
-    return None
-
-
 class WeightsSession:
     """A model in onnxruntime on the CPU, made from its weights.
 
     Args:
-        config: of the model, for which `unfit` says nothing.
+        config: of the model, for which `sizes.not_fused` says nothing.
         weights: float32 arrays by their names in a checkpoint; the session uses their memory.
         place: where they are from, for errors.
 

@@ -28,9 +28,8 @@ INPUTS = {
     "top_p": (FLOAT, 0),
     "seed": (INT64, 0),
 }
-STOPS = {1: {"stop_token": (INT64, 0)}, 2: {"stop_tokens": (INT64, 1)}}
-STOPS[3] = STOPS[2]
-"""Further inputs by format: 1 is that of gptkit 0.1 and 0.2."""
+STOPS, OLD_STOPS = {"stop_tokens": (INT64, 1)}, {"stop_token": (INT64, 0)}
+"""A further input, now and in format 1, that of gptkit 0.1 and 0.2."""
 OUTPUTS = {"tokens": (INT64, 2)}
 FIRST_RUN, GROWTH = 16, 2
 """Tokens of the first of several runs, and how many times as many the next run draws."""
@@ -56,7 +55,8 @@ class GenerateSession:
                 f"{path}: the graph {self.metadata.graph} cannot be sampled by itself",
                 hint="name generate.onnx beside it, or the folder",
             )
-        check_ports(self.session, path, INPUTS | STOPS[self.metadata.format], OUTPUTS)
+        stops = OLD_STOPS if self.metadata.format == 1 else STOPS
+        check_ports(self.session, path, INPUTS | stops, OUTPUTS)
 
     def first_chunk(self, *, streaming: bool, stops: Stops) -> int:
         """Tokens of the first run: few if samples are shown or searched as they are drawn.

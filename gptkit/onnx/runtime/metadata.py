@@ -28,10 +28,10 @@ from gptkit.recipe import older, phrases
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 """Increased when an older gptkit could not use what a newer one exports. 2: `stop_tokens` are an
 input of the graph `generate`, in place of 1's `stop_token`. 3: `mlp = "gelu"` is the exact GELU,
-"gelu_tanh" what 1 and 2 call "gelu"."""
+"gelu_tanh" what 1 and 2 call "gelu". 4: the model has more options."""
 PROOF_FORMAT: Literal[1] = 1
 """The same for proofs."""
 KEY, PROOF_KEY = "gptkit", "gptkit.proof"
@@ -92,7 +92,7 @@ class Metadata(StoredJson):
             raise ValueError(f"tokens.starts should be ids below {self.vocab_size}")
         return self
 
-    format: Literal[1, 2, 3] = FORMAT
+    format: Literal[1, 2, 3, 4] = FORMAT
     graph: Literal["generate", "step", "decode"]
     """Which of the graphs the file holds."""
     dtype: str
