@@ -93,6 +93,40 @@ def resume(run_folder: RunArgument = None, overrides: SetOption = []) -> None:  
     _print_folder(train.resume(run_folder, overrides, report=say).path)
 
 
+@app.command("import")
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A folder or file of another program, or a name on the Hub."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder; by default a new one in runs/."),
+    ] = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help="The format, if it is not recognised."),
+    ] = None,
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="OPTION=VALUE", help="Set an option of the format; repeatable."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Make a run of a model of another program, proven equal to it; prints the folder."""
+    if torchrun.rank() != 0:
+        return  # one process is enough
+
+    from gptkit.recipe import formats
+    from gptkit.runs.importing import import_model
+
+    format_ = formats.make(format_name or formats.find_reader(source), {}, overrides)
+    _print_folder(import_model(source, format_, out=out, report=say).path)
+
+
 app.command()(sample)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gptkit.codec import Codec
+from gptkit.codec import Codec, TextCodec
 from gptkit.errors import PluginError
 from gptkit.recipe.problems import first_fault
 from gptkit.recipe.registry import Entry, check_contract, find, installed, is_from, load
@@ -55,6 +55,15 @@ def codec_entry(codec: Codec) -> Entry:
         f"the codec {value} has no entry point",
         hint=f'its pyproject.toml needs [project.entry-points."gptkit.codecs"] NAME = "{value}"',
     )
+
+
+def have_same_tokens(a: Codec, b: Codec) -> bool:
+    """Whether two codecs have the same token ids, which may start and stop samples differently."""
+    if a == b:
+        return True
+    if not (isinstance(a, TextCodec) and isinstance(b, TextCodec) and type(a) is type(b)):
+        return False
+    return list(a.token_bytes) == list(b.token_bytes)
 
 
 def make_codec(record: CodecRecord) -> Codec:

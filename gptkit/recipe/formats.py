@@ -1,4 +1,4 @@
-"""The formats of exported models: an installed plugin and options become a Format."""
+"""The formats of models: an installed plugin and options become a Format."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -54,3 +54,36 @@ def make(name: str, options: Mapping[str, Any], overrides: Iterable[str] = ()) -
     made = kind.model_validate(table)
     assert isinstance(made, Format)
     return made
+
+
+def find_reader(source: str) -> str:
+    """The full name of the installed format that reads a source.
+
+    Args:
+        source: the path of a model of another program, or a name that a format knows.
+
+    Raises:
+        UsageError: none reads it, or several do.
+    """
+    found, read, broken = [], [], []
+    for entry in registry.installed("format"):
+        try:
+            kind = registry.load(entry)
+            assert issubclass(kind, Format)
+            if kind.read is not Format.read:
+                read.append(entry.name)
+                if kind.model_validate({}).reads(source):
+                    found.append(entry.full_name)
+        except Exception:  # of a plugin; whoever names it hears of it
+            broken.append(entry.name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{source}: {' and '.join(found)} read it", hint=f"choose one: --format {found[0]}"
+        )
+    known = (
+        f"formats that are read: {', '.join(read)}" if read else "install a plugin that reads it"
+    )
+    unusable = f"; {', '.join(broken)} cannot be used: gptkit plugins check" if broken else ""
+    raise UsageError(f"{source}: no installed format reads this", hint=known + unusable)

@@ -3,7 +3,7 @@
 checkpoints/step-00001000/
   model.safetensors       weights of the plain model
   model.NAME.safetensors  a further set of weights that a callback offers, such as an average
-  optimizer.safetensors   optimizer moments and generator states
+  optimizer.safetensors   optimizer moments and generator states; an imported model has none yet
   callbacks.safetensors   tensors of callbacks, if there are any
   codec.json              the codec's options, such as a vocabulary, if they are long
   state.json              everything else, with the sha256 of the files above
@@ -244,10 +244,12 @@ def sweep(folder: Path) -> None:
 def _files_fault(state: State) -> str | None:
     """What is wrong with the names of a step folder's files, which no one else may choose."""
     needed = {f"{weights_file(name)}.safetensors" for name in (None, *state.weights)}
-    needed.add("optimizer.safetensors")
+    if not state.imported:
+        needed.add("optimizer.safetensors")
     if missing := needed - state.sha256.keys():
         return f"has no {min(missing)}"
-    unknown = state.sha256.keys() - needed - {"callbacks.safetensors", CODEC}
+    known = needed | {"optimizer.safetensors", "callbacks.safetensors", CODEC}
+    unknown = state.sha256.keys() - known
     return f"{min(unknown)[:80]!r} is no file of a checkpoint" if unknown else None
 
 

@@ -24,7 +24,9 @@ LONG = 1 << 14
 """Characters of a codec's options from which on they have a file of their own."""
 
 
-def save(folder: Path, state: State, files: Files, ranks: Ranks = ALONE) -> Path:
+def save(
+    folder: Path, state: State, files: Files, ranks: Ranks = ALONE, *, shapes: Files | None = None
+) -> Path:
     """Write a step folder below `folder`.
 
     Args:
@@ -33,6 +35,8 @@ def save(folder: Path, state: State, files: Files, ranks: Ranks = ALONE) -> Path
         files: an empty one is left out. Sharded tensors are written by all ranks, others by the
             first one, which determines what there is.
         ranks: those that hold parts of the tensors; all of them call this.
+        shapes: the same files with tensors on meta, where those of `files` are made when they are
+            asked for: each then is once.
 
     Raises:
         CheckpointError: the disk is full or not writable; nothing half-written remains.
@@ -46,7 +50,8 @@ def save(folder: Path, state: State, files: Files, ranks: Ranks = ALONE) -> Path
                 sweep(folder)
                 new = stack.enter_context(staged(target))
                 new.mkdir()
-                size = sum(tensor_writer.create(new / n, t) for n, t in _named(files).items())
+                named = _named(shapes or files)
+                size = sum(tensor_writer.create(new / n, t) for n, t in named.items())
         new, written = Path(ranks.broadcast(str(new))), 0
         with _agreeing(ranks):
             for name, tensors in _named(files).items():

@@ -14,7 +14,7 @@ from gptkit.errors import DataError, RunError
 from gptkit.files import quote
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
-from gptkit.recipe import build, sizes
+from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.build import Plugins
 from gptkit.runs import changes, run_folder
 from gptkit.runs.checkpoint import weights_file
@@ -123,10 +123,13 @@ def load_checkpoint(
     step_folder, state, tensors = run_folder.open_run(path).read_step(
         checkpoint, lambda folder: (folder, *load_weights(folder, weights))
     )
-    codec = make_codec(step_folder, state)
-    model = _build(state, tensors, target)
-    finite.check_loaded(model, str(step_folder))
-    return LoadedModel(model, codec, state, weights=weights)
+    return _load(step_folder, state, tensors, target, weights)
+
+
+def load_step_folder(step_folder: Path) -> LoadedModel:
+    """Load the model of a step folder on the CPU; see `load_checkpoint`."""
+    state, tensors = load_weights(step_folder, None)
+    return _load(step_folder, state, tensors, torch.device("cpu"), None)
 
 
 def of_arrays(
@@ -182,12 +185,25 @@ def check_same_data(run: RunFolder, data: Data) -> None:
 
 def check_same_codec(run: RunFolder, codec: Codec, data: Data) -> None:
     """Raise a RunError if the data has other tokens than a checkpoint, whose codec is given."""
-    if data.codec != codec:
+    if not codec_record.have_same_tokens(data.codec, codec):
         raise RunError(
             f"{run.path}: the data has another codec than the checkpoint: other tokens",
             hint="restore the data and what makes its tokens, or correct dataset in "
             f"{quote(run.recipe)}",
         )
+
+
+def _load(
+    step_folder: Path,
+    state: State,
+    tensors: Mapping[str, torch.Tensor],
+    device: torch.device,
+    weights: str | None,
+) -> LoadedModel:
+    codec = make_codec(step_folder, state)
+    model = _build(state, tensors, device)
+    finite.check_loaded(model, str(step_folder))
+    return LoadedModel(model, codec, state, weights=weights)
 
 
 def _build(state: State, tensors: Mapping[str, torch.Tensor], device: torch.device) -> GPT:

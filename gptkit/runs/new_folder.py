@@ -14,7 +14,9 @@ from gptkit.runs.run_folder import RUNS, RunFolder
 from gptkit.staging import remove_temporaries
 
 OTHER_FOLDER = "choose another folder: --out DIR"
-BEFORE_RECIPE = re.compile(r"\.lock|environment\.json|\.(environment\.json|recipe\.toml)\..*\.tmp")
+BEFORE_RECIPE = re.compile(
+    r"\.lock|environment\.json|\.(environment\.json|recipe\.toml|checkpoints)\..*\.tmp"
+)
 """The files that a run writes before its recipe."""
 
 

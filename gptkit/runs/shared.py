@@ -40,7 +40,7 @@ def claim(out: Path | None, name: str, ranks: Ranks) -> Iterator[RunFolder]:
 
 
 def newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot | None:
-    """The newest checkpoint that the first rank finds intact; every rank reads it."""
+    """The newest checkpoint of the training that the first rank finds intact; all ranks read it."""
     found = None
     if ranks.first:
         remove_temporaries(run.path)
@@ -52,9 +52,11 @@ def newest_snapshot(run: RunFolder, ranks: Ranks, report: Report) -> Snapshot | 
     return read_snapshot(run.step_folder(step))
 
 
-def _newest_intact(run: RunFolder, report: Report) -> Snapshot:
+def _newest_intact(run: RunFolder, report: Report) -> Snapshot | None:
     for step_folder in reversed(checkpoint.step_folders(run.checkpoints)):
         try:
+            if checkpoint.load_state(step_folder).imported:
+                return None
             return read_snapshot(step_folder)
         except FormatError:
             raise  # a newer gptkit can read it; an older checkpoint would lose steps

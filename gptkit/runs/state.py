@@ -54,7 +54,8 @@ class State(BaseModel):
     val_step: Number | None
     """The step of the latest evaluation."""
     optimizer_groups: list[Group]
-    """Optimizer, numbers and parameter names of every group; in format 1 the numbers alone."""
+    """Optimizer, numbers and parameter names of every group; in format 1 the numbers alone. Empty
+    for an imported model, which has no optimizer yet."""
     first_groups: list[Group] = []
     """Likewise, after `on_fit_start` when the run began."""
     callbacks: dict[str, dict[str, Any]] | list[dict[str, Any]]
@@ -64,6 +65,11 @@ class State(BaseModel):
     """The callback that offered each further set of weights, by the set's name."""
     sha256: dict[str, str] = {}
     """Digest by file name."""
+
+    @property
+    def imported(self) -> bool:
+        """Whether these are the weights of an imported model, from which no training goes on."""
+        return not self.optimizer_groups
 
     @model_validator(mode="before")
     @classmethod

@@ -59,8 +59,7 @@ def fill(path: Path, tensors: Mapping[str, Tensor], *, first: bool) -> int:
     Raises:
         OSError: the file is missing or not writable, or the disk is full.
     """
-    held = {name: tensor for name, tensor in tensors.items() if first or is_sharded(tensor)}
-    if not held:
+    if not (first or any(map(is_sharded, tensors.values()))):
         return 0
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -68,8 +67,11 @@ def fill(path: Path, tensors: Mapping[str, Tensor], *, first: bool) -> int:
     written = 0
     # Opened for writing alone: what is read comes back with what is written, over others' rows.
     with os.fdopen(os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0)), "wb") as file:
-        for name in (name for name in header if name in held):
-            first_row, rows = local_part(held[name])
+        for name in header:
+            tensor = tensors.get(name)
+            if tensor is None or not (first or is_sharded(tensor)):
+                continue
+            first_row, rows = local_part(tensor)
             row_size = rows.itemsize * math.prod(header[name]["shape"][1:])
             file.seek(8 + size + header[name]["data_offsets"][0] + first_row * row_size)
             written += file.write(_bytes(rows))

@@ -1,0 +1,187 @@
+"""Import a model of another program: a run folder at step 0, whole or not at all."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from gptkit import __version__
+from gptkit.codec import Codec
+from gptkit.contract.codec_check import check_loaded
+from gptkit.errors import ExportError, PluginError, RunError
+from gptkit.files import write_atomically, write_json
+from gptkit.memory import Need
+from gptkit.plugin import Format, ImportedModel
+from gptkit.recipe import build, codec_record, sizes
+from gptkit.recipe.options import GPTConfig
+from gptkit.recipe.problems import first_fault
+from gptkit.recipe.recipe import Recipe
+from gptkit.recipe.table import Report
+from gptkit.runs import changes, checkpoint_writer, history, run_folder
+from gptkit.runs.loaded import load_step_folder
+from gptkit.runs.new_folder import claim
+from gptkit.runs.run_folder import RunFolder
+from gptkit.runs.state import State
+from gptkit.staging import staged
+
+IMPORT = Need("this import", "import it on a computer with more memory")
+TOLERANCE = 1e-4
+"""How far logits may be from those of the source, in parts of the largest one."""
+SENTENCE = "Once upon a time, in 1977, there was a naïve model: it said 'Hello, world!' twice."
+MOST_TOKENS = 32
+"""Of the text with which an import is tested."""
+
+
+class CheckedWeights(Mapping[str, Tensor]):
+    """The tensors of an imported model in float32, each read and checked when it is asked for.
+
+    Raises:
+        RunError: one is missing, or is not what the config describes, or is not finite.
+    """
+
+    def __init__(self, source: str, imported: ImportedModel, config: GPTConfig) -> None:
+        self._source, self._tensors = source, imported.weights
+        self._shapes = sizes.parameter_shapes(config)
+        for name in self._shapes.keys() ^ set(imported.weights):
+            kind = "is missing" if name in self._shapes else "is no weight of this model"
+            raise RunError(f"{source}: {name[:80]} {kind}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if tuple(tensor.shape) != self._shapes[name]:
+            shapes = f"{[*tensor.shape]}, its config describes {[*self._shapes[name]]}"
+            raise RunError(f"{self._source}: {name} has the shape {shapes}")
+        if not tensor.isfinite().all():
+            raise RunError(f"{self._source}: {name} holds numbers that are not finite")
+        return tensor.detach().float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def on_meta(self) -> dict[str, Tensor]:
+        """Tensors of the same shapes that take no memory."""
+        return {name: torch.empty(s, device="meta") for name, s in self._shapes.items()}
+
+
+@IMPORT.explained()
+def import_model(
+    source: str, format_: Format, *, out: Path | None = None, report: Report
+) -> RunFolder:
+    """Make a run folder at step 0 of a model of another program.
+
+    What it computes is compared with what the format computes from the source itself.
+
+    Args:
+        source: the path of a file or a folder, or a name that the format knows.
+        format_: reads it.
+        out: the run folder; None makes a new one below `runs/`.
+        report: shows a line of text.
+
+    Raises:
+        UsageError: the source or the place is wrong.
+        RunError: the source is damaged.
+        ExportError: the imported model computes something else than the source.
+    """
+    imported = format_.read(source)
+    config = config_of(imported, format_)
+    weights = CheckedWeights(source, imported, config)
+    record = codec_record.record_codec(imported.codec)
+    with claim(out, _name(source)) as run:
+        recipe = _recipe(run, source, imported, config)
+        state = State(
+            gptkit=__version__, config=config, dataset=recipe.dataset.use, codec=record, step=0,
+            tokens=0, val_loss=None, val_step=None, optimizer_groups=[], callbacks={},
+        )  # fmt: skip
+        expected = _expected(imported, config)
+        with staged(run.checkpoints) as folder:
+            step_folder = checkpoint_writer.save(
+                folder, state, {"model": weights}, shapes={"model": weights.on_meta()}
+            )
+            difference = _compare(source, step_folder, *expected)
+        for name, contents in imported.files.items():
+            write_atomically(run.path / name, contents)
+        about = {"format": history.FORMAT, "recipe": recipe.flat(), "trained": run_folder.now()}
+        write_json(run.environment, about | {"imported": {"source": source, **imported.about}})
+        changes.write_recipe(run, recipe)
+    millions = sizes.n_parameters(config) / 1e6
+    report(
+        f"{run.path}: {millions:.2f} M parameters of {source}; logits differ by at most "
+        f"{difference:.1e} of the largest, greedy tokens are equal"
+    )
+    return run
+
+
+def config_of(imported: ImportedModel, format_: Format) -> GPTConfig:
+    """The sizes of an imported model, checked together with its codec.
+
+    Raises:
+        PluginError: the format gave something that does not fit.
+    """
+    try:
+        config = GPTConfig.model_validate(imported.config)
+    except ValidationError as error:
+        kind = type(format_).__name__
+        raise PluginError(f"{kind}.read: config: {first_fault(error)}") from None
+    check_loaded(imported.codec, config.vocab_size)
+    return config
+
+
+def _name(source: str) -> str:
+    """The beginning of the run folder's name."""
+    last = source.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last.partition("@")[0]).strip("-.") or "imported"
+
+
+def _recipe(run: RunFolder, source: str, imported: ImportedModel, config: GPTConfig) -> Recipe:
+    """The complete recipe with which the model can be trained further."""
+    model = config.model_dump(mode="json", exclude={"vocab_size", "block_size"}, exclude_none=True)
+    table = {"dataset": dict(imported.dataset(run.path)), "model": model}
+    return build.build(build.read(table)).recipe
+
+
+def _expected(imported: ImportedModel, config: GPTConfig) -> tuple[list[int], NDArray[Any]]:
+    """Token ids, and the logits that the format computes for them."""
+    ids = _test_ids(imported.codec, config)
+    return ids, np.asarray(imported.logits(ids))
+
+
+def _test_ids(codec: Codec, config: GPTConfig) -> list[int]:
+    """A sentence if the codec can encode it, and some ids from all over the vocabulary."""
+    try:
+        ids = codec.encode(SENTENCE)
+    except Exception:  # a codec need not know these characters
+        ids = codec.encode("")
+    spread = np.linspace(0, config.vocab_size - 1, 8).astype(int).tolist()
+    return [*ids[: MOST_TOKENS - len(spread)], *spread][: config.block_size]
+
+
+def _compare(source: str, step_folder: Path, ids: list[int], expected: NDArray[Any]) -> float:
+    """The largest difference of logits, in parts of the largest logit.
+
+    Raises:
+        ExportError: it is too large, or other tokens are the likeliest.
+    """
+    found = load_step_folder(step_folder).logits(np.array(ids))
+    if found.shape != expected.shape:
+        raise ExportError(f"{source}: its format computes logits {expected.shape}")
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(found - expected).max()) / largest
+    top = np.sort(expected, axis=-1)
+    clear = top[:, -1] - top[:, -2] > 2 * TOLERANCE * largest if top.shape[1] > 1 else slice(None)
+    equal = (found.argmax(-1) == expected.argmax(-1))[clear].all()
+    if not (difference <= TOLERANCE and equal):
+        raise ExportError(
+            f"{source}: the imported model is not equal to it: logits differ by {difference:.1e} "
+            f"of the largest one",
+            hint="this is a fault of gptkit or of the format's plugin; nothing was kept",
+        )
+    return difference
