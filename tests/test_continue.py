@@ -272,7 +272,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_with_them_aga
 @pytest.mark.parametrize(
     ("override", "said"),
     [("model.n_layer=2", "its n_layer is 1, the recipe's 2"),
-     ("dataset.block_size=8", "its block_size is 16, the recipe's 8"),
+     ("dataset.block_size=32", "its block_size is 16, the recipe's 32"),
      ("dataset.path=other.txt", "its codec (char).vocabulary is ")],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_by_the_field(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import gptkit
 from gptkit.errors import RunError, UsageError
 from gptkit.recipe import registry
-from gptkit.recipe.options import AdamWOptions, ModelOptions, MuonOptions, TrainOptions
+from gptkit.recipe.options import AdamWOptions, ModelTable, MuonOptions, TrainOptions
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import train
 from gptkit.training.trainer import Trainer
@@ -28,6 +28,8 @@ REFUSED: dict[str, Any] = {
     "dataset.source": "tinyshakespeare",
     "dataset.block_size": 8,
     "dataset.val_fraction": 0.2,
+    "model.init": "other",
+    "model.checkpoint": "best",
     "model.preset": "gpt-nano",
     "model.n_layer": 2,
     "model.n_head": 1,
@@ -169,7 +171,7 @@ def assert_refused(run: Path, key: str, value: Any) -> None:
 
 
 def test_every_field_of_the_recipe_and_of_every_plugin_is_here() -> None:
-    options = {"model": ModelOptions, "train": TrainOptions, "train.optimizer": AdamWOptions}
+    options = {"model": ModelTable, "train": TrainOptions, "train.optimizer": AdamWOptions}
     options |= {"train.optimizer.": MuonOptions}
     fields = {f"{table}.{name}".replace("..", ".") for table, kind in options.items()
               for name in kind.model_fields} - {"train.optimizer"}  # fmt: skip

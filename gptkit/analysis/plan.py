@@ -104,7 +104,7 @@ def make_plan(plugins: Plugins) -> Plan:
     """
     options, run_device = plugins.recipe.train, choose_device(plugins.recipe, ALONE)
     data = plugins.load_data()
-    shape = plugins.recipe.model.model_dump()
+    shape = plugins.recipe.model.shape()
     config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
     base = _base(config, options, run_device)
     there = device.memory(run_device.device)

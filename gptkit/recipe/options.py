@@ -146,7 +146,12 @@ class ModelOptions(Options):
         return values
 
     @model_validator(mode="after")
-    def _check_heads(self) -> Self:
+    def _check_together(self) -> Self:
+        self._check_heads()
+        self._check_parts()
+        return self
+
+    def _check_heads(self) -> None:
         if self.head_dim is None and self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} should be divisible by n_head {self.n_head}")
         if self.n_head % (self.n_kv_head or self.n_head):
@@ -158,17 +163,35 @@ class ModelOptions(Options):
             made = f"n_embd {self.n_embd} / n_head {self.n_head} = {size}"
             made = f"head_dim {size}" if self.head_dim else made
             raise ValueError(f"rotary positions need an even head size, got {made}")
-        return self
 
-    @model_validator(mode="after")
-    def _check_parts(self) -> Self:
+    def _check_parts(self) -> None:
         for option, given, needs in (
             ("rope_scaling", self.rope_scaling and self.position != "rotary", 'position="rotary"'),
             ("qk_norm_scale", self.qk_norm_scale and not self.qk_norm, "qk_norm=true"),
         ):
             if given:
                 raise ValueError(f"{option} should be left out, or it needs {needs}")
+
+
+class ModelTable(ModelOptions):
+    """The table `[model]` of a recipe: the shape, and the weights to begin with."""
+
+    init: str | None = Field(default=None, min_length=1)
+    """Begin with these weights, and take sizes and parts from there: a run folder, or a model of
+    another program that `gptkit import` reads."""
+    checkpoint: Literal["last", "best"] | Number = "last"
+    """Of the run: "last", "best" or a step's number."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.init is None:  # else what is not set here is not known yet
+            self._check_heads()
+            self._check_parts()
         return self
+
+    def shape(self) -> dict[str, Any]:
+        """The fields that describe the model, and no weights."""
+        return self.model_dump(include=set(ModelOptions.model_fields))
 
 
 class GPTConfig(ModelOptions):

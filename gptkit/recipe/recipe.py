@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptkit.errors import Key, Problem, RecipeError
 from gptkit.recipe import overriding
-from gptkit.recipe.options import ModelOptions, Options, TrainOptions
+from gptkit.recipe.options import ModelTable, Options, TrainOptions
 from gptkit.recipe.problems import problems_of, written
 from gptkit.recipe.registry import Kind
 from gptkit.recipe.table import Report, read_table, source_name
@@ -52,7 +52,7 @@ class Recipe(Options):
     """Determines initial weights, order of the data and dropout."""
     dataset: PluginSpec
     """Which data set plugin to use, with its options."""
-    model: ModelOptions = ModelOptions()
+    model: ModelTable = ModelTable()
     """The shape of the GPT."""
     train: TrainOptions = TrainOptions()
     """The training."""

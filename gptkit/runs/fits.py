@@ -20,7 +20,7 @@ def warning(plugins: Plugins) -> str | None:
     """
     recipe, block_size = plugins.recipe, getattr(plugins.dataset, "block_size", 1)
     config = GPTConfig(
-        **recipe.model.model_dump(),
+        **recipe.model.shape(),
         vocab_size=1,
         block_size=max(1, min(block_size, MOST)) if isinstance(block_size, int) else 1,
     )

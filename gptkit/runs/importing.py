@@ -23,9 +23,8 @@ from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.problems import first_fault
 from gptkit.recipe.recipe import Recipe
 from gptkit.recipe.table import Report
-from gptkit.runs import changes, checkpoint_writer, history, run_folder
+from gptkit.runs import changes, checkpoint_writer, history, new_folder, run_folder
 from gptkit.runs.loaded import load_step_folder
-from gptkit.runs.new_folder import claim
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.staging import staged
@@ -91,11 +90,13 @@ def import_model(
         RunError: the source is damaged.
         ExportError: the imported model computes something else than the source.
     """
+    if out:
+        new_folder.check_unused(out)
     imported = format_.read(source)
     config = config_of(imported, format_)
     weights = CheckedWeights(source, imported, config)
     record = codec_record.record_codec(imported.codec)
-    with claim(out, _name(source)) as run:
+    with new_folder.claim(out, _name(source)) as run:
         recipe = _recipe(run, source, imported, config)
         state = State(
             gptkit=__version__, config=config, dataset=recipe.dataset.use, codec=record, step=0,

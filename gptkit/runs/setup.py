@@ -192,7 +192,7 @@ def check_same_sizes(run: RunFolder, saved: Snapshot, data: Data) -> None:
 
 def _new_model(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks) -> GPT:
     """The recipe's model for this data, with the random weights of the recipe's seed."""
-    recipe, shape = plugins.recipe, plugins.recipe.model.model_dump()
+    recipe, shape = plugins.recipe, plugins.recipe.model.shape()
     config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
     need = memory_need(config, recipe.train, run_device, ranks)
     need.check(device.memory(run_device.device))

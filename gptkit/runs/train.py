@@ -12,10 +12,12 @@ from gptkit.files import quote, write_json
 from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
+from gptkit.recipe.options import ModelTable
 from gptkit.recipe.table import Report
 from gptkit.runs import changes, checkpoint, environment, new_folder, origin, run_folder, signals
 from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_codec, check_same_data
+from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import (
     build_trainer,
@@ -89,7 +91,9 @@ def train(
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             new_folder.check_unused(out)  # before the data, which may take long
-        begin = origin.find(start, which, weights) if start else None
+        begin = _begin(plugins.recipe.model, start, which, weights)
+        if begin and not start:
+            plugins = begin.complete(plugins)
         run_device = choose_device(plugins.recipe, ranks)
         data = ranks.rank0_first(plugins.load_data)
         name = recipe.stem if isinstance(recipe, Path) else valid.dataset.use
@@ -100,7 +104,7 @@ def train(
             )
             if ranks.first:
                 about = environment.describe(plugins, data, run_device, ranks)
-                came_from = {"from": begin.record()} if begin else {}
+                came_from = dict(begin.record) if begin else {}
                 times = {"trained": run_folder.now()}
                 write_json(run.environment, about | came_from | times)
                 changes.write_recipe(run, plugins.recipe)
@@ -169,7 +173,7 @@ def _continue(
         if saved:
             check_same_sizes(run, saved, data)
             check_same_codec(run, read_codec(run.step_folder(saved.step)), data)
-        begin = None if saved else origin.find_again(run)
+        begin = None if saved else origin.find_again(run, plugins.recipe.model)
         trainer = build_trainer(
             plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
         )
@@ -181,6 +185,9 @@ def _continue(
             new = {key: change.new for key, change in changed.items()}
             report(f"changed: {changes.told(new)}")
         if ranks.first:
+            if "versions" not in run.read_environment():  # an imported model
+                about = environment.describe(plugins, data, run_device, ranks)
+                write_json(run.environment, about | run.read_environment())
             changes.write(run, plugins.recipe, changed, step=step)
         ranks.barrier()
         if "train.batch_size" in changes.since(run, step):
@@ -190,6 +197,19 @@ def _continue(
         del saved, begin  # so that their tensors take no memory during training
         _fit(trainer, run, caller)
     return run
+
+
+def _begin(
+    model: ModelTable, start: Path | None, which: str | int, weights: str | None
+) -> Origin | None:
+    """The weights to begin with; None: random ones."""
+    if start is None:
+        return origin.find_init(model)
+    if model.init is not None:
+        raise UsageError(
+            f"--from {start}: the recipe has model.init {model.init}, too", hint="take one of them"
+        )
+    return origin.find(start, which, weights)
 
 
 def _restore(trainer: Trainer, saved: Snapshot, run: RunFolder, report: Report) -> None:
