@@ -8,6 +8,7 @@ __version__ = "0.5.0"
 HOMES = {
     "train": "gptkit.run",
     "resume": "gptkit.run",
+    "import_model": "gptkit.run",
     "trainer": "gptkit.run",
     "dataset": "gptkit.run",
     "Run": "gptkit.run",

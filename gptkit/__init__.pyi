@@ -7,6 +7,7 @@ from gptkit.loading import load as load
 from gptkit.recipe.recipe import Recipe as Recipe
 from gptkit.run import Run as Run
 from gptkit.run import dataset as dataset
+from gptkit.run import import_model as import_model
 from gptkit.run import resume as resume
 from gptkit.run import train as train
 from gptkit.run import trainer as trainer

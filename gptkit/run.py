@@ -22,7 +22,7 @@ from gptkit.files import open_file
 from gptkit.plugin import Callback, Data, Dataset
 from gptkit.recipe import build, formats
 from gptkit.recipe.recipe import Recipe
-from gptkit.runs import checkpoint, signals
+from gptkit.runs import checkpoint, importing, origin, signals
 from gptkit.runs import train as training
 from gptkit.runs.changes import Overrides, texts
 from gptkit.runs.export import export
@@ -240,6 +240,35 @@ def resume(
 
 
 @checked
+def import_model(
+    source: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Make a run at step 0 of a model of another program, as `gptkit import` does.
+
+    Args:
+        source: a folder or a file, or a name that a format knows.
+        out: the run folder; None makes a new one below `runs/`.
+        format: its name; None takes the installed one that reads the source.
+        quiet: show nothing.
+        options: of the format.
+
+    Raises:
+        GptkitError: what is wrong with the source; nothing is kept.
+    """
+    made = formats.make(format or formats.find_reader(str(source)), options)
+    report = (lambda line: None) if quiet else say
+    found = importing.import_model(
+        str(source), made, out=None if out is None else Path(out), report=report
+    )
+    return Run(found.path)
+
+
+@checked
 def trainer(
     recipe: RecipeSource,
     overrides: Overrides = (),
@@ -260,8 +289,8 @@ def trainer(
     """
     with untouched():
         plugins = build.build(build.read(_source(recipe), texts(overrides)))
-        plugins = with_callbacks(plugins, callbacks)
-        return build_trainer(plugins, data or plugins.load_data())
+        plugins, begin = origin.completed(with_callbacks(plugins, callbacks))
+        return build_trainer(plugins, data or plugins.load_data(), begin=begin)
 
 
 @checked

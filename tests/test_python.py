@@ -27,6 +27,7 @@ from tests.conftest import TINY
 SIGNATURES = {
     "load": "(path=None, *, checkpoint='last', weights=None, device='auto', engine='auto')",
     "resume": "(path=None, overrides=(), *, callbacks=(), quiet=False)",
+    "import_model": "(source, *, out=None, format=None, quiet=False, **options)",
     "train": "(recipe, overrides=(), *, callbacks=(), out=None, start=None, checkpoint='last', "
     "weights=None, quiet=False)",
     "trainer": "(recipe, overrides=(), *, data=None, callbacks=())",

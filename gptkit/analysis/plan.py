@@ -119,7 +119,11 @@ def make_plan(plugins: Plugins) -> Plan:
 
 def _base(config: GPTConfig, options: TrainOptions, run_device: RunDevice) -> int:
     """Bytes that are taken after a step of a tiny model, which imports and allocates the rest."""
-    tiny = {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 8, "n_inner": 8, "preset": None}
+    tiny = {
+        **dict.fromkeys(("n_layer", "n_head", "n_kv_head"), 1),
+        **dict.fromkeys(("n_embd", "n_inner", "head_dim"), 8),
+        "preset": None,
+    }
     sizes_of_data = {"vocab_size": 2, "block_size": 2}
     model = GPT(
         GPTConfig.model_validate(config.model_dump() | tiny | sizes_of_data),

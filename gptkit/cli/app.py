@@ -227,14 +227,20 @@ def export(
 @app.command()
 def check(recipe: RecipeArgument, overrides: SetOption = []) -> None:  # noqa: B006
     """Validate a recipe and its plugins without training; prints the complete recipe."""
-    from gptkit.recipe import build
+    from gptkit.recipe import build, formats
     from gptkit.runs import fits
 
     plugins = build.build(build.read(recipe, overrides, report=say))
+    if plugins.recipe.model.init is not None:
+        from gptkit.runs import origin  # takes a second
+
+        plugins, _ = origin.completed(plugins)
     print_result(plugins.recipe.to_toml(), end="")
     warnings = [*plugins.missing_paths(), fits.warning(plugins)]
     for warning in filter(None, warnings):
         say(f"warning: {recipe}: {warning}")
+    for line in formats.where_it_opens(fits.config_of(plugins).model_dump(mode="json")):
+        say(f"{recipe}: {line}")
     say(f"{recipe}: ok")
 
 
@@ -246,9 +252,10 @@ def plan(recipe: RecipeArgument, overrides: SetOption = [], json: JsonOption = F
 
     from gptkit.analysis.plan import make_plan
     from gptkit.recipe import build
+    from gptkit.runs import origin
     from gptkit.show.plan import print_plan
 
-    plugins = build.build(build.read(recipe, overrides, report=say))
+    plugins, _ = origin.completed(build.build(build.read(recipe, overrides, report=say)))
     print_plan(make_plan(plugins), as_json=json)
 
 

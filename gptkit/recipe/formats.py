@@ -87,3 +87,19 @@ def find_reader(source: str) -> str:
     )
     unusable = f"; {', '.join(broken)} cannot be used: gptkit plugins check" if broken else ""
     raise UsageError(f"{source}: no installed format reads this", hint=known + unusable)
+
+
+def where_it_opens(config: Mapping[str, Any]) -> list[str]:
+    """What the installed formats say of a model's config, a line for each that has an opinion."""
+    lines = []
+    for entry in registry.installed("format"):
+        try:
+            kind = registry.load(entry)
+            assert issubclass(kind, Format)
+            if opened := kind.model_validate({}).opens_as(config):
+                lines.append(f"opens in {entry.name} as {opened}")
+        except UsageError as error:
+            lines.append(f"does not open in {entry.name}: {error}")
+        except Exception:  # of a plugin; whoever names it hears of it
+            continue
+    return lines

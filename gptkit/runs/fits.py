@@ -12,18 +12,23 @@ MOST = 2**31 - 1
 """The longest context that a model can have."""
 
 
-def warning(plugins: Plugins) -> str | None:
-    """That a recipe needs more memory than this computer has; its data is not opened.
+def config_of(plugins: Plugins) -> GPTConfig:
+    """The model of a recipe whose data is not opened.
 
     The vocabulary counts as a single token, and the context too if the data set has no option
     `block_size`.
     """
-    recipe, block_size = plugins.recipe, getattr(plugins.dataset, "block_size", 1)
-    config = GPTConfig(
-        **recipe.model.shape(),
+    block_size = getattr(plugins.dataset, "block_size", 1)
+    return GPTConfig(
+        **plugins.recipe.model.shape(),
         vocab_size=1,
         block_size=max(1, min(block_size, MOST)) if isinstance(block_size, int) else 1,
     )
+
+
+def warning(plugins: Plugins) -> str | None:
+    """That a recipe needs more memory than this computer has; its data is not opened."""
+    recipe, config = plugins.recipe, config_of(plugins)
     need: Need = sizes.to_train(config, recipe.train, item_size=2)
     if need.size is None or need.size < ANYWHERE:
         return None

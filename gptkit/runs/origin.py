@@ -206,6 +206,12 @@ def find_init(model: ModelTable) -> Origin | None:
     )
 
 
+def completed(plugins: Plugins) -> tuple[Plugins, Origin | None]:
+    """A recipe with what `init` says of the model, and the weights that it names, if any."""
+    begin = find_init(plugins.recipe.model)
+    return (begin.complete(plugins) if begin else plugins), begin
+
+
 def find_again(run: RunFolder, model: ModelTable) -> Origin | None:
     """What a run that has no checkpoint of its training yet begins with; None: random weights.
 

@@ -12,7 +12,6 @@ from gptkit.files import quote, write_json
 from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
-from gptkit.recipe.options import ModelTable
 from gptkit.recipe.table import Report
 from gptkit.runs import changes, checkpoint, environment, new_folder, origin, run_folder, signals
 from gptkit.runs.changes import Change, Overrides
@@ -91,9 +90,7 @@ def train(
         ranks.batch_slice(plugins.recipe.train.batch_size)
         if out and ranks.first:
             new_folder.check_unused(out)  # before the data, which may take long
-        begin = _begin(plugins.recipe.model, start, which, weights)
-        if begin and not start:
-            plugins = begin.complete(plugins)
+        plugins, begin = _begin(plugins, start, which, weights)
         run_device = choose_device(plugins.recipe, ranks)
         data = ranks.rank0_first(plugins.load_data)
         name = recipe.stem if isinstance(recipe, Path) else valid.dataset.use
@@ -200,16 +197,16 @@ def _continue(
 
 
 def _begin(
-    model: ModelTable, start: Path | None, which: str | int, weights: str | None
-) -> Origin | None:
-    """The weights to begin with; None: random ones."""
+    plugins: Plugins, start: Path | None, which: str | int, weights: str | None
+) -> tuple[Plugins, Origin | None]:
+    """The complete recipe, and the weights to begin with; None: random ones."""
     if start is None:
-        return origin.find_init(model)
-    if model.init is not None:
+        return origin.completed(plugins)
+    if init := plugins.recipe.model.init:
         raise UsageError(
-            f"--from {start}: the recipe has model.init {model.init}, too", hint="take one of them"
+            f"--from {start}: the recipe has model.init {init}, too", hint="take one of them"
         )
-    return origin.find(start, which, weights)
+    return plugins, origin.find(start, which, weights)
 
 
 def _restore(trainer: Trainer, saved: Snapshot, run: RunFolder, report: Report) -> None:
