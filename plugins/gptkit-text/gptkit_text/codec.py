@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, NonNegativeInt, model_validator
 
 from gptkit.codec import PromptError, TextCodec
-from gptkit_text.tokenizer_file import begin_with, byte_tokenizer, is_fault
+from gptkit_text.tokenizer_file import Space, begin_with, byte_tokenizer, is_fault, with_space
 from gptkit_text.vocabulary import Vocabulary, read_vocabulary
 from gptkit_text.word_pattern import word_pattern
 
@@ -24,12 +24,23 @@ class TokenizerCodec(TextCodec):
     """The text of a `tokenizer.json`, as `tokenizer_file.prepare` gives it; "" for single bytes."""
     end: NonNegativeInt | None = None
     """The id that begins a document and ends a sample; None if the texts are joined."""
+    begin: NonNegativeInt | None = Field(default=None, repr=False)
+    """The id before every prompt, such as Llama's; None for that of the end token."""
+    stops: tuple[NonNegativeInt, ...] = Field(default=(), repr=False)
+    """The ids that end a sample where they are several; () for that of the end token."""
+    space: Space | None = Field(default=None, repr=False)
+    """Put a space before a prompt, "always" or where it is "missing", as SentencePiece does."""
+    chat_template: str | None = Field(default=None, repr=False)
+    """The template in Jinja that turns a chat into a text; None if there is none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         special = self._vocabulary.control if self.tokenizer else {256}
-        if self.end is not None and self.end not in special:
-            raise ValueError(f"end, {self.end}, should be a special token, which is no text")
+        for name, token in (("end", self.end), ("begin", self.begin)):
+            if token is not None and token not in special:
+                raise ValueError(f"{name}, {token}, should be a special token, which is no text")
+        if wrong := [token for token in self.stops if token >= self.vocab_size]:
+            raise ValueError(f"stops should hold ids below {self.vocab_size}, got {wrong[0]}")
         return self
 
     @property
@@ -39,8 +50,13 @@ class TokenizerCodec(TextCodec):
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """The end token, if there is one."""
-        return () if self.end is None else (self.end,)
+        """The end token, if there is one, or all ids that end a sample."""
+        return self.stops or (() if self.end is None else (self.end,))
+
+    @property
+    def start_token(self) -> int | None:
+        """The special token that begins every prompt, if there is one."""
+        return self.end if self.begin is None else self.begin
 
     @cached_property
     def token_bytes(self) -> Sequence[bytes]:
@@ -52,13 +68,13 @@ class TokenizerCodec(TextCodec):
         return [b"" if token == self.end else piece for token, piece in enumerate(pieces)]
 
     def encode(self, prompt: str) -> list[int]:
-        """The end token, which a document begins with, then the tokens of the prompt.
+        """The token that a document begins with, then the tokens of the prompt.
 
         Args:
             prompt: any text. What spells a special token is text.
 
         Returns:
-            The ids; for "" without an end token those of a line feed.
+            The ids; for "" without such a token those of a line feed.
 
         Raises:
             PromptError: the prompt has half a character, which no text has, or the tokenizer
@@ -71,9 +87,9 @@ class TokenizerCodec(TextCodec):
                 f"prompt: half a character, U+{ord(prompt[error.start]):04X}, at {error.start}",
                 hint="give the prompt in UTF-8",
             ) from None
-        if self.end is not None:
-            return [self.end, *self.divide(prompt)]
-        return self.divide(prompt or "\n") or [0]
+        if self.start_token is None:
+            return self.divide(self._spaced(prompt) or "\n") or [0]
+        return [self.start_token, *self.divide(self._spaced(prompt))]
 
     def divide(self, text: str) -> list[int]:
         """The tokens of a text, without the end token.
@@ -96,12 +112,14 @@ class TokenizerCodec(TextCodec):
         return ids if self._vocabulary.control.isdisjoint(ids) else self._divide_spelt(text)
 
     def tokenizer_json(self) -> str:
-        """The text of a `tokenizer.json` that gives what `encode` gives, the end token first.
+        """The text of a `tokenizer.json` that gives what `encode` gives, the first token, too.
 
-        A program that leaves special tokens out gets what `divide` gives.
+        A program that leaves special tokens out gets what `divide` gives, after a space if the
+        codec puts one before a prompt.
         """
         text = self.tokenizer or byte_tokenizer(self.end)
-        return text if self.end is None else begin_with(text, self.end)
+        text = with_space(text, self.space) if self.space else text
+        return text if self.start_token is None else begin_with(text, self.start_token)
 
     @property
     def word_pattern(self) -> str | None:
@@ -111,6 +129,10 @@ class TokenizerCodec(TextCodec):
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         return read_vocabulary(self.tokenizer)
+
+    def _spaced(self, prompt: str) -> str:
+        needed = self.space == "always" or (self.space == "missing" and prompt[:1] != " ")
+        return f" {prompt}" if needed and prompt else prompt
 
     def _divide_spelt(self, text: str) -> list[int]:
         """The tokens of a text that spells a special token: it is cut inside of that one."""

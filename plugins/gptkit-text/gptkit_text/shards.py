@@ -162,7 +162,8 @@ class _Task:
 
 def _key(source: str, codec: TokenizerCodec, errors: Errors, val_fraction: float) -> str:
     """Digest of all that decides the tokens."""
-    options = [FORMAT, source, codec.model_dump(mode="json"), errors, val_fraction]
+    encoder = codec.model_dump(mode="json", include={"tokenizer", "end"})
+    options = [FORMAT, source, encoder, errors, val_fraction]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
 

@@ -4,9 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+)
 
 from gptkit.codec import PromptError
 from gptkit.plugin import (
@@ -39,6 +47,8 @@ HINT = (
     'tokenizer should be { train = 4096 }, "gpt2", "byte", or the path of a tokenizer.json '
     "or of a folder that has one"
 )
+NOTED = "gptkit"
+"""The table of a tokenizer_config.json that has further fields of the codec."""
 VERSION = 2
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
 
@@ -92,7 +102,12 @@ def make_codec(
     if option == "byte":
         return TokenizerCodec(tokenizer="", end=None if join else 256)
     text, end = _gpt2() if option == "gpt2" else _from_path(Path(option))
-    codec = TokenizerCodec(tokenizer=text, end=None if join else end)
+    more = {} if join or option == "gpt2" else _noted(Path(option))
+    try:
+        codec = TokenizerCodec(tokenizer=text, end=None if join else end, **more)
+    except ValidationError as error:
+        fault = f"{option}: tokenizer_config.json: {NOTED}: {error.errors()[0]['msg']}"
+        raise DataError(fault, hint=HINT) from error
     _note_changes(codec, option)
     return codec
 
@@ -158,6 +173,39 @@ def _from_path(path: Path) -> tuple[str, int]:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}", hint=HINT) from error
     except ValueError as error:
         raise DataError(f"{path}: {error}", hint=HINT) from error
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What a folder that gptkit wrote tells of the codec, besides its tokenizer and end token."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = read_json(folder / "tokenizer_config.json")
+        noted = dict(config[NOTED])
+    except (OSError, KeyError, TypeError, ValueError):  # a folder of another program
+        return {}
+    return {**noted, "chat_template": chat_template(folder)}
+
+
+def chat_template(folder: Path) -> str | None:
+    """The template of a chat that a folder of Hugging Face tokenizers has, if there is one.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is not JSON, or not UTF-8.
+    """
+    try:
+        return _text(folder / "chat_template.jinja")
+    except FileNotFoundError:
+        pass
+    try:
+        config = read_json(folder / "tokenizer_config.json")
+    except FileNotFoundError:
+        return None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(found, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _json_text(path: Path) -> str:

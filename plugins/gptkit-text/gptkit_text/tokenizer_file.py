@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -24,6 +24,8 @@ BYTE_LEVEL = {
 
 Spec = dict[str, Any]
 """The contents of a `tokenizer.json`."""
+Space = Literal["always", "missing"]
+"""When a space is put before a text."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,36 @@ def begin_with(text: str, token: int) -> str:
         "pair": [special, first, special, second],
         "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
+    return _written(spec)
+
+
+def space_before(text: str) -> Space | None:
+    """When a `tokenizer.json`, before `prepare`, puts a space before a text; None for never."""
+    spec = read_tokenizer(text).spec
+    parts = [part for name in ("normalizer", "pre_tokenizer") for part in _parts(spec[name])]
+    if any(part["type"] == "Prepend" for part in parts):
+        return "always"
+    prefixed = [part.get("prepend_scheme", "never") != "never" for part in parts]
+    prefixed += [part["type"] == "ByteLevel" and part["add_prefix_space"] for part in parts]
+    return "missing" if any(prefixed) else None
+
+
+def with_space(text: str, when: Space) -> str:
+    """The `tokenizer.json` that puts a space before every text, and drops it when it decodes."""
+    spec: Spec = json.loads(text)
+    if when == "always":
+        rest = spec["normalizer"] or {"type": "Sequence", "normalizers": []}
+        parts = rest["normalizers"] if rest["type"] == "Sequence" else [rest]
+        prepended = [{"type": "Prepend", "prepend": " "}, *parts]
+        spec["normalizer"] = {"type": "Sequence", "normalizers": prepended}
+    for part in _parts(spec["pre_tokenizer"]):
+        if when == "missing" and part["type"] == "Metaspace":
+            part["prepend_scheme"] = "first"
+        if when == "missing" and part["type"] == "ByteLevel":
+            part["add_prefix_space"] = True
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoders = [spec["decoder"], strip] if spec["decoder"] else [strip]
+    spec["decoder"] = {"type": "Sequence", "decoders": decoders}
     return _written(spec)
 
 

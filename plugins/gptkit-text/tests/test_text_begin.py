@@ -1,0 +1,104 @@
+"""Codecs of tokenizers as other programs have them: a first token, several ends, a template."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from gptkit.plugin import DataError
+from gptkit.testing import check_codec
+from gptkit_text.codec import TokenizerCodec
+from gptkit_text.tokenizer import make_codec
+from gptkit_text.tokenizer_file import prepare, space_before
+
+VOCABULARY = {"<s>": 0, "</s>": 1, "<|im_end|>": 2, "▁": 3, "a": 4, "b": 5, "▁a": 6, "ab": 7}
+KINDS = {
+    "prepend": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+    "metaspace": pre_tokenizers.Metaspace(prepend_scheme="first"),
+    "plain": normalizers.Replace(" ", "▁"),
+}
+SPACES = {"prepend": "always", "metaspace": "missing", "plain": None}
+
+
+def original(kind: str) -> Tokenizer:
+    """A tokenizer as Llama's: of pieces, with three special tokens."""
+    library = Tokenizer(models.BPE(VOCABULARY, [("▁", "a"), ("a", "b")]))
+    library.add_special_tokens(["<s>", "</s>", "<|im_end|>"])
+    if kind == "metaspace":
+        library.pre_tokenizer = KINDS[kind]
+    else:
+        library.normalizer = KINDS[kind]
+    return library
+
+
+def codec_of(kind: str, **fields: Any) -> TokenizerCodec:
+    text = original(kind).to_str()
+    prepared, end = prepare(text, end="</s>")
+    return TokenizerCodec(tokenizer=prepared, end=end, space=space_before(text), **fields)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_have_the_tokens_that_the_tokenizer_itself_gives(kind: str) -> None:
+    codec, library = codec_of(kind, begin=0), original(kind)
+    exported = Tokenizer.from_str(codec.tokenizer_json())
+    assert codec.space == SPACES[kind]
+    for text in ("a", " a", "ab a", "  b", "b", ""):
+        assert codec.encode(text) == [0, *library.encode(text).ids]
+        assert exported.encode(text).ids == codec.encode(text)
+    check_codec(codec, prompts=["a", " ab", "b a"], vocab_size=8)
+
+
+def test_other_tokens_begin_and_end_a_sample() -> None:
+    codec = codec_of("plain", begin=0, stops=(2, 1), chat_template="{{ messages }}")
+    assert codec.starts == [[0]]
+    assert codec.stop_tokens == (2, 1)
+    assert TokenizerCodec.model_validate_json(codec.model_dump_json()) == codec
+
+
+def test_the_codec_of_an_older_checkpoint_is_read() -> None:
+    codec = TokenizerCodec.model_validate_json('{"tokenizer": "", "end": 256}')
+    assert (codec.encode("a"), codec.stop_tokens) == ([256, 97], (256,))
+    assert codec.chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"begin": 4}, "begin, 4, should be a special token"),
+        ({"stops": (8,)}, "stops should hold ids below 8, got 8"),
+        ({"stops": (-1,)}, "greater than or equal to 0"),
+    ],
+)
+def test_tokens_that_cannot_begin_or_end_are_refused(fields: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        codec_of("plain", **fields)
+
+
+def folder_of(codec: TokenizerCodec, path: Path, **noted: Any) -> Path:
+    config = {"eos_token": "</s>", "chat_template": codec.chat_template, "gptkit": noted}
+    path.joinpath("tokenizer.json").write_text(codec.tokenizer_json(), encoding="utf-8")
+    path.joinpath("tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def test_a_folder_that_gptkit_wrote_gives_the_same_codec(tmp_path: Path) -> None:
+    codec = codec_of("prepend", begin=0, stops=(2, 1), chat_template="{{ messages }}")
+    folder = folder_of(codec, tmp_path, begin=0, stops=[2, 1], space="always")
+    assert make_codec(folder, list, key="", join=False) == codec
+    joined = make_codec(folder, list, key="", join=True)
+    assert joined == TokenizerCodec(tokenizer=codec.tokenizer)
+
+
+def test_a_template_in_a_file_of_its_own_is_taken(tmp_path: Path) -> None:
+    folder = folder_of(codec_of("plain"), tmp_path)
+    (folder / "chat_template.jinja").write_text("é{{ messages }}", encoding="utf-8")
+    assert make_codec(folder, list, key="", join=False).chat_template == "é{{ messages }}"
+
+
+def test_a_folder_that_tells_a_wrong_token_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(codec_of("plain"), tmp_path, begin=5)
+    with pytest.raises(DataError, match="tokenizer_config.json: gptkit: .*begin, 5, should be"):
+        make_codec(folder, list, key="", join=False)
