@@ -100,5 +100,5 @@ def test_a_template_in_a_file_of_its_own_is_taken(tmp_path: Path) -> None:
 
 def test_a_folder_that_tells_a_wrong_token_is_refused(tmp_path: Path) -> None:
     folder = folder_of(codec_of("plain"), tmp_path, begin=5)
-    with pytest.raises(DataError, match="tokenizer_config.json: gptkit: .*begin, 5, should be"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: gptkit: .*begin, 5, should be"):
         make_codec(folder, list, key="", join=False)
