@@ -47,7 +47,7 @@ def size(path: Path) -> tuple[int, int]:
 class Uniform(nn.Module):
     """Knows nothing but that a target is one of 256 values."""
 
-    def forward(self, x: Tensor, y: Tensor, document_start: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, *documents: int | None) -> Tensor:
         return F.cross_entropy(torch.zeros(y.numel(), 256, dtype=torch.float64), y.flatten())
 
 

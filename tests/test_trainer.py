@@ -320,9 +320,28 @@ def test_documents_are_trained_and_measured_each_alone(data: Data) -> None:
     assert abs(own - whole) > 1e-5
 
 
-def test_a_document_start_is_a_token(data: Data) -> None:
-    with pytest.raises(PluginError, match=r"Data\.document_start should hold ids below vocab_size"):
-        replace(data, document_start=data.vocab_size)
+def test_the_mark_of_a_documents_end_is_in_no_other_document(data: Data) -> None:
+    """Each target's loss is that of its document alone, from position 0 on."""
+    model, end = make(), 4
+    x, y = data.train[torch.tensor([0, 5])]
+    x[x == end] = 5
+    x[0, 1] = x[0, 5] = x[1, 3] = end
+    parts = [(0, 0, 2), (0, 2, 6), (0, 6, BLOCK), (1, 0, 4), (1, 4, BLOCK)]
+    alone = [model.token_losses(x[i : i + 1, a:b], y[i : i + 1, a:b]) for i, a, b in parts]
+    expected = torch.cat(alone, dim=1).mean()
+    assert model(x, y, None, end).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert abs(model(x, y, end).item() - expected.item()) > 1e-4
+    marked = replace(data, document_end=end)
+    twin = copy.deepcopy(model)
+    state = trainer(marked, model=model, steps=1).fit()
+    batch = data.train[data.train.indices(3, 0, 8)]
+    assert state.loss.item() == pytest.approx(twin(*batch, None, end).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["document_start", "document_end"])
+def test_the_mark_of_a_document_is_a_token(data: Data, name: str) -> None:
+    with pytest.raises(PluginError, match=rf"Data\.{name} should hold ids below vocab_size"):
+        replace(data, **{name: data.vocab_size})
 
 
 def test_what_a_split_counts_is_logged(data: Data) -> None:

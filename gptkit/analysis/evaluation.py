@@ -73,6 +73,7 @@ def _measured(run: LoadedRun) -> Evaluation:
             run_device=run.run_device,
             batch_size=run.batch_size,
             document_start=run.data.document_start,
+            document_end=run.data.document_end,
             name="the validation split",
             advance=advance,
         )

@@ -27,6 +27,8 @@ class Data:
         document_start: The token that begins every document, if a document shall be trained as if
             it were alone: its tokens see no other document in their window, and their positions
             count from its beginning. Sampling does not need it. None: windows are one text.
+        document_end: The token that ends every document, for documents that begin with no token of
+            their own: the next token begins another document, which does not see it.
     """
 
     train: Split
@@ -37,6 +39,7 @@ class Data:
     sha256: str | None = None
     classes: tuple[str, ...] = ()
     document_start: int | None = None
+    document_end: int | None = None
 
     def __post_init__(self) -> None:
         for name, split in (("training", self.train), ("validation", self.val)):
@@ -46,8 +49,9 @@ class Data:
                     hint="use more data or a smaller block_size",
                 )
         check_loaded(self.codec, self.vocab_size)
-        if self.document_start is not None:
-            check_ids([self.document_start], "Data.document_start", self.vocab_size)
+        for name in ("document_start", "document_end"):
+            if (token := getattr(self, name)) is not None:
+                check_ids([token], f"Data.{name}", self.vocab_size)
 
 
 class Dataset(Plugin, ABC):

@@ -26,7 +26,8 @@ class Documents(NoCache):
 
     Args:
         x: token ids, int64 (B, T).
-        start: the token that begins a document.
+        start: the token that begins a document; None if only their ends are marked.
+        end: the token that ends a document, so that the next one begins after it.
         dtype: of the queries.
         windows: of the layers: how many tokens a token sees; None: all before it.
     """
@@ -34,13 +35,19 @@ class Documents(NoCache):
     def __init__(
         self,
         x: Tensor,
-        start: int,
+        start: int | None,
         *,
+        end: int | None = None,
         dtype: torch.dtype = torch.float32,
         windows: Iterable[int | None] = (None,),
     ) -> None:
         columns = torch.arange(x.size(1), device=x.device)
-        first = torch.where(x == start, columns, 0).cummax(1).values  # (B, T), of each document
+        first = torch.zeros_like(x)  # (B, T), of each document
+        if start is not None:
+            first = torch.where(x == start, columns, first)
+        if end is not None:
+            first[:, 1:] = torch.where(x[:, :-1] == end, columns[1:], first[:, 1:])
+        first = first.cummax(1).values
         self._positions = columns - first
         firsts = {w: first if w is None else first.maximum(columns - w + 1) for w in windows}
         self._biases = {w: _bias(first, dtype) for w, first in firsts.items()}  # (B, 1, T, T)

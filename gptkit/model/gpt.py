@@ -65,16 +65,23 @@ class GPT(nn.Module):
         if seed is not None:
             self._draw(seed)
 
-    def forward(self, x: Tensor, y: Tensor, document_start: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        document_start: int | None = None,
+        document_end: int | None = None,
+    ) -> Tensor:
         """Mean cross-entropy in nats of targets y given inputs x, both int64 (B, T).
 
-        With `document_start`, the token that begins a document, the tokens of a document see no
-        other one, and their positions count from its beginning: as if each were alone.
+        With `document_start`, the token that begins a document, or `document_end`, the one that
+        ends it, the tokens of a document see no other one, and their positions count from its
+        beginning: as if each were alone.
         """
         cache: Cache = NO_CACHE
-        if document_start is not None:
-            dtype = self._compute_dtype(x.device.type)
-            cache = Documents(x, document_start, dtype=dtype, windows=self.config.windows)
+        if document_start is not None or document_end is not None:
+            dtype, windows = self._compute_dtype(x.device.type), self.config.windows
+            cache = Documents(x, document_start, end=document_end, dtype=dtype, windows=windows)
         logits = self.logits(x, cache)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE)
 

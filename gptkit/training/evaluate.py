@@ -43,14 +43,15 @@ def evaluate(
     batches: int | None = None,
     ranks: Ranks = ALONE,
     document_start: int | None = None,
+    document_end: int | None = None,
     name: str = "the split",
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """The loss over a whole split in fixed windows, or over `batches` batches of them.
 
     Each rank computes a part of the batches; every rank gets the loss over all of them.
-    `document_start` is that of the data; `name` is what errors call the split; `advance` is told
-    the number of windows after each batch.
+    `document_start` and `document_end` are those of the data; `name` is what errors call the split;
+    `advance` is told the number of windows after each batch.
 
     Raises:
         DataError: there is nothing to measure, since every target is masked.
@@ -59,7 +60,7 @@ def evaluate(
     with evaluating(model), run_device.autocast():
         for x, y in ranks.shard(walk(split, batch_size, batches)):
             counted = int((y != IGNORE).sum())
-            loss = model(run_device.put(x), run_device.put(y), document_start)
+            loss = model(run_device.put(x), run_device.put(y), document_start, document_end)
             total += loss.item() * counted if counted else 0.0
             tokens += counted
             if advance:

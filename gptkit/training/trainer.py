@@ -228,7 +228,8 @@ class Trainer:
         """Mean loss of a micro-batch in the run's precision."""
         # A cache would hold the full weights under FSDP2.
         with self.run_device.autocast(cache=False):
-            loss: Tensor = self.module(x, y, self.data.document_start)
+            marks = self.data.document_start, self.data.document_end
+            loss: Tensor = self.module(x, y, *marks)
         return loss
 
     def backward(self, loss: Tensor) -> None:

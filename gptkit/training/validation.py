@@ -87,6 +87,7 @@ class Validation:
             batches=batches and batches * self.parts,
             ranks=self.ranks,
             document_start=self.data.document_start,
+            document_end=self.data.document_end,
         ).loss
         finite.require_finite(loss, what)
         return loss
