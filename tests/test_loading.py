@@ -118,6 +118,34 @@ def test_a_model_draws_several_texts_in_turns_and_keeps_what_draws(
     assert ["".join(pieces) for pieces in zip(*turns, strict=True)] == alone
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_are_streamed_after_ids_are_those_of_the_text(
+    kind: str, models: dict[str, Model]
+) -> None:
+    model, options = models[kind], {"tokens": 50, "seed": 3, "top_k": 9, "temperature": 0.7}
+    ids = model.codec.encode("thou")
+    drawn = list(model.stream_tokens(ids, **options))
+    assert len(drawn) == 50
+    assert model.codec.decode([*ids, *drawn]).decode() == model.sample("thou", **options)
+    long = model.codec.encode(LONG)
+    cut = list(model.stream_tokens(long[-model.block_size :], tokens=5))
+    assert list(model.stream_tokens(long, tokens=5)) == cut
+    assert model.vocab_size == 59
+    for wrong in ([], [59], [-1], ["a"], [0.5], [[1]]):
+        with pytest.raises(UsageError, match="should be"):
+            model.stream_tokens(wrong)
+
+
+def test_a_stop_token_ends_streamed_tokens() -> None:
+    model = gptkit.load(DATA / "text", device="cpu")
+    ids, stop = model.codec.encode("thou"), model.codec.encode(" ")[0]
+    whole = list(model.stream_tokens(ids, tokens=50, seed=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.codec), "stop_tokens", (stop,))
+        assert list(model.stream_tokens(ids, tokens=50, seed=3)) == whole[: whole.index(stop)]
+        assert list(model.stream_tokens(ids, tokens=50, seed=3, ignore_stop=True)) == whole
+
+
 def test_a_decoder_is_kept_for_the_next_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 

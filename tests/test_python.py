@@ -41,12 +41,15 @@ SIGNATURES = {
     "Run.last": "property",
     "Model.codec": "property",
     "Model.block_size": "property",
+    "Model.vocab_size": "property",
     "Model.temperature": "property",
     "Model.provider": "property",
     "Model.sample": "(self, prompt='', *, tokens=None, seed=0, samples=None, temperature=None, "
     "top_k=0, top_p=1.0, keep=1.0, label=None, stop=None, ignore_stop=False)",
     "Model.stream": "(self, prompt='', *, tokens=None, seed=0, temperature=None, top_k=0, "
     "top_p=1.0, keep=1.0, stop=None, ignore_stop=False)",
+    "Model.stream_tokens": "(self, ids, *, tokens=None, seed=0, temperature=None, top_k=0, "
+    "top_p=1.0, ignore_stop=False)",
     "Model.logprobs": "(self, text)",
     "Model.embed": "(self, text)",
     "Model.draw": "(self, request, sampling, *, streaming=False)",

@@ -86,7 +86,7 @@ class LoadedModel(DecodedModel):
         return found
 
     def _row(self, tokens: Ints) -> torch.Tensor:
-        check_ids(tokens, self.model.config.vocab_size, self.block_size)
+        check_ids(tokens, self.model.config.vocab_size, most=self.block_size)
         return torch.from_numpy(tokens.astype(np.int64))[None].to(self.device)
 
 

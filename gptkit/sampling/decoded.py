@@ -54,6 +54,11 @@ class DecodedModel(Model):
         return self.config.block_size
 
     @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.config.vocab_size
+
+    @property
     def temperature(self) -> float:
         """The default sampling temperature."""
         return self.codec.temperature

@@ -34,6 +34,11 @@ class Model(ABC):
 
     @property
     @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of token ids, which are 0 .. vocab_size - 1."""
+
+    @property
+    @abstractmethod
     def temperature(self) -> float:
         """The default sampling temperature."""
 
@@ -199,6 +204,46 @@ class Model(ABC):
         return self.draw(request, sampling, streaming=True).pieces(self.codec)
 
     @checked
+    def stream_tokens(
+        self,
+        ids: Sequence[int],
+        *,
+        tokens: int | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        ignore_stop: bool = False,
+    ) -> Iterator[int]:
+        """Draw token ids one by one after given ones, which no codec has to make.
+
+        For prompts that no text stands for, such as those of a chat. Ids that are the codec's own
+        start of a prompt draw what `stream` draws.
+
+        Args:
+            ids: what to continue, at least one; of more than block_size, the last ones count.
+            tokens: how many to draw; as for `sample`, like the following.
+            seed: the same seed draws the same tokens.
+            temperature: as for `sample`.
+            top_k: as for `sample`.
+            top_p: as for `sample`.
+            ignore_stop: as for `sample`.
+
+        Yields:
+            Each id as soon as it is drawn; fewer than `tokens` if a stop token ends them, which
+            is not among them.
+
+        Raises:
+            UsageError: these are no ids of the model, or an option is out of range.
+            PromptError: the ids already fill a sample of fixed length.
+        """
+        check_ids(np.array(ids), self.vocab_size, most=None)
+        request = SampleRequest(ids=tuple(map(int, ids)), tokens=tokens, ignore_stop=ignore_stop)
+        sampling = self._sampling(temperature, top_k, top_p, seed)
+        drawn = self.draw(request, sampling, streaming=True)
+        return drawn.samples[0].new_tokens(drawn.steps)
+
+    @checked
     def logprobs(self, text: str) -> Floats:
         """How likely a text is: the logarithm of the probability of each token but the first.
 
@@ -252,11 +297,18 @@ class Model(ABC):
         return SamplingOptions(temperature=chosen, top_k=top_k, top_p=top_p, seed=seed)
 
 
-def check_ids(tokens: Ints, vocab_size: int, block_size: int) -> None:
-    """Raise a UsageError if these are no ids (T,) of the model's tokens, or too many or too few."""
+def check_ids(tokens: Ints, vocab_size: int, *, most: int | None) -> None:
+    """Raise a UsageError if these are no ids (T,) of the model's tokens, or too many or too few.
+
+    Args:
+        tokens: what should be int64 (T,).
+        vocab_size: of the model.
+        most: the largest T; None if there is no limit.
+    """
     ids = isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype.kind in "iu"
-    if not ids or not 1 <= len(tokens) <= block_size:
-        raise UsageError(f"tokens should be an array of 1 to {block_size} integers, got {tokens!r}")
+    if not ids or not 1 <= len(tokens) <= (most or len(tokens)):
+        size = "one or more" if most is None else f"1 to {most}"
+        raise UsageError(f"tokens should be an array of {size} integers, got {tokens!r}")
     wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
     if wrong.size:
         raise UsageError(f"tokens should be ids from 0 to {vocab_size - 1}, got {wrong[0]}")

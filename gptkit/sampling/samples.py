@@ -31,6 +31,7 @@ class SampleRequest:
         stop: texts that end a sample, each before itself.
         ignore_stop: do not end at the codec's stop tokens.
         place: where the prompt comes from, for errors, e.g. "prompts.txt:3".
+        ids: token ids to continue, in place of what the codec makes of a prompt.
 
     Raises:
         UsageError: the prompt is no text, a number is out of range, or a stop text is empty or no
@@ -45,6 +46,7 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     ignore_stop: bool = False
     place: str = ""
+    ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -64,6 +66,8 @@ class SampleRequest:
     @property
     def needs_codec(self) -> bool:
         """Whether the codec must encode a prompt or a label; otherwise the starts are enough."""
+        if self.ids:
+            return False
         return bool(self.prompt) or self.label is not None or self.keep != 1
 
     def starts(self, codec: Codec) -> list[list[int]]:
@@ -73,7 +77,7 @@ class SampleRequest:
             PromptError: the codec cannot read the prompt.
         """
         if not self.needs_codec:
-            return self.in_turn(codec.starts)
+            return self.in_turn([] if self.ids else codec.starts)
         with self._naming_place():
             try:
                 start = codec.start(self.prompt, keep=self.keep, label=self.label)
@@ -85,7 +89,9 @@ class SampleRequest:
         return [start] * self.samples
 
     def in_turn(self, starts: Sequence[list[int]]) -> list[list[int]]:
-        """A start for each sample: the given ones, in turn."""
+        """A start for each sample: the ids of the request, or the given ones, in turn."""
+        if self.ids:
+            return [list(self.ids)] * self.samples
         return [starts[i % len(starts)] for i in range(self.samples)]
 
     def stops(self, stop_tokens: Sequence[int], codec: Codec | None) -> Stops:

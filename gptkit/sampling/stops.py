@@ -87,6 +87,13 @@ class Sample:
         """The start and the drawn text up to a stop; bytes that are not UTF-8 become U+FFFD."""
         return "".join(self.pieces(codec, [None]))
 
+    def new_tokens(self, steps: Iterable[object]) -> Iterator[int]:
+        """The drawn tokens while steps add them, without the stop token."""
+        given = 0
+        for _ in steps:
+            yield from self._drawn[given:]
+            given = len(self._drawn)
+
     def pieces(self, codec: TextCodec, steps: Iterable[object]) -> Iterator[str]:
         """The whole characters of `text` while steps add tokens.
 

@@ -120,6 +120,11 @@ class OnnxModel(Model):
         return self.metadata.block_size
 
     @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.metadata.vocab_size
+
+    @property
     def temperature(self) -> float:
         """The default temperature."""
         return self.metadata.tokens.temperature

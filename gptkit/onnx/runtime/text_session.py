@@ -44,7 +44,7 @@ class TextSession:
         return self._run(self._features, tokens, self.about.config.n_embd)
 
     def _run(self, output: str, tokens: Ints, width: int) -> Floats:
-        check_ids(tokens, self.about.vocab_size, self.about.block_size)
+        check_ids(tokens, self.about.vocab_size, most=self.about.block_size)
         ids = tokens[None].astype(np.int64)
         with running(self.path):
             found = np.asarray(self.session.run([output], {self._ids: ids})[0], np.float32)
