@@ -1,12 +1,13 @@
 """Values of a config.json, checked one by one; all that is wrong is told at once."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from gptkit.plugin import UsageError
 
+LARGE = 1e300
+"""Of a number; infinity, and integers that are no float, are above."""
 T = TypeVar("T")
 
 MOST = 2**31 - 1
@@ -87,7 +88,8 @@ class Fields:
 
 def is_number(value: object) -> bool:
     """Whether a JSON value is a finite number above 0."""
-    return type(value) in (int, float) and 0 < value < 1e300 and math.isfinite(value)  # type: ignore[operator]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < LARGE  # type: ignore[operator]
 
 
 def told(name: str, value: object) -> str:

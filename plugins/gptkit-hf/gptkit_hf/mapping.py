@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from gptkit.plugin import RunError
-from gptkit_hf.families import choose, family_of, to_options
+from gptkit_hf.families import choose
 from gptkit_hf.shape import Shape
-from gptkit_hf.tensors import BUFFERS, tensor_shapes
+from gptkit_hf.tensors import CheckedTensors, tensor_shapes
 
 Make = Callable[[], Tensor]
 ROTARY_PARTS = {"attn.proj": "self_attn.o_proj", "mlp.proj": "mlp.down_proj"}
@@ -32,6 +32,9 @@ class _Lazy(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # without making it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
@@ -48,17 +51,14 @@ class ToGptkit(_Lazy):
 
     Raises:
         UsageError: gptkit does not have that architecture.
-        RunError: a tensor is missing, superfluous, of another shape, or has NaN or infinite
-            numbers; shapes and numbers are seen when it is asked for.
+        RunError: as for `CheckedTensors`.
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._family, self._tensors = family_of(config), tensors
-        options = to_options(config)
-        self._shape = shape = Shape.of(options)
-        self._shapes = tensor_shapes(self._family, shape, tied=shape.tie_embeddings)
-        check_names(self._shapes, tensors)
+        self._tensors = checked = CheckedTensors(config, tensors)
+        self._family, self._shape, self._shapes = checked.family, checked.shape, checked.shapes
+        shape = checked.shape
         own = {"lm_head.weight": "lm_head.weight"} if not shape.tie_embeddings else {}
         if self._family.model_type == "gpt2":
             self._add_gpt2(own)
@@ -66,22 +66,7 @@ class ToGptkit(_Lazy):
             self._add_rotary(own)
 
     def _get(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        if tuple(tensor.shape) != self._shapes[name]:
-            raise RunError(
-                f"{name} has the shape {tuple(tensor.shape)}, but config.json says "
-                f"{self._shapes[name]}",
-                hint="get the model again; its files do not belong together",
-            )
-        if not tensor.is_floating_point():
-            raise RunError(
-                f"{name} has numbers of the type {tensor.dtype}",
-                hint="import a model that is not quantised",
-            )
-        tensor = tensor.to(torch.float32)
-        if not torch.isfinite(tensor).all():
-            raise RunError(f"{name} has NaN or infinite numbers", hint="get the model again")
-        return tensor
+        return self._tensors[name]
 
     def _plain(self, name: str) -> Make:
         return lambda: self._get(name)
@@ -278,21 +263,3 @@ def swap_halves(rows: Tensor, head_size: int) -> Tensor:
     """
     halves = rows.unflatten(0, (-1, 2, head_size // 2))
     return halves.flip(1).flatten(0, 2)
-
-
-def check_names(expected: Mapping[str, object], found: Mapping[str, object]) -> None:
-    """Refuse tensors that are missing, or that no such model has.
-
-    Raises:
-        RunError: names some of them.
-    """
-    known = [name for name in found if not name.endswith(BUFFERS) and name != "lm_head.weight"]
-    missing = [name for name in expected if name not in found]
-    others = [name for name in known if name not in expected]
-    for kind, names in (("missing", missing), ("not known", others)):
-        if names:
-            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-            raise RunError(
-                f"tensors are {kind}: {', '.join(names[:3])}{more}",
-                hint="get the model again; its files do not fit its config.json",
-            )

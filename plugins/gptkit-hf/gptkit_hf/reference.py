@@ -8,7 +8,7 @@ Shapes: T tokens, C the width, nh query heads, nkv key and value heads, hs the w
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float32]
+Activation = Callable[[Floats], Floats]
 
 
 def logits(
@@ -253,7 +254,7 @@ def _gelu_tanh(x: Floats) -> Floats:
     return 0.5 * x * (1 + np.tanh(inner))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,

@@ -90,5 +90,7 @@ class Shape:
     @property
     def windows(self) -> list[int | None]:
         """For each layer how many tokens a token sees, itself included; None for all."""
+        if self.window is None or self.window >= self.block_size:
+            return [None] * self.n_layer
         letters = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer)]
         return [self.window if letter == "S" else None for letter in letters]

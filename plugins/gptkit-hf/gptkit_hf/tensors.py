@@ -1,11 +1,70 @@
-"""The tensors that a model of transformers has: their names and shapes."""
+"""The tensors that a model of transformers has: their names and shapes, and whether they do."""
 
-from gptkit_hf.families import Family, is_tied
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptkit.plugin import RunError
+from gptkit_hf.families import Family, family_of, is_tied, to_options
 from gptkit_hf.shape import Shape
 
 Shapes = dict[str, tuple[int, ...]]
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Ends of names of what older files have beside the weights, and models compute themselves."""
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+HEAD = "lm_head.weight"
+AGAIN = "get the model again: its files do not fit its config.json"
+
+
+class CheckedTensors(Mapping[str, Tensor]):
+    """The tensors of a model in float32, each read and checked when it is asked for.
+
+    Args:
+        config: the contents of its config.json.
+        tensors: by transformers' names, of any type of floating-point numbers.
+
+    Raises:
+        UsageError: gptkit does not have that architecture.
+        RunError: a tensor is missing or superfluous; when it is asked for: it is of another shape
+            or type, or has NaN or infinite numbers.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.family, self._tensors = family_of(config), tensors
+        self.shape = Shape.of(to_options(config))
+        self.shapes = tensor_shapes(self.family, self.shape, tied=self.shape.tie_embeddings)
+        _check_names(self.shapes, tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        tensor = self._tensors[name]
+        if tuple(tensor.shape) != self.shapes[name]:
+            shape, expected = [*tensor.shape], [*self.shapes[name]]
+            raise RunError(
+                f"{name} has the shape {shape}, config.json describes {expected}", hint=AGAIN
+            )
+        if tensor.dtype not in TYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise RunError(
+                f"{name} has numbers of type {kind}", hint="import a model that is not quantised"
+            )
+        tensor = tensor.detach().to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise RunError(f"{name} has NaN or infinite numbers", hint="get the model again")
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 def tensor_shapes(family: Family, shape: Shape, *, tied: bool | None = None) -> Shapes:
@@ -18,12 +77,7 @@ def tensor_shapes(family: Family, shape: Shape, *, tied: bool | None = None) -> 
     """
     tied = is_tied(shape) if tied is None else tied
     found = _gpt2(shape) if family.model_type == "gpt2" else _rotary(family, shape)
-    return found if tied else found | {"lm_head.weight": (shape.vocab_size, shape.n_embd)}
-
-
-def layer_prefix(family: Family, layer: int) -> str:
-    """Of the names of a layer's tensors."""
-    return f"transformer.h.{layer}." if family.model_type == "gpt2" else f"model.layers.{layer}."
+    return found if tied else found | {HEAD: (shape.vocab_size, shape.n_embd)}
 
 
 def _gpt2(shape: Shape) -> Shapes:
@@ -83,3 +137,14 @@ def _has_bias(kind: str, part: str, shape: Shape) -> bool:
     if kind == "qwen2":
         return part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return kind in ("llama", "arcee") and shape.bias
+
+
+def _check_names(expected: Mapping[str, object], found: Mapping[str, object]) -> None:
+    known = [name for name in found if not name.endswith(BUFFERS) and name != HEAD]
+    missing = [name for name in expected if name not in found]
+    others = [name for name in known if name not in expected]
+    for kind, names in (("missing", missing), ("not known", others)):
+        if names:
+            listed = ", ".join(name[:80] for name in names[:3])
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            raise RunError(f"tensors are {kind}: {listed}{more}", hint=AGAIN)

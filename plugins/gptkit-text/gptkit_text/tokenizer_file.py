@@ -65,14 +65,19 @@ def prepare(text: str, *, end: str | None = None) -> tuple[str, int]:
         ValueError: says what is wrong with the file.
     """
     file = read_tokenizer(text)
-    spec, ids = file.spec, file.ids
-    spec |= dict.fromkeys(ADDITIONS)
+    spec = without_additions(file.spec)
+    token = _mark_end(spec, file.ids, end)
+    return written(spec), token
+
+
+def without_additions(spec: Spec) -> Spec:
+    """The tokenizer, changed so that it adds nothing to a text and gives it back as it is."""
+    spec = spec | dict.fromkeys(ADDITIONS)
     spec["model"]["dropout"] = None
     spec["normalizer"] = _without_prefix(spec["normalizer"])
     spec["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])
     spec["decoder"] = _decoder(spec)
-    token = _mark_end(spec, ids, end)
-    return _written(spec), token
+    return spec
 
 
 def is_fault(error: BaseException) -> bool:
@@ -92,7 +97,7 @@ def begin_with(text: str, token: int) -> str:
         "pair": [special, first, special, second],
         "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
-    return _written(spec)
+    return written(spec)
 
 
 def space_before(text: str) -> Space | None:
@@ -122,7 +127,7 @@ def with_space(text: str, when: Space) -> str:
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     decoders = [spec["decoder"], strip] if spec["decoder"] else [strip]
     spec["decoder"] = {"type": "Sequence", "decoders": decoders}
-    return _written(spec)
+    return written(spec)
 
 
 def byte_tokenizer(end: int | None) -> str:
@@ -136,7 +141,7 @@ def byte_tokenizer(end: int | None) -> str:
         "decoder": BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": vocab, "merges": []},
     }
-    return _written(spec)
+    return written(spec)
 
 
 def pair_tokenizer(vocabulary: str, merges: str) -> str:
@@ -164,7 +169,7 @@ def pair_tokenizer(vocabulary: str, merges: str) -> str:
         "decoder": split,
         "model": {"type": "BPE", "vocab": json.loads(vocabulary), "merges": lines},
     }
-    return _written(spec)
+    return written(spec)
 
 
 def byte_symbols() -> list[str]:
@@ -261,15 +266,25 @@ def _mark_end(spec: Spec, ids: dict[str, int], end: str | None) -> int:
     if end is not None and end not in ids:
         raise ValueError(f"tokenizer_config.json names the end token {end!r}, which is no token")
     end = end or next((name for name in ENDS if name in ids), END)
-    token, model = ids.get(end, len(ids)), spec["model"]
-    if model["type"] == "BPE" and model.get("unk_token") == end:
-        model["unk_token"] = None  # of a byte-level one: nothing is unknown
-    if model.get("unk_token") == end or model.get("unk_id") == token:
-        raise ValueError(f"the end token, {end!r}, stands for unknown characters, too")
-    others = [added for added in spec["added_tokens"] if added["content"] != end]
-    added = [*others, _special_token(end, token)]
-    spec["added_tokens"] = sorted(added, key=lambda entry: int(entry["id"]))
+    token = ids.get(end, len(ids))
+    mark_special(spec, end, token)
     return token
+
+
+def mark_special(spec: Spec, name: str, token: int) -> None:
+    """Make a token a special one, which no text has.
+
+    Raises:
+        ValueError: it stands for unknown characters.
+    """
+    model = spec["model"]
+    if model["type"] == "BPE" and model.get("unk_token") == name:
+        model["unk_token"] = None  # of a byte-level one: nothing is unknown
+    if model.get("unk_token") == name or model.get("unk_id") == token:
+        raise ValueError(f"the end token, {name!r}, stands for unknown characters, too")
+    others = [added for added in spec["added_tokens"] if added["content"] != name]
+    added = [*others, _special_token(name, token)]
+    spec["added_tokens"] = sorted(added, key=lambda entry: int(entry["id"]))
 
 
 def _special_token(content: str, token: int) -> Spec:
@@ -278,5 +293,6 @@ def _special_token(content: str, token: int) -> Spec:
     return {"id": token, "content": content, **flags, "special": True}
 
 
-def _written(spec: Spec) -> str:
+def written(spec: Spec) -> str:
+    """The text of a `tokenizer.json`."""
     return json.dumps(spec, ensure_ascii=False, separators=(",", ":"))

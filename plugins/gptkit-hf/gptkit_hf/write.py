@@ -1,0 +1,147 @@
+"""Write a model as a folder of transformers, and prove it from the files."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptkit.codec import Codec, TextCodec
+from gptkit.plugin import TrainedModel, read_json
+from gptkit_hf.card import model_card
+from gptkit_hf.families import to_config
+from gptkit_hf.folder import open_folder
+from gptkit_hf.mapping import ToHf
+from gptkit_hf.proof import prove
+from gptkit_hf.safetensors_files import INDEX, SINGLE
+from gptkit_text.codec import TokenizerCodec
+from gptkit_text.foreign import tokenizer_config
+
+BYTES = 4
+"""Of a number in float32."""
+MARK = "gptkit"
+"""The key of a config.json that tells that gptkit wrote the folder."""
+
+
+def is_export(path: Path) -> bool:
+    """Whether gptkit wrote a folder, so that it may replace it."""
+    try:
+        return MARK in read_json(path / "config.json")
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def write_folder(model: TrainedModel, path: Path, *, onnx: bool, shard_bytes: int) -> None:
+    """Write all files and compare what they hold with the model.
+
+    Args:
+        model: what to write.
+        path: of the new folder.
+        onnx: also write onnx/model.onnx.
+        shard_bytes: of a file of weights, at most, unless a single tensor is larger.
+
+    Raises:
+        UsageError: no model of transformers has these options.
+        ExportError: what was written is not equal to the model.
+    """
+    config = to_config(model.config) | _token_ids(model.codec)
+    tensors = ToHf(model.config, model.weights)
+    path.mkdir()
+    _write_json(path / "config.json", config | {MARK: {"step": model.step}})
+    _write_json(path / "generation_config.json", _generation(model.codec))
+    write_weights(tensors, path, shard_bytes=shard_bytes)
+    for name, contents in tokenizer_files(model.codec, model.config["block_size"]).items():
+        (path / name).write_text(contents, encoding="utf-8")
+    difference = prove(model, open_folder(path))
+    card = model_card(model, config, path.name, difference=difference)
+    (path / "README.md").write_text(card, encoding="utf-8")
+    if onnx:
+        (path / "onnx").mkdir()
+        model.export("onnx", path / "onnx" / SINGLE.replace(".safetensors", ".onnx"))
+
+
+def write_weights(tensors: ToHf, path: Path, *, shard_bytes: int) -> None:
+    """Write model.safetensors, or several files with an index; one file is in memory at a time."""
+    shards = _shards(tensors.shapes, shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else [
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
+    ]  # fmt: skip
+    for name, shard in zip(names, shards, strict=True):
+        save_file(dict(_distinct(tensors, shard)), path / name, metadata={"format": "pt"})
+        shutil.copymode(path / "config.json", path / name)  # safetensors writes mode 0600
+    if len(shards) > 1:
+        weight_map = {key: n for n, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(map(_size, tensors.shapes.values()))
+        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def tokenizer_files(codec: Codec, block_size: int) -> dict[str, str]:
+    """The texts of the tokenizer's files; none for images."""
+    contents = codec.tokenizer_json() if isinstance(codec, TextCodec) else None
+    if contents is None:
+        return {}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    files = {"tokenizer.json": contents}
+    template = None
+    if isinstance(codec, TokenizerCodec):
+        config, template = config | tokenizer_config(codec), codec.chat_template
+    if template is None:
+        config["split_special_tokens"] = True  # what spells a special token is text
+    else:
+        config["chat_template"] = files["chat_template.jinja"] = template
+    return files | {"tokenizer_config.json": _json(config)}
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]], most: int) -> list[list[str]]:
+    """Names of tensors, in order, that fit into a file each."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        if shards[-1] and size + _size(shape) > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += _size(shape)
+    return shards
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return BYTES * torch.Size(shape).numel()
+
+
+def _distinct(tensors: Mapping[str, Tensor], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors; safetensors refuses two that share memory, as gate and value may."""
+    seen: set[int] = set()
+    for name in names:
+        tensor = tensors[name]
+        start = tensor.untyped_storage().data_ptr()
+        yield name, tensor.clone() if start in seen else tensor
+        seen.add(start)
+
+
+def _token_ids(codec: Codec) -> dict[str, Any]:
+    """The ids that begin and end a text."""
+    stops = list(codec.stop_tokens)
+    ids: dict[str, Any] = {"bos_token_id": codec.starts[0][0], "pad_token_id": None}
+    return ids | {"eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+
+
+def _generation(codec: Codec) -> dict[str, Any]:
+    sampling = {"do_sample": True, "temperature": codec.temperature, "top_k": 0}
+    return _token_ids(codec) | sampling
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(_json(value), encoding="utf-8")
