@@ -108,9 +108,15 @@ def _llama(config: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
         matrices.append(
             ("mlp.gate_proj", "ffn_gate", inner, width, bool(config.get("mlp_bias")), "", 1)
         )
-    norms = [("input_layernorm", "attn_norm", width), ("post_attention_layernorm", "ffn_norm", width)]
+    norms = [
+        ("input_layernorm", "attn_norm", width),
+        ("post_attention_layernorm", "ffn_norm", width),
+    ]
     if family == "qwen3":
-        norms += [("self_attn.q_norm", "attn_q_norm", size), ("self_attn.k_norm", "attn_k_norm", size)]
+        norms += [
+            ("self_attn.q_norm", "attn_q_norm", size),
+            ("self_attn.k_norm", "attn_k_norm", size),
+        ]
     for i in range(config["num_hidden_layers"]):
         block, own = f"model.layers.{i}", f"blk.{i}"
         for name, norm, length in norms:

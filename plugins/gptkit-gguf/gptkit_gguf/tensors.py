@@ -1,13 +1,17 @@
 """The tensors of a GGUF file: read, and dequantised, when they are asked for."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf.quants import dequantize
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gptkit.plugin import RunError, UsageError, open_file
-from gptkit_gguf.header import TensorPlace
+from gptkit_gguf.header import Header, TensorPlace
+from gptkit_gguf.names import Place
 
 CHUNK = 1 << 22  # bytes that are dequantised at a time
 
@@ -36,3 +40,37 @@ def read_tensor(path: Path, place: TensorPlace) -> NDArray[np.float32]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     return result
+
+
+class HfTensors(Mapping[str, Tensor]):
+    """The tensors of a GGUF file under transformers' names, each read when it is asked for."""
+
+    def __init__(self, header: Header, places: Mapping[str, Place], *, pairs: bool = False) -> None:
+        """Take them from a file.
+
+        Args:
+            header: of the file.
+            places: where the tensors are, by their names in transformers.
+            pairs: leave rows that llama.cpp rotates in pairs as they are.
+        """
+        self.header, self.places, self.pairs = header, places, pairs
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor, float32.
+
+        Raises:
+            RunError: it has values that are not finite, or the file changed.
+        """
+        place = self.places[name]
+        found = read_tensor(self.header.path, self.header.tensors[place.name])
+        if not np.isfinite(found.sum(dtype=np.float64)) and not np.isfinite(found).all():
+            raise RunError(
+                f"{self.header.path}: damaged: the tensor {place.name} has NaN or infinite values"
+            )
+        return torch.from_numpy(place.to_hf(found, pairs=self.pairs))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)

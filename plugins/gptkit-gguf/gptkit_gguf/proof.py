@@ -1,0 +1,127 @@
+"""Whether a GGUF file that was written is the model: read back by another reader, and computed.
+
+The reader is that of the package gguf, the logits are those of numpy with transformers' formulas.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gptkit.codec import PromptError
+from gptkit.plugin import ExportError
+from gptkit_gguf.header import Header, TensorPlace
+from gptkit_gguf.names import Place
+from gptkit_gguf.tensors import HfTensors
+from gptkit_gguf.vocabulary import read_vocabulary
+from gptkit_gguf.writer import Dtype
+from gptkit_text.codec import TokenizerCodec
+
+STEPS: Mapping[Dtype, float] = {"f32": 0.0, "f16": 2.0**-11, "q8_0": 1 / 250}
+"""The largest change of a weight, as a part of the tensor's largest: half of a step."""
+TOLERANCES: Mapping[Dtype, float] = {"f32": 1e-4, "f16": 1e-2, "q8_0": 1e-1}
+"""The largest difference of logits, as a part of the largest logit."""
+DRAWN, GREEDY = 24, 16
+"""Tokens that are drawn at random, and those that the model itself continues them with."""
+TEXTS = ("One, two  three\n\tfour 1234", "Zwölf", "A\u030a", "千🦊", "don't")
+
+
+def read_back(path: Path) -> Header:
+    """What the package gguf finds in a file.
+
+    Raises:
+        ExportError: it cannot read the file.
+    """
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, KeyError, IndexError) as error:
+        raise ExportError(f"{path.name}: the package gguf cannot read it: {error}") from error
+    places = {
+        tensor.name: TensorPlace(
+            shape=tuple(int(size) for size in reversed(tensor.shape)),
+            kind=tensor.tensor_type,
+            start=int(tensor.data_offset),
+            size=int(tensor.n_bytes),
+        )
+        for tensor in reader.tensors
+    }
+    return Header(path, fields, places)
+
+
+def prove_tensors(
+    header: Header, places: Mapping[str, Place], tensors: Mapping[str, Tensor], dtype: Dtype
+) -> None:
+    """Compare every tensor in a file with the model's.
+
+    Raises:
+        ExportError: one differs by more than its type does.
+    """
+    found = HfTensors(header, places)
+    for name, place in places.items():
+        wanted = tensors[name]
+        if place.name not in header.tensors:
+            raise ExportError(f"{header.path.name}: the tensor {place.name} is missing")
+        largest = float(wanted.abs().max())
+        off = float((found[name] - wanted).abs().max())
+        if not off <= STEPS[dtype] * largest:
+            raise ExportError(
+                f"{header.path.name}: the tensor {place.name} differs by {off:.2g}, "
+                f"its largest value is {largest:.2g}"
+            )
+
+
+def prove_logits(name: str, wanted: NDArray[np.float32], found: NDArray[np.float32],
+                 tolerance: float) -> None:  # fmt: skip
+    """Compare logits, and the tokens that are drawn greedily from the last of them.
+
+    Args:
+        name: of the file.
+        wanted: the model's, (T, vocab_size), the last `GREEDY` positions drawn greedily.
+        found: the file's.
+        tolerance: the largest difference, as a part of the largest logit.
+
+    Raises:
+        ExportError: they differ.
+    """
+    largest = float(np.abs(wanted).max())
+    off = float(np.abs(found - wanted).max())
+    if not off <= tolerance * largest:
+        raise ExportError(
+            f"{name}: not equal to the model: logits differ by {off:.2g} of {largest:.3g}"
+        )
+    for ours, theirs in zip(wanted[-GREEDY:], found[-GREEDY:], strict=True):
+        lead = float(ours.max() - ours[theirs.argmax()])
+        if lead > 2 * off:  # no tie within the difference: another token
+            raise ExportError(f"{name}: not equal to the model: another token is the likeliest")
+
+
+def proof_tokens(module: nn.Module, vocab_size: int, block_size: int) -> list[int]:
+    """Tokens that fit the context: random ones, then what the model continues them with."""
+    drawn = max(1, min(DRAWN, block_size - GREEDY))
+    ids = np.random.default_rng(0).integers(0, vocab_size, drawn).tolist()
+    with torch.inference_mode():
+        while len(ids) < min(drawn + GREEDY, block_size):
+            ids.append(int(module.logits(torch.tensor([ids]))[0, -1].argmax()))
+    return ids
+
+
+def prove_tokenizer(header: Header, codec: TokenizerCodec) -> None:
+    """Compare the tokens of some texts.
+
+    Raises:
+        ExportError: the tokenizer of the file gives others.
+    """
+    read = read_vocabulary(header)
+    again = TokenizerCodec(tokenizer=read.tokenizer)
+    for text in TEXTS:
+        try:
+            wanted = codec.divide(text)
+        except PromptError:
+            continue
+        if again.divide(text) != wanted:
+            raise ExportError(f"{header.path.name}: its tokenizer gives other tokens for {text!r}")
