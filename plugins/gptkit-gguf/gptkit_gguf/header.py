@@ -62,7 +62,7 @@ class Header:
     tensors: Mapping[str, TensorPlace]
 
 
-class _Damaged(Exception):
+class _DamageError(Exception):
     """The file is not what it says; the message is the fault."""
 
 
@@ -81,7 +81,7 @@ def read_header(path: Path) -> Header:
                 return _read(path, contents)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except _Damaged as error:
+    except _DamageError as error:
         raise RunError(f"{path}: damaged: {error}", hint="download it again") from error
 
 
@@ -95,7 +95,7 @@ def _read(path: Path, contents: mmap.mmap) -> Header:
     for _ in range(n_fields):
         key = cursor.text(LONGEST_NAME)
         if key in fields:
-            raise _Damaged(f"its metadata has {key!r} twice")
+            raise _DamageError(f"its metadata has {key!r} twice")
         fields[key] = cursor.value()
     places = _places(path, cursor, n_tensors, fields)
     return Header(path, fields, places)
@@ -118,10 +118,10 @@ def _places(
     for _ in range(count):
         name = cursor.text(LONGEST_NAME)
         if name in found:
-            raise _Damaged(f"it has the tensor {name!r} twice")
+            raise _DamageError(f"it has the tensor {name!r} twice")
         n_dimensions = cursor.number("<u4")
         if not 1 <= n_dimensions <= MOST_DIMENSIONS:
-            raise _Damaged(f"the tensor {name!r} has {n_dimensions:,} dimensions")
+            raise _DamageError(f"the tensor {name!r} has {n_dimensions:,} dimensions")
         sizes = [cursor.number("<u8") for _ in range(n_dimensions)]
         found[name] = (sizes, cursor.number("<u4"), cursor.number("<u8"))
     alignment = _alignment(fields)
@@ -135,7 +135,7 @@ def _places(
 def _alignment(fields: Mapping[str, Any]) -> int:
     alignment = fields.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment.bit_count() > 1:
-        raise _Damaged(f"general.alignment is {alignment!r}")
+        raise _DamageError(f"general.alignment is {alignment!r}")
     return alignment
 
 
@@ -145,7 +145,7 @@ def _place(
     try:
         kind = GGMLQuantizationType(number)
     except ValueError:
-        raise _Damaged(f"the tensor {name!r} has the unknown type {number}") from None
+        raise _DamageError(f"the tensor {name!r} has the unknown type {number}") from None
     if kind.name not in READABLE:
         raise UsageError(
             f"{path}: the tensor {name} is of type {kind.name}, which is not supported",
@@ -153,10 +153,10 @@ def _place(
         )
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if min(sizes) < 1 or sizes[0] % block:
-        raise _Damaged(f"the tensor {name!r} of type {kind.name} has the shape {sizes[::-1]}")
+        raise _DamageError(f"the tensor {name!r} of type {kind.name} has the shape {sizes[::-1]}")
     size = math.prod(sizes) // block * block_bytes
     if start + size > end:
-        raise _Damaged(
+        raise _DamageError(
             f"the tensor {name!r} ends at byte {start + size:,}, but the file has {end:,}"
         )
     return TensorPlace(tuple(reversed(sizes)), kind, start, size)
@@ -173,14 +173,14 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         """The next bytes."""
         if count > self.size - self.position:
-            raise _Damaged(f"it ends in its header, at byte {self.size:,}")
+            raise _DamageError(f"it ends in its header, at byte {self.size:,}")
         self.position += count
         return self.contents[self.position - count : self.position]
 
     def check_room(self, count: int, least: int, what: str) -> None:
         """Refuse a count of things, each of at least some bytes, that do not fit into the file."""
         if count * least > self.size - self.position:
-            raise _Damaged(f"{count:,} {what} do not fit into its {self.size:,} bytes")
+            raise _DamageError(f"{count:,} {what} do not fit into its {self.size:,} bytes")
 
     def number(self, kind: str) -> int:
         """An integer."""
@@ -196,12 +196,12 @@ class _Cursor:
         """A text, which has its length before it."""
         (length,) = struct.unpack("<Q", self.take(8))
         if length > longest:
-            raise _Damaged(f"a text of {length:,} bytes at byte {self.position:,}")
+            raise _DamageError(f"a text of {length:,} bytes at byte {self.position:,}")
         start = self.position
         try:
             return self.take(length).decode()
         except UnicodeDecodeError:
-            raise _Damaged(f"the text at byte {start:,} is not UTF-8") from None
+            raise _DamageError(f"the text at byte {start:,} is not UTF-8") from None
 
     def value(self) -> Any:
         """A value of the metadata, which has its kind before it."""
@@ -220,6 +220,6 @@ class _Cursor:
         if kind == BOOL:
             return [bool(value) for value in self.array("<u1", count)]
         if kind not in SCALARS:
-            raise _Damaged(f"the unknown kind of value {kind} at byte {self.position:,}")
+            raise _DamageError(f"the unknown kind of value {kind} at byte {self.position:,}")
         found: list[Any] = self.array(SCALARS[kind], count).tolist()
         return found

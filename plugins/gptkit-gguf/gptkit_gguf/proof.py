@@ -3,7 +3,7 @@
 The reader is that of the package gguf, the logits are those of numpy with transformers' formulas.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ STEPS: Mapping[Dtype, float] = {"f32": 0.0, "f16": 2.0**-11, "q8_0": 1 / 250}
 """The largest change of a weight, as a part of the tensor's largest: half of a step."""
 TOLERANCES: Mapping[Dtype, float] = {"f32": 1e-4, "f16": 1e-2, "q8_0": 1e-1}
 """The largest difference of logits, as a part of the largest logit."""
+GELU = 1e-2
+"""The same where llama.cpp computes GELU by its approximation and the model does not."""
 DRAWN, GREEDY = 24, 16
 """Tokens that are drawn at random, and those that the model itself continues them with."""
 TEXTS = ("One, two  three\n\tfour 1234", "Zwölf", "A\u030a", "千🦊", "don't")
@@ -103,11 +105,18 @@ def prove_logits(name: str, wanted: NDArray[np.float32], found: NDArray[np.float
 def proof_tokens(module: nn.Module, vocab_size: int, block_size: int) -> list[int]:
     """Tokens that fit the context: random ones, then what the model continues them with."""
     drawn = max(1, min(DRAWN, block_size - GREEDY))
-    ids = np.random.default_rng(0).integers(0, vocab_size, drawn).tolist()
-    with torch.inference_mode():
-        while len(ids) < min(drawn + GREEDY, block_size):
-            ids.append(int(module.logits(torch.tensor([ids]))[0, -1].argmax()))
+    ids: list[int] = np.random.default_rng(0).integers(0, vocab_size, drawn).tolist()
+    while len(ids) < min(drawn + GREEDY, block_size):
+        ids.append(int(model_logits(module, ids)[-1].argmax()))
     return ids
+
+
+def model_logits(module: nn.Module, ids: Sequence[int]) -> NDArray[np.float32]:
+    """The model's logits, (T, vocab_size), of token ids (T,)."""
+    compute: Callable[[Tensor], Tensor] = module.logits  # type: ignore[assignment]
+    with torch.inference_mode():
+        found: NDArray[np.float32] = compute(torch.tensor([ids]))[0].numpy()
+    return found
 
 
 def prove_tokenizer(header: Header, codec: TokenizerCodec) -> None:

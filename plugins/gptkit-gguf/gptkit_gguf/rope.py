@@ -26,7 +26,8 @@ def factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> NDArray[
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+    factors_: NDArray[np.float64] = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    return factors_.astype(np.float32)
 
 
 def scaling_of(header: Header, theta: float, head_dim: int, original: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def write_file(
     """
     file = GGUFWriter(path, fields["general.architecture"])
     try:
-        _add_fields(file, fields | {"general.file_type": int(KINDS[dtype][1])})
+        _add_fields(file, {**fields, "general.file_type": int(KINDS[dtype][1])})
         _add_tokenizer(file, spelling)
         kinds = {name: _kind(place, dtype) for name, place in places.items()}
         for name, place in places.items():
