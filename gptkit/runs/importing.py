@@ -110,7 +110,7 @@ def import_model(
             difference = _compare(source, step_folder, *expected)
         for name, contents in imported.files.items():
             write_atomically(run.path / name, contents)
-        about = {"format": history.FORMAT, "recipe": recipe.flat(), "trained": run_folder.now()}
+        about = {"format": history.FORMAT, "trained": run_folder.now()}  # no recipe is trained yet
         write_json(run.environment, about | {"imported": {"source": source, **imported.about}})
         changes.write_recipe(run, recipe)
     millions = sizes.n_parameters(config) / 1e6

@@ -15,7 +15,8 @@ from gptkit_gguf.names import layout
 from gptkit_gguf.reading import file_logits
 from gptkit_gguf.spelling import spell
 from gptkit_gguf.writer import Dtype, write_file
-from gptkit_hf.families import ToHf, to_config
+from gptkit_hf.families import to_config
+from gptkit_hf.mapping import ToHf
 from gptkit_text.codec import TokenizerCodec
 
 QUANTISATION = 2

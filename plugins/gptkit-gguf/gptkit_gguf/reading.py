@@ -16,7 +16,8 @@ from gptkit_gguf.names import layout
 from gptkit_gguf.tensors import HfTensors
 from gptkit_gguf.vocabulary import TokenizerData, read_vocabulary
 from gptkit_hf import reference
-from gptkit_hf.families import ToGptkit, to_options
+from gptkit_hf.families import to_options
+from gptkit_hf.mapping import ToGptkit
 from gptkit_text.codec import TokenizerCodec
 
 NOTED = ("name", "license", "license.link", "organization", "basename", "finetune", "source.url")
