@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
 inputs = tokenizer({prompt}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
-```
-"""
+```"""
 IDS_PROGRAM = """\
 ```python
 import torch
@@ -26,8 +26,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
 print(model.generate(torch.tensor([{start}]), max_new_tokens=50)[0].tolist())
-```
-"""
+```"""
 
 
 def model_card(
@@ -67,7 +66,7 @@ def model_card(
         f"{difference:.1e} of the largest one, greedy tokens are equal.",
     ]
     if model.recipe:
-        recipe = json.dumps(model.recipe, indent=2, ensure_ascii=False)
+        recipe = json.dumps(_public(model.recipe), indent=2, ensure_ascii=False)
         parts.append(f"## Recipe\n\n```json\n{_fenced(recipe)}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -83,6 +82,17 @@ def _front_matter(model: TrainedModel, *, is_text: bool) -> str:
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in values.items() if value]
     return "\n".join(["---", *lines, "---"])
+
+
+def _public(value: Any) -> Any:
+    """The value, with paths of this computer cut to their last part."""
+    if isinstance(value, Mapping):
+        return {key: _public(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(each) for each in value]
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or ":\\" in value):
+        return PureWindowsPath(value).name
+    return value
 
 
 def _loss(loss: float | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import PositiveFloat
 
 from gptkit.plugin import Format, ImportedModel, TrainedModel, UsageError
-from gptkit_hf import folder, hub, write
+from gptkit_hf import folder, hub, push, write
 from gptkit_hf.families import choose
 from gptkit_hf.shape import Shape
 
@@ -22,13 +22,21 @@ class HuggingFace(Format):
     """Also write onnx/model.onnx, where transformers.js looks."""
     max_shard_gb: PositiveFloat = 5.0
     """Gigabytes of a file of weights; larger models are divided."""
+    push: str | None = None
+    """Upload what was written to this model of the Hub, "OWNER/NAME"."""
+    private: bool = False
+    """A model that the upload makes can be read by its owner alone."""
+    dry_run: bool = False
+    """Only say what would be uploaded."""
 
     def default_path(self) -> Path:
         """The folder hf."""
         return Path("hf")
 
     def check(self, path: Path) -> None:
-        """Refuse a place with anything but an earlier export."""
+        """Refuse a place with anything but an earlier export, and a name that is none."""
+        if self.push is not None:
+            push.check_name(self.push)
         if path.is_dir() and not write.is_export(path):
             super().check(path)
         elif path.exists() and not path.is_dir():
@@ -56,4 +64,12 @@ class HuggingFace(Format):
 
     def write(self, model: TrainedModel, path: Path) -> None:
         """Write a folder, read it back and compare its logits and tokens with the model's."""
-        write.write_folder(model, path, onnx=self.onnx, shard_bytes=int(self.max_shard_gb * 1e9))
+        write.write_folder(
+            model,
+            path,
+            name=self.push or path.name,
+            onnx=self.onnx,
+            shard_bytes=int(self.max_shard_gb * 1e9),
+        )
+        if self.push is not None:
+            push.push(path, self.push, private=self.private, dry_run=self.dry_run)

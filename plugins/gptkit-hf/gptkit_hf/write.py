@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptkit.codec import Codec, TextCodec
+from gptkit.codec import Codec
 from gptkit.plugin import TrainedModel, read_json
 from gptkit_hf.card import model_card
 from gptkit_hf.families import to_config
@@ -18,11 +19,13 @@ from gptkit_hf.folder import open_folder
 from gptkit_hf.mapping import ToHf
 from gptkit_hf.proof import prove
 from gptkit_hf.safetensors_files import INDEX, SINGLE
-from gptkit_text.codec import TokenizerCodec
-from gptkit_text.foreign import tokenizer_config
+from gptkit_hf.tokenizer_files import tokenizer_files
 
 BYTES = 4
 """Of a number in float32."""
+ONNX_FILE, ONNX_DATA = "model.onnx", "model.onnx_data"
+LARGEST_FILE = 1_500_000_000
+"""Bytes of weights in an ONNX file; protobuf messages end at 2 GiB."""
 MARK = "gptkit"
 """The key of a config.json that tells that gptkit wrote the folder."""
 
@@ -35,12 +38,15 @@ def is_export(path: Path) -> bool:
         return False
 
 
-def write_folder(model: TrainedModel, path: Path, *, onnx: bool, shard_bytes: int) -> None:
+def write_folder(
+    model: TrainedModel, path: Path, *, name: str, onnx: bool, shard_bytes: int
+) -> None:
     """Write all files and compare what they hold with the model.
 
     Args:
         model: what to write.
         path: of the new folder.
+        name: by which its README.md calls it.
         onnx: also write onnx/model.onnx.
         shard_bytes: of a file of weights, at most, unless a single tensor is larger.
 
@@ -54,14 +60,34 @@ def write_folder(model: TrainedModel, path: Path, *, onnx: bool, shard_bytes: in
     _write_json(path / "config.json", config | {MARK: {"step": model.step}})
     _write_json(path / "generation_config.json", _generation(model.codec))
     write_weights(tensors, path, shard_bytes=shard_bytes)
-    for name, contents in tokenizer_files(model.codec, model.config["block_size"]).items():
-        (path / name).write_text(contents, encoding="utf-8")
+    for file, contents in tokenizer_files(model.codec, model.config["block_size"]).items():
+        (path / file).write_text(contents, encoding="utf-8")
     difference = prove(model, open_folder(path))
-    card = model_card(model, config, path.name, difference=difference)
+    card = model_card(model, config, name, difference=difference)
     (path / "README.md").write_text(card, encoding="utf-8")
     if onnx:
-        (path / "onnx").mkdir()
-        model.export("onnx", path / "onnx" / SINGLE.replace(".safetensors", ".onnx"))
+        write_onnx(model, path)
+
+
+def write_onnx(model: TrainedModel, path: Path) -> None:
+    """Write the graph of one step with a cache as onnx/model.onnx, where transformers.js looks.
+
+    It is a part of what the format onnx writes and proves; its weights are in the file, or beside
+    it where they are too large.
+    """
+    bundle = path / "onnx" / "bundle"
+    bundle.parent.mkdir()
+    model.export("onnx", bundle)
+    graph = ir.load(bundle / ONNX_FILE)
+    size = (path / "onnx" / "bundle" / SINGLE).stat().st_size
+    if size > LARGEST_FILE:
+        ir.save(graph, bundle.parent / ONNX_FILE, external_data=ONNX_DATA)
+        config = read_json(path / "config.json")
+        config["transformers.js_config"] = {"use_external_data_format": {ONNX_FILE: 1}}
+        _write_json(path / "config.json", config)
+    else:
+        ir.save(ir.external_data.load_to_model(graph), bundle.parent / ONNX_FILE)
+    shutil.rmtree(bundle)
 
 
 def write_weights(tensors: ToHf, path: Path, *, shard_bytes: int) -> None:
@@ -77,27 +103,6 @@ def write_weights(tensors: ToHf, path: Path, *, shard_bytes: int) -> None:
         weight_map = {key: n for n, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(map(_size, tensors.shapes.values()))
         _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def tokenizer_files(codec: Codec, block_size: int) -> dict[str, str]:
-    """The texts of the tokenizer's files; none for images."""
-    contents = codec.tokenizer_json() if isinstance(codec, TextCodec) else None
-    if contents is None:
-        return {}
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False,
-    }
-    files = {"tokenizer.json": contents}
-    template = None
-    if isinstance(codec, TokenizerCodec):
-        config, template = config | tokenizer_config(codec), codec.chat_template
-    if template is None:
-        config["split_special_tokens"] = True  # what spells a special token is text
-    else:
-        config["chat_template"] = files["chat_template.jinja"] = template
-    return files | {"tokenizer_config.json": _json(config)}
 
 
 def _shards(shapes: Mapping[str, tuple[int, ...]], most: int) -> list[list[str]]:
