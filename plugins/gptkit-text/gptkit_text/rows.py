@@ -1,4 +1,4 @@
-"""The texts of the rows of JSONL, JSON and CSV files."""
+"""The rows of JSONL and JSON files, and the texts of theirs and of CSV files."""
 
 import csv
 import itertools
@@ -22,6 +22,8 @@ KINDS = {bool: "true or false", dict: "an object", list: "a list", type(None): "
 
 Lines = Iterator[tuple[int, str]]
 """Lines with their numbers from 1."""
+Values = Iterator[tuple[int, Any]]
+"""JSON values with the numbers of their lines, or of their places in a list, from 1."""
 
 
 def jsonl_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str]:
@@ -30,7 +32,7 @@ def jsonl_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[s
     Raises:
         DataError: a line is no JSON, or has no text.
     """
-    return _of_lines(_lines(stream, decoder), decoder, text_key)
+    return _texts(jsonl_values(stream, decoder), decoder, text_key)
 
 
 def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str]:
@@ -38,6 +40,24 @@ def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[st
 
     Raises:
         DataError: the file is none of these, or a row has no text.
+    """
+    return _texts(json_values(stream, decoder), decoder, text_key)
+
+
+def jsonl_values(stream: BinaryIO, decoder: Decoder) -> Values:
+    """The JSON value in each line; lines of white space are skipped.
+
+    Raises:
+        DataError: a line is no JSON.
+    """
+    return _of_lines(_lines(stream, decoder), decoder)
+
+
+def json_values(stream: BinaryIO, decoder: Decoder) -> Values:
+    """One value, those of a list, or those of JSONL by another name.
+
+    Raises:
+        DataError: the file is none of these.
     """
     lines = _lines(stream, decoder)
     number, first = next((line for line in lines if not line[1].isspace()), (0, ""))
@@ -47,13 +67,12 @@ def json_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[st
     with suppress(ValueError, RecursionError):  # the value may go on in the next line
         value = json.loads(first)
     if isinstance(value, dict | str):
-        yield from _of_lines(itertools.chain([(number, first)], lines), decoder, text_key)
+        yield from _of_lines(itertools.chain([(number, first)], lines), decoder)
         return
     rest = _joined(lines, decoder, most=MOST_ROW - len(first))
     if value is None or rest:
         value = _parsed(first + rest, decoder)
-    for row, item in enumerate(value if isinstance(value, list) else [value], 1):
-        yield _text(item, row, decoder, text_key)
+    yield from enumerate(value if isinstance(value, list) else [value], 1)
 
 
 def csv_texts(stream: BinaryIO, decoder: Decoder, text_key: str) -> Iterator[str]:
@@ -127,11 +146,14 @@ def _lines(stream: BinaryIO, decoder: Decoder) -> Lines:
     return enumerate(decoder.lines(stream, most=MOST_ROW), 1)
 
 
-def _of_lines(lines: Lines, decoder: Decoder, text_key: str) -> Iterator[str]:
+def _of_lines(lines: Lines, decoder: Decoder) -> Values:
     for number, line in lines:
         if not line.isspace():
-            value = _parsed(line.rstrip(), decoder, row=number)
-            yield _text(value, number, decoder, text_key)
+            yield number, _parsed(line.rstrip(), decoder, row=number)
+
+
+def _texts(values: Values, decoder: Decoder, text_key: str) -> Iterator[str]:
+    return (_text(value, row, decoder, text_key) for row, value in values)
 
 
 def _joined(lines: Lines, decoder: Decoder, *, most: int) -> str:

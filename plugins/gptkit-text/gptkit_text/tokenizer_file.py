@@ -1,7 +1,7 @@
 """Files `tokenizer.json`, a format of Hugging Face tokenizers: reading, making, changing them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,6 +98,18 @@ def begin_with(text: str, token: int) -> str:
         "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
     return written(spec)
+
+
+def with_special(text: str, names: Iterable[str]) -> str:
+    """The `tokenizer.json` in which these are special tokens; new ones get the ids that follow."""
+    file = read_tokenizer(text)
+    added = {token["content"]: token for token in file.spec["added_tokens"]}
+    for name in names:
+        token = file.ids.setdefault(name, len(file.ids))
+        if name not in added or not added[name]["special"]:
+            added[name] = _special_token(name, token)
+    file.spec["added_tokens"] = sorted(added.values(), key=lambda entry: int(entry["id"]))
+    return _written(file.spec)
 
 
 def space_before(text: str) -> Space | None:
