@@ -136,14 +136,18 @@ def test_tokens_that_are_streamed_after_ids_are_those_of_the_text(
             model.stream_tokens(wrong)
 
 
-def test_a_stop_token_ends_streamed_tokens() -> None:
-    model = gptkit.load(DATA / "text", device="cpu")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_token_ends_streamed_tokens(kind: str, models: dict[str, Model]) -> None:
+    model = models[kind]
     ids, stop = model.codec.encode("thou"), model.codec.encode(" ")[0]
     whole = list(model.stream_tokens(ids, tokens=50, seed=3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model.codec), "stop_tokens", (stop,))
-        assert list(model.stream_tokens(ids, tokens=50, seed=3)) == whole[: whole.index(stop)]
-        assert list(model.stream_tokens(ids, tokens=50, seed=3, ignore_stop=True)) == whole
+    ended = whole[: whole.index(stop)]
+    assert list(model.stream_tokens(ids, tokens=50, seed=3, stop_tokens=[stop])) == ended
+    if kind == "run":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model.codec), "stop_tokens", (stop,))
+            assert list(model.stream_tokens(ids, tokens=50, seed=3)) == ended
+            assert list(model.stream_tokens(ids, tokens=50, seed=3, stop_tokens=())) == whole
 
 
 def test_a_decoder_is_kept_for_the_next_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ SIGNATURES = {
     "Model.stream": "(self, prompt='', *, tokens=None, seed=0, temperature=None, top_k=0, "
     "top_p=1.0, keep=1.0, stop=None, ignore_stop=False)",
     "Model.stream_tokens": "(self, ids, *, tokens=None, seed=0, temperature=None, top_k=0, "
-    "top_p=1.0, ignore_stop=False)",
+    "top_p=1.0, stop_tokens=None)",
     "Model.logprobs": "(self, text)",
     "Model.embed": "(self, text)",
     "Model.draw": "(self, request, sampling, *, streaming=False)",

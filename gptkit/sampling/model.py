@@ -213,7 +213,7 @@ class Model(ABC):
         temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
-        ignore_stop: bool = False,
+        stop_tokens: Sequence[int] | None = None,
     ) -> Iterator[int]:
         """Draw token ids one by one after given ones, which no codec has to make.
 
@@ -227,7 +227,7 @@ class Model(ABC):
             temperature: as for `sample`.
             top_k: as for `sample`.
             top_p: as for `sample`.
-            ignore_stop: as for `sample`.
+            stop_tokens: ids that end it; None: the codec's, () for none.
 
         Yields:
             Each id as soon as it is drawn; fewer than `tokens` if a stop token ends them, which
@@ -238,7 +238,8 @@ class Model(ABC):
             PromptError: the ids already fill a sample of fixed length.
         """
         check_ids(np.array(ids), self.vocab_size, most=None)
-        request = SampleRequest(ids=tuple(map(int, ids)), tokens=tokens, ignore_stop=ignore_stop)
+        stops = None if stop_tokens is None else tuple(map(int, stop_tokens))
+        request = SampleRequest(ids=tuple(map(int, ids)), tokens=tokens, stop_tokens=stops)
         sampling = self._sampling(temperature, top_k, top_p, seed)
         drawn = self.draw(request, sampling, streaming=True)
         return drawn.samples[0].new_tokens(drawn.steps)

@@ -32,6 +32,7 @@ class SampleRequest:
         ignore_stop: do not end at the codec's stop tokens.
         place: where the prompt comes from, for errors, e.g. "prompts.txt:3".
         ids: token ids to continue, in place of what the codec makes of a prompt.
+        stop_tokens: ids that end a sample; None: the codec's.
 
     Raises:
         UsageError: the prompt is no text, a number is out of range, or a stop text is empty or no
@@ -47,6 +48,7 @@ class SampleRequest:
     ignore_stop: bool = False
     place: str = ""
     ids: tuple[int, ...] = ()
+    stop_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -104,7 +106,8 @@ class SampleRequest:
         Raises:
             UsageError: there are stop texts, but the samples are no text.
         """
-        tokens = () if self.ignore_stop else tuple(stop_tokens)
+        own = stop_tokens if self.stop_tokens is None else self.stop_tokens
+        tokens = () if self.ignore_stop else tuple(own)
         if not self.stop:
             return Stops(tokens)
         if not isinstance(codec, TextCodec):

@@ -109,7 +109,7 @@ def with_special(text: str, names: Iterable[str]) -> str:
         if name not in added or not added[name]["special"]:
             added[name] = _special_token(name, token)
     file.spec["added_tokens"] = sorted(added.values(), key=lambda entry: int(entry["id"]))
-    return _written(file.spec)
+    return written(file.spec)
 
 
 def space_before(text: str) -> Space | None:
