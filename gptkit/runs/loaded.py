@@ -20,7 +20,7 @@ from gptkit.runs import changes, run_folder
 from gptkit.runs.checkpoint import weights_file
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
-from gptkit.runs.weights import load_weights, make_codec
+from gptkit.runs.weights import load_weights, make_codec, map_weights
 from gptkit.sampling.decoded import DecodedModel
 from gptkit.sampling.model import check_ids
 from gptkit.sampling.rule import Floats, Ints
@@ -127,18 +127,30 @@ def load_checkpoint(
 
 
 def load_step_folder(step_folder: Path) -> LoadedModel:
-    """Load the model of a step folder on the CPU; see `load_checkpoint`."""
-    state, tensors = load_weights(step_folder, None)
-    return _load(step_folder, state, tensors, torch.device("cpu"), None)
+    """The model of a step folder on the CPU, in the memory of its file if that is of float32.
+
+    Raises:
+        DivergedError: the weights are not finite.
+    """
+    state, arrays = map_weights(step_folder, None)
+    if arrays is None:
+        state, tensors = load_weights(step_folder, None)
+        return _load(step_folder, state, tensors, torch.device("cpu"), None)
+    loaded = of_arrays(arrays, make_codec(step_folder, state), state, weights=None)
+    finite.check_loaded(loaded.model, str(step_folder))
+    return loaded
 
 
 def of_arrays(
     arrays: Mapping[str, NDArray[Any]], codec: Codec, state: State, *, weights: str | None
 ) -> LoadedModel:
-    """The model of weights that were read and checked before, on the CPU."""
+    """The model of weights that were read and checked before, on the CPU, in their memory."""
+    with torch.device("meta"):
+        model = GPT(state.config, seed=None)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    model = _build(state, tensors, torch.device("cpu"))
-    return LoadedModel(model, codec, state, weights=weights)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie()
+    return LoadedModel(model.eval(), codec, state, weights=weights)
 
 
 def load_run(
