@@ -109,14 +109,17 @@ def choose(shape: Shape) -> Family:
         UsageError: none can.
     """
     found = {family: family.faults(shape) for family in FAMILIES.values()}
-    nearest = min(found, key=lambda family: len(found[family]))
-    if missing := sorted(f"model.{name}" for name in found[nearest]):
-        raise UsageError(
-            f"{' and '.join(missing)}: no model of transformers has that beside the other options; "
-            f"the nearest is {nearest.architecture}",
-            hint=EXPORT_HINT,
+    fewest = min(map(len, found.values()))
+    nearest = {family: faults for family, faults in found.items() if len(faults) == fewest}
+    if fewest:
+        near = "; ".join(
+            f"{family.architecture}, but for {' and '.join(f'model.{n}' for n in sorted(faults))}"
+            for family, faults in nearest.items()
         )
-    return nearest
+        raise UsageError(
+            f"no model of transformers has all these options; the nearest: {near}", hint=EXPORT_HINT
+        )
+    return next(iter(nearest))
 
 
 def is_tied(shape: Shape) -> bool:

@@ -1,6 +1,5 @@
 """Random models of transformers, one for each way in which a family can be."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,12 +90,3 @@ def saved_model(random_model: Callable[[str], Any], tmp_path: Path) -> Callable[
         return folder
 
     return save
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The contents of a folder's config.json."""
-    contents: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return contents
-
-
-IDS = torch.arange(32) * 7 % 65
