@@ -10,8 +10,8 @@ NAMES = {
     "gpt2": "gpt2",
 }  # fmt: skip
 """llama.cpp's architecture for a family of transformers."""
-ACTIVATIONS = {"arcee": "relu2"}
-"""What llama.cpp computes in the feed-forward layers where it is not SiLU."""
+ACTIVATIONS = {"arcee": ("relu2",), "gpt2": ("gelu_new", "gelu")}
+"""What llama.cpp computes in the feed-forward layers where it is not SiLU; GELU nearly."""
 
 
 def keys_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,12 +98,13 @@ def rope_scaling(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _faults(config: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """The options that this architecture of llama.cpp lacks."""
     family = config["model_type"]
+    activation = config.get("activation_function") or config["hidden_act"]
     faults = []
-    if family not in ("gpt2",) and config["hidden_act"] != ACTIVATIONS.get(family, "silu"):
-        faults += ["mlp"] if family == "arcee" else ["mlp", "qk_norm"]
+    if activation not in ACTIVATIONS.get(family, ("silu",)):
+        faults += ["mlp", "qk_norm"] if family == "qwen3" else ["mlp"]
     if family.startswith("qwen") and rope_scaling(config):
         faults.append("rope_scaling")
-    if family == "qwen3" and config.get("attention_bias"):
+    if family in ("arcee", "qwen3") and config.get("attention_bias"):
         faults.append("bias")
     if (window := options.get("window")) and window < options["block_size"]:
         faults.append("window")
@@ -112,5 +113,4 @@ def _faults(config: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
 
 def _foreign(options: Mapping[str, Any]) -> list[str]:
     """The options that make a model one of a family that llama.cpp lacks."""
-    special = ("embed_norm", "logit_softcap", "window", "qk_norm")
-    return [name for name in special if options.get(name)] or ["norm", "position", "mlp"]
+    return [name for name in ("embed_norm", "logit_softcap", "mlp") if options.get(name)]

@@ -21,13 +21,13 @@ from gptkit_gguf.vocabulary import read_vocabulary
 from gptkit_gguf.writer import Dtype
 from gptkit_text.codec import TokenizerCodec
 
-STEPS: Mapping[Dtype, float] = {"f32": 0.0, "f16": 2.0**-11, "q8_0": 1 / 250}
+STEPS: Mapping[Dtype, float] = {"f32": 0.0, "f16": 2.0**-11, "q8_0": 1 / 220}
 """The largest change of a weight, as a part of the tensor's largest: half of a step."""
 TOLERANCES: Mapping[Dtype, float] = {"f32": 1e-4, "f16": 1e-2, "q8_0": 1e-1}
 """The largest difference of logits, as a part of the largest logit."""
 GELU = 1e-2
 """The same where llama.cpp computes GELU by its approximation and the model does not."""
-DRAWN, GREEDY = 24, 16
+DRAWN, GREEDY = 24, 8
 """Tokens that are drawn at random, and those that the model itself continues them with."""
 TEXTS = ("One, two  three\n\tfour 1234", "Zwölf", "A\u030a", "千🦊", "don't")
 

@@ -36,7 +36,8 @@ def read_tensor(path: Path, place: TensorPlace) -> NDArray[np.float32]:
                 if len(contents) < len(part) * row_size:
                     raise RunError(f"{path}: the file became shorter while it was read")
                 packed = np.frombuffer(contents, np.uint8).reshape(len(part), row_size)
-                part[:] = dequantize(packed, place.kind)
+                with np.errstate(all="ignore"):  # whoever uses the result sees what is not finite
+                    part[:] = dequantize(packed, place.kind)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     return result
@@ -56,17 +57,9 @@ class HfTensors(Mapping[str, Tensor]):
         self.header, self.places, self.pairs = header, places, pairs
 
     def __getitem__(self, name: str) -> Tensor:
-        """A tensor, float32.
-
-        Raises:
-            RunError: it has values that are not finite, or the file changed.
-        """
+        """A tensor, float32."""
         place = self.places[name]
         found = read_tensor(self.header.path, self.header.tensors[place.name])
-        if not np.isfinite(found.sum(dtype=np.float64)) and not np.isfinite(found).all():
-            raise RunError(
-                f"{self.header.path}: damaged: the tensor {place.name} has NaN or infinite values"
-            )
         return torch.from_numpy(place.to_hf(found, pairs=self.pairs))
 
     def __iter__(self) -> Iterator[str]:

@@ -61,7 +61,10 @@ def write_file(
         file.write_kv_data_to_file()
         file.write_ti_data_to_file()
         for name, place in places.items():
-            file.write_tensor_data(quantize(place.to_gguf(tensors[name].numpy()), kinds[name]))
+            tensor = place.to_gguf(tensors[name].numpy())
+            with np.errstate(all="ignore"):  # the proof finds what becomes infinite
+                packed = quantize(tensor, kinds[name])
+            file.write_tensor_data(packed)
         if factors is not None:
             file.write_tensor_data(factors)
     finally:
