@@ -187,9 +187,9 @@ def test_a_place_that_is_taken_stays_as_it_is(folder: Path) -> None:
 
 
 def test_what_no_format_reads_is_told(cli: Command, folder: Path) -> None:
-    result = cli("import", "nothing/here")
+    result = cli("import", "nothing.here")
     assert result.exit_code == 2
-    assert "nothing/here: no installed format reads this" in result.stderr
+    assert "nothing.here: no installed format reads this" in result.stderr
     result = cli("import", "text.txt", "--format", "onnx")
     assert (result.exit_code, "text.txt: this format is only written" in result.stderr) == (2, True)
 
