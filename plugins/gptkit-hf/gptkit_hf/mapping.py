@@ -241,7 +241,7 @@ class ToHf(_Lazy):
 
     def _qkv(self, a: str, index: int, end: str) -> Tensor:
         sizes = [self._shape.query_size, self._shape.kv_size, self._shape.kv_size]
-        found = self._own(f"{a}attn.qkv.{end}").split(sizes)[index]
+        found = torch.split(self._own(f"{a}attn.qkv.{end}"), sizes)[index]
         if self._family.model_type != "nanochat":
             return found
         found = found * self._weights[f"{a}ln_1.weight"]
@@ -261,5 +261,5 @@ def swap_halves(rows: Tensor, head_size: int) -> Tensor:
 
     (heads * head_size, ...) to the same shape.
     """
-    halves = rows.unflatten(0, (-1, 2, head_size // 2))
+    halves = rows.reshape(-1, 2, head_size // 2, *rows.shape[1:])
     return halves.flip(1).flatten(0, 2)

@@ -36,9 +36,10 @@ def logits(
         interleaved: rotate neighbours instead of halves, as llama.cpp does for Llama; rows of
             queries and keys are then in that order.
     """
-    model = _GPT2(config, tensors) if config["model_type"] == "gpt2" else None
-    model = model or _Rotary(config, tensors, interleaved=interleaved)
-    return model.logits(np.asarray(ids, dtype=np.int64))
+    numbers = np.asarray(ids, dtype=np.int64)
+    if config["model_type"] == "gpt2":
+        return _GPT2(config, tensors).logits(numbers)
+    return _Rotary(config, tensors, interleaved=interleaved).logits(numbers)
 
 
 class _Decoder:
@@ -87,7 +88,8 @@ class _GPT2(_Decoder):
         centred = x - x.mean(-1, keepdims=True)
         variance = np.square(centred).mean(-1, keepdims=True)
         scaled = centred / np.sqrt(variance + np.float32(self.setting("layer_norm_epsilon", 1e-5)))
-        return scaled * self.get(f"{name}.weight") + self.get(f"{name}.bias")
+        result: Floats = scaled * self.get(f"{name}.weight") + self.get(f"{name}.bias")
+        return result
 
     def attention(self, x: Floats, name: str) -> Floats:
         """(T, C) to (T, C)."""
@@ -134,7 +136,10 @@ class _Rotary(_Decoder):
     def norm(self, x: Floats, name: str | None) -> Floats:
         """RMS norm over the last axis; NanoChat's has no scale."""
         scaled = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.eps)
-        return scaled if self.nanochat or name is None else scaled * self.get(f"{name}.weight")
+        result: Floats = (
+            scaled if self.nanochat or name is None else scaled * self.get(f"{name}.weight")
+        )
+        return result
 
     def attention(self, x: Floats, layer: int, angles: NDArray[np.float64]) -> Floats:
         """(T, C) to (T, C)."""
@@ -166,7 +171,7 @@ class _Rotary(_Decoder):
         """Radians per position, (hs / 2,)."""
         table = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
         theta = table.get("rope_theta") or self.config.get("rope_theta") or 10_000.0
-        found = theta ** -(np.arange(0, self.head_size, 2) / self.head_size)
+        found: NDArray[np.float64] = theta ** -(np.arange(0, self.head_size, 2) / self.head_size)
         if table.get("rope_type", table.get("type")) != "llama3":
             return found
         length = (
@@ -176,7 +181,8 @@ class _Rotary(_Decoder):
         low, high = table["low_freq_factor"], table["high_freq_factor"]
         turns = length * found / (2 * math.pi)  # within the context of the first training
         keep = np.clip((turns - low) / (high - low), 0, 1)
-        return found * (keep + (1 - keep) / table["factor"])
+        result: NDArray[np.float64] = found * (keep + (1 - keep) / table["factor"])
+        return result
 
     def window(self, layer: int) -> int | None:
         """How many tokens a token sees, itself included; None for all."""
@@ -238,11 +244,13 @@ def attend(q: Floats, k: Floats, v: Floats, window: int | None) -> Floats:
 
 
 def _sigmoid(x: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    result: Floats = 0.5 * (1 + np.tanh(0.5 * x))
+    return result
 
 
 def _erf(x: Floats) -> Floats:
-    return np.vectorize(math.erf, otypes=[np.float32])(x)
+    result: Floats = np.vectorize(math.erf, otypes=[np.float32])(x)
+    return result
 
 
 def _gelu(x: Floats) -> Floats:
@@ -251,7 +259,8 @@ def _gelu(x: Floats) -> Floats:
 
 def _gelu_tanh(x: Floats) -> Floats:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
-    return 0.5 * x * (1 + np.tanh(inner))
+    result: Floats = 0.5 * x * (1 + np.tanh(inner))
+    return result
 
 
 ACTIVATIONS: dict[str, Activation] = {
