@@ -18,6 +18,8 @@ from gptkit.onnx.runtime.providers import first_line
 from gptkit.sampling.generate import restart_length
 from gptkit.sampling.rule import MIN_TEMPERATURE, Floats, Ints, SamplingOptions, choose, uniforms
 
+LONGEST = 512
+"""Tokens of the longest texts that are compared: attention takes the square of their memory."""
 ROUNDING = 2e-6
 """Difference of sums of float32 probabilities between implementations."""
 

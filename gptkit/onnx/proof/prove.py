@@ -14,6 +14,7 @@ from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.scope import FLOAT, declare, typed
 from gptkit.onnx.graphs.text import LOGITS
 from gptkit.onnx.proof.compare import (
+    LONGEST,
     ROUNDING,
     TOLERANCES,
     Case,
@@ -113,8 +114,11 @@ def _loop(graph: ir.Graph) -> ir.Node:
 
 
 def _cases(model: GPT, starts: Ints) -> Iterator[Case]:
-    """Random and sampled prompts, around the end of the context, greedy and sampled; a batch."""
-    S, V = model.config.block_size, model.config.vocab_size
+    """Random and sampled prompts, around the end of the context, greedy and sampled; a batch.
+
+    Of a long context, around the end of its first part.
+    """
+    S, V = min(model.config.block_size, LONGEST), model.config.vocab_size
     random = np.random.default_rng(0)
     draws = min(S + S // 2 + 2, MAX_DRAWS)
     first = Case("without a prompt", starts[:1], draws, SamplingOptions(seed=1))
@@ -164,7 +168,7 @@ def _count_wrong(name: str, wrong: list[str]) -> Comparison:
 
 def _compare_prefill(file: _File, model: GPT, dtype: str) -> Comparison:
     """The logits after prompts of many lengths, each fed at once."""
-    S, V = model.config.block_size, model.config.vocab_size
+    S, V = min(model.config.block_size, LONGEST), model.config.vocab_size
     error, random = MaxError("logits after prompts", TOLERANCES[dtype]), np.random.default_rng(1)
     lengths = sorted({round(n) for n in np.linspace(1, S, min(S, 12))})
     logits, expected = [], []

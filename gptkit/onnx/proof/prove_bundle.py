@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptkit.data.order import walk
 from gptkit.model.gpt import GPT
-from gptkit.onnx.proof.compare import TOLERANCES, MaxError, wrong_tokens
+from gptkit.onnx.proof.compare import LONGEST, TOLERANCES, MaxError, wrong_tokens
 from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.providers import open_session
@@ -21,6 +21,8 @@ from gptkit.sampling.rule import Floats, Ints, SamplingOptions
 
 LOSS_TOKENS = 100_000
 """Tokens of the validation split that the loss is measured on, from its beginning."""
+BATCH_LOGITS = 1 << 26
+"""Logits that are computed at once for that, at most."""
 SINGLE_STEPS = 24
 """Tokens that the graph `step` is fed one by one."""
 DECODE_NOISE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2, "int4": 5e-2}
@@ -34,7 +36,8 @@ def prove_loss(path: Path, model: GPT, data: Data, dtype: str) -> Comparison:
     assert limit is not None
     own_sum = checkpoint_sum = 0.0
     tokens = 0
-    for x, y in walk(data.val, 8):
+    most = max(1, BATCH_LOGITS // (data.block_size * model.config.vocab_size))
+    for x, y in walk(data.val, min(8, most)):
         counted = int((y != IGNORE).sum())
         logits, _ = _step(session, model.config, x.numpy())
         with torch.no_grad():
@@ -61,7 +64,8 @@ def prove_step(path: Path, model: GPT, text: Ints, dtype: str) -> Iterator[Compa
         dtype: of the export.
     """
     session, config, tolerance = open_session(path, "cpu"), model.config, TOLERANCES[dtype]
-    random = np.random.default_rng(2).integers(0, config.vocab_size, (2, config.block_size))
+    S = min(config.block_size, LONGEST)
+    random = np.random.default_rng(2).integers(0, config.vocab_size, (2, S))
     with torch.no_grad():
         of_random, of_text = (model.logits(torch.from_numpy(ids)).numpy() for ids in (random, text))
     at_once = MaxError("step: logits at once", tolerance)
@@ -69,13 +73,13 @@ def prove_step(path: Path, model: GPT, text: Ints, dtype: str) -> Iterator[Compa
     at_once.update("sampled text", _step(session, config, text)[0], of_text)
     yield at_once.result()
     in_parts = MaxError("step: logits in parts", tolerance)
-    for name, sizes in _partitions(config.block_size):
+    for name, sizes in _partitions(S):
         logits = _in_parts(session, config, random[:, : sum(sizes)], sizes)
         in_parts.update(name, logits, of_random[:, : sum(sizes)])
     yield in_parts.result()
     padded = MaxError("step: padded rows", tolerance)
-    if config.block_size > 1:
-        half = config.block_size // 2
+    if S > 1:
+        half = S // 2
         ids = np.concatenate([np.zeros((2, half), np.int64), random[:, :half]], axis=1)
         attention_mask = np.repeat([[0, 1]], half, axis=1).repeat(2, axis=0)
         logits, _ = _step(session, config, ids, attention_mask=attention_mask)
@@ -89,7 +93,7 @@ def prove_decode(folder: Path, model: GPT, dtype: str) -> Iterator[Comparison]:
     Tokens that the differences between the two graphs could change do not count.
     """
     session, config = DecodeSession(folder, "cpu"), model.config
-    S = config.block_size
+    S = min(config.block_size, LONGEST)
     prompts = np.random.default_rng(3).integers(0, config.vocab_size, (2, max(1, S // 4)))
     draws = min(S - prompts.shape[1] + 1, 32)
     wrong, count = [], 0
@@ -146,8 +150,8 @@ def _in_parts(
     return np.concatenate(parts, axis=1)
 
 
-def _partitions(block_size: int) -> Iterator[tuple[str, list[int]]]:
+def _partitions(length: int) -> Iterator[tuple[str, list[int]]]:
     """Sizes of the parts in which tokens are fed, with a name."""
-    yield "one by one", [1] * min(block_size, SINGLE_STEPS)
-    if block_size > 3:
-        yield "three parts", [1, 2, block_size - 3]
+    yield "one by one", [1] * min(length, SINGLE_STEPS)
+    if length > 3:
+        yield "three parts", [1, 2, length - 3]
