@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 import gptkit
 from gptkit.errors import RunError, UsageError
 from gptkit.recipe import registry
-from gptkit.recipe.options import AdamWOptions, ModelTable, MuonOptions, TrainOptions
+from gptkit.recipe.options import (
+    AdamWOptions,
+    LoraOptions,
+    ModelTable,
+    MuonOptions,
+    TrainOptions,
+)
 from gptkit.recipe.recipe import Recipe
 from gptkit.runs import train
 from gptkit.training.trainer import Trainer
@@ -51,6 +57,7 @@ REFUSED: dict[str, Any] = {
     "model.bias": False,
     "model.tie_embeddings": False,
     "model.dropout": 0.5,
+    "model.freeze": ["wte"],
     "train.optimizer.use": "muon",
     "train.optimizer.learning_rate": 0.5,
     "train.optimizer.betas": [0.5, 0.5],
@@ -64,6 +71,12 @@ OF_HEADS: dict[str, Any] = {
         "original_max_position_embeddings": 8,
     },
 }  # fmt: skip
+OF_LORA: dict[str, Any] = {
+    "lora.rank": 4,
+    "lora.alpha": 3.0,
+    "lora.targets": ["attn.proj"],
+    "lora.dropout": 0.5,
+}
 OF_PIXELS: dict[str, Any] = {
     "dataset.size": 8,
     "dataset.colors": 16,
@@ -129,8 +142,8 @@ def stopped(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return shutil.copytree(trained, tmp_path / "r", symlinks=True)
 
 
-def stop(recipe: Any, out: Path) -> Path:
-    run = gptkit.train(recipe, out=out, quiet=True)
+def stop(recipe: Any, out: Path, start: Path | None = None) -> Path:
+    run = gptkit.train(recipe, out=out, start=start, quiet=True)
     shutil.rmtree(run.path / "checkpoints" / "step-00000004")
     (run.path / "checkpoints" / "last").unlink()
     return run.path
@@ -172,7 +185,7 @@ def assert_refused(run: Path, key: str, value: Any) -> None:
 
 def test_every_field_of_the_recipe_and_of_every_plugin_is_here() -> None:
     options = {"model": ModelTable, "train": TrainOptions, "train.optimizer": AdamWOptions}
-    options |= {"train.optimizer.": MuonOptions}
+    options |= {"train.optimizer.": MuonOptions, "lora": LoraOptions}
     fields = {f"{table}.{name}".replace("..", ".") for table, kind in options.items()
               for name in kind.model_fields} - {"train.optimizer"}  # fmt: skip
     for entry in registry.installed("callback"):
@@ -181,9 +194,9 @@ def test_every_field_of_the_recipe_and_of_every_plugin_is_here() -> None:
     for entry in registry.installed("dataset"):
         if entry.distribution.startswith("gptkit-"):
             fields |= {f"dataset.{name}" for name in registry.load(entry).model_fields}
-    fields |= set(Recipe.model_fields) - {"dataset", "model", "train", "callbacks"}
+    fields |= set(Recipe.model_fields) - {"dataset", "model", "lora", "train", "callbacks"}
     known = set(ELSEWHERE).union(
-        REFUSED, OF_MUON, OF_HEADS, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN
+        REFUSED, OF_MUON, OF_HEADS, OF_LORA, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN
     )
     assert known - fields == {"dataset.use", "callbacks.log.on_error"}
     assert fields <= known
@@ -212,6 +225,17 @@ def test_what_only_rotated_and_normalised_heads_have_is_refused(tmp_path: Path) 
     for key, value in OF_HEADS.items():
         (run / "recipe.toml").write_text(written)
         assert_refused(run, key, value)
+
+
+def test_what_only_adapters_have_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = stop(TINY | {"lora": {"rank": 2}, "callbacks": []}, tmp_path / "l", trained)
+    written = (run / "recipe.toml").read_text()
+    for key, value in OF_LORA.items():
+        (run / "recipe.toml").write_text(written)
+        assert_refused(run, key, value)
+    (run / "recipe.toml").write_text(written[: written.index("[lora]")])
+    with pytest.raises(UsageError, match=r"keeps its lora\.rank: 2, not None"):
+        gptkit.resume(run, quiet=True)
 
 
 @pytest.mark.slow

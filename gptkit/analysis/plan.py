@@ -9,10 +9,11 @@ from time import perf_counter
 from gptkit.data.progress import progress
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data
-from gptkit.recipe import sizes, training_memory
+from gptkit.recipe import sizes, training_memory, tuning
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig, TrainOptions
-from gptkit.runs.setup import build_trainer, choose_device
+from gptkit.recipe.sizes import Trained
+from gptkit.runs.setup import build_trainer, choose_device, config_for
 from gptkit.training import allocator, device
 from gptkit.training.device import RunDevice
 from gptkit.training.distributed import ALONE
@@ -60,6 +61,7 @@ class Plan:
 
     config: GPTConfig
     options: TrainOptions
+    trained: Trained
     run_device: RunDevice
     steps: int
     base: int
@@ -104,17 +106,17 @@ def make_plan(plugins: Plugins) -> Plan:
     """
     options, run_device = plugins.recipe.train, choose_device(plugins.recipe, ALONE)
     data = plugins.load_data()
-    shape = plugins.recipe.model.shape()
-    config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
+    config = config_for(plugins.recipe, data)
+    trained = tuning.find(plugins.recipe.model, plugins.recipe.lora, config).trained()
     base = _base(config, options, run_device)
     there = device.memory(run_device.device)
     trial = None
-    if there is None or _predict(config, options, run_device, base) <= USABLE * there:
-        trial = _try(plugins, data, run_device, base=base, there=there)
-    variants = _variants(config, options, run_device, base)
+    if there is None or _predict(config, options, run_device, base, trained) <= USABLE * there:
+        trial = _try(plugins, data, run_device, trained, base=base, there=there)
+    variants = _variants(config, options, run_device, base, trained)
     windows, stride = len(data.train), data.train.stride
     steps = total_steps(options, block_size=data.block_size, windows=windows, stride=stride)
-    return Plan(config, options, run_device, steps, base, there, variants, trial)
+    return Plan(config, options, trained, run_device, steps, base, there, variants, trial)
 
 
 def _base(config: GPTConfig, options: TrainOptions, run_device: RunDevice) -> int:
@@ -145,7 +147,7 @@ def _taken(run_device: RunDevice) -> int:
 
 
 def _variants(
-    config: GPTConfig, options: TrainOptions, run_device: RunDevice, base: int
+    config: GPTConfig, options: TrainOptions, run_device: RunDevice, base: int, trained: Trained
 ) -> tuple[Variant, ...]:
     """The recipe as it is, and with each of the options that change its memory."""
     rows = min(options.micro_batch_size or options.batch_size, options.batch_size)
@@ -153,19 +155,20 @@ def _variants(
     for fewer in dict.fromkeys((rows // 2, 1)):
         if 0 < fewer < rows and options.batch_size % fewer == 0:
             changes[f"micro_batch_size = {fewer}"] = {"micro_batch_size": fewer}
+    changed = {change: options.model_copy(update=update) for change, update in changes.items()}
     found = [
-        Variant(change, _predict(config, options.model_copy(update=update), run_device, base))
-        for change, update in changes.items()
+        Variant(change, _predict(config, each, run_device, base, trained))
+        for change, each in changed.items()
     ]
     other = options.model_copy(update={"recompute": not options.recompute})
     before = _taken(run_device)
     imports = _base(config, other, run_device) - before  # of torch's part that recomputes
-    peak = _predict(config, other, run_device, base + max(0, imports))
+    peak = _predict(config, other, run_device, base + max(0, imports), trained)
     found.insert(1, Variant(f"recompute = {str(other.recompute).lower()}", peak))
     sharded = options.model_copy(update={"shard": True})
     for processes in (2, 8):
         if options.batch_size % processes == 0:
-            peak = _predict(config, sharded, run_device, base, processes=processes)
+            peak = _predict(config, sharded, run_device, base, trained, processes=processes)
             found.append(Variant(f"shard = true, {processes} processes", peak))
     return tuple(found)
 
@@ -175,6 +178,7 @@ def _predict(
     options: TrainOptions,
     run_device: RunDevice,
     base: int,
+    trained: Trained,
     *,
     processes: int = 1,
     rows: int | None = None,
@@ -187,11 +191,17 @@ def _predict(
         rows=rows,
         on_gpu=run_device.device.type != "cpu",
     )
-    return training_memory.process_peak(config, options, how, base=base)
+    return training_memory.process_peak(config, options, how, base=base, trained=trained)
 
 
 def _try(
-    plugins: Plugins, data: Data, run_device: RunDevice, *, base: int, there: int | None
+    plugins: Plugins,
+    data: Data,
+    run_device: RunDevice,
+    trained: Trained,
+    *,
+    base: int,
+    there: int | None,
 ) -> Trial:
     """Train a few steps that nobody sees or keeps."""
     device.forget_peak(run_device.device)
@@ -203,10 +213,10 @@ def _try(
     config, options = trainer.model.config, trainer.options
 
     def predict(rows: int | None = None) -> int:
-        return _predict(config, options, run_device, base, rows=rows) - base
+        return _predict(config, options, run_device, base, trained, rows=rows) - base
 
     scale = 1.0 if peak is None else max(1.0, (peak - base) / predict())
-    usage = Usage(config, run_device)
+    usage = Usage(config, run_device, trained=trained)
     return Trial(
         seconds=seconds,
         peak=peak,

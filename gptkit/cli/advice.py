@@ -269,9 +269,17 @@ def _moved() -> tuple[str, ...]:
 
 def _core_fields() -> dict[str, dict[str, Any]]:
     """The types of the core's fields by table and name."""
-    from gptkit.recipe.options import ModelTable, TrainOptions  # for mistakes only: it is slow
+    from gptkit.recipe.options import (  # for mistakes only: it is slow
+        LoraOptions,
+        ModelTable,
+        TrainOptions,
+    )
 
-    tables = {"model": ModelTable.model_fields, "train": TrainOptions.model_fields}
+    tables = {
+        "model": ModelTable.model_fields,
+        "train": TrainOptions.model_fields,
+        "lora": LoraOptions.model_fields,
+    }
     return {
         table: {name: field.annotation for name, field in fields.items()}
         for table, fields in tables.items()

@@ -106,7 +106,8 @@ class Callback(Plugin):
         Each set has a tensor for every parameter of the model, by its name and of its shape. The
         core evaluates it after the model itself, which gives `state.val_losses`, and saves it with
         the model; `--weights NAME` samples, evaluates and exports it. A name consists of a-z, 0-9,
-        "-" and "_". What is returned here need not be in `state_dict`, too.
+        "-" and "_". What is returned here need not be in `state_dict`, too. A parameter that is
+        frozen, `requires_grad` is False, may be left out: it is the model's own in any case.
         """
         return None
 

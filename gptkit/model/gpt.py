@@ -26,6 +26,7 @@ from gptkit.model.blocks import (
 )
 from gptkit.model.cache import NO_CACHE, Cache
 from gptkit.model.documents import Documents
+from gptkit.recipe.adapters import is_adapter
 from gptkit.recipe.options import GPTConfig
 
 BLOCKS = "h."
@@ -62,6 +63,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.cap = SoftCap(config.logit_softcap) if config.logit_softcap else nn.Identity()
         self.tie()
+        self._drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
         if seed is not None:
             self._draw(seed)
 
@@ -137,7 +139,7 @@ class GPT(nn.Module):
         return dict(self.named_parameters())
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors, named as in `weights`, into the parameters.
+        """Copy tensors, named as in `weights`, into the parameters; without adapters these stay.
 
         Raises:
             CheckpointError: names or shapes differ from this model's.
@@ -146,13 +148,16 @@ class GPT(nn.Module):
         wrong = sorted(
             name
             for name in own.keys() | tensors.keys()
-            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+            if name not in own
+            or (name not in tensors and not is_adapter(name))
+            or (name in tensors and own[name].shape != tensors[name].shape)
         )
         if wrong:
             raise CheckpointError(f"weights do not fit the model: {', '.join(wrong[:5])}")
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(tensors[name])
+                if name in tensors:
+                    parameter.copy_(tensors[name])
 
     def n_parameters(self) -> int:
         """Number of parameters, a tied head counted once."""
@@ -161,9 +166,8 @@ class GPT(nn.Module):
     def _run(self, block: nn.Module, h: Tensor, cache: Cache, angles: Angles | None) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):
             return block(h, cache, angles)
-        keeps_rng = self.config.dropout > 0
         return checkpoint(
-            block, h, cache, angles, use_reentrant=False, preserve_rng_state=keeps_rng
+            block, h, cache, angles, use_reentrant=False, preserve_rng_state=self._drops
         )
 
     def _compute_dtype(self, device: str) -> torch.dtype:

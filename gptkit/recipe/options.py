@@ -174,13 +174,16 @@ class ModelOptions(Options):
 
 
 class ModelTable(ModelOptions):
-    """The table `[model]` of a recipe: the shape, and the weights to begin with."""
+    """The table `[model]` of a recipe: the shape, weights to begin with, what stays as it is."""
 
     init: str | None = Field(default=None, min_length=1)
     """Begin with these weights, and take sizes and parts from there: a run folder, or a model of
     another program that `gptkit import` reads."""
     checkpoint: Literal["last", "best"] | Number = "last"
     """Of the run: "last", "best" or a step's number."""
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
+    """Parts that are not trained, such as ["wte", "h.0-5", "h.6.attn"]: they need no gradient and
+    no moments, and decay as little as they learn."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -241,6 +244,23 @@ class GPTConfig(ModelOptions):
         if self.n_inner:
             return self.n_inner
         return -(-8 * self.n_embd // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
+
+
+class LoraOptions(Options):
+    """The table `[lora]`: the weights stay, and small matrices beside them are trained.
+
+    Hu et al. 2021: the product of a layer's matrices B (out, rank) and A (rank, in), times
+    alpha / rank, is added to its weights.
+    """
+
+    rank: Size = 8
+    """Rows of A and columns of B."""
+    alpha: PositiveFloat | None = None
+    """The product of B and A counts alpha / rank times; 2 * rank if unset."""
+    targets: tuple[str, ...] | None = Field(default=None, strict=False, min_length=1)
+    """Linear layers of the blocks, such as ["attn.q", "attn.v"]; all of them if unset."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout of what A multiplies."""
 
 
 class OptimizerOptions(Options):

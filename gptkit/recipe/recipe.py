@@ -14,8 +14,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptkit.errors import Key, Problem, RecipeError
-from gptkit.recipe import overriding
-from gptkit.recipe.options import ModelTable, Options, TrainOptions
+from gptkit.recipe import overriding, tuning
+from gptkit.recipe.options import LoraOptions, ModelTable, Options, TrainOptions
 from gptkit.recipe.problems import problems_of, written
 from gptkit.recipe.registry import Kind
 from gptkit.recipe.table import Report, read_table, source_name
@@ -53,7 +53,9 @@ class Recipe(Options):
     dataset: PluginSpec
     """Which data set plugin to use, with its options."""
     model: ModelTable = ModelTable()
-    """The shape of the GPT."""
+    """The shape of the GPT, and what of it stays as it is."""
+    lora: LoraOptions | None = None
+    """Adapters, which are trained in place of the weights."""
     train: TrainOptions = TrainOptions()
     """The training."""
     callbacks: tuple[CallbackSpec, ...] = Field(default=(), strict=False, max_length=MOST_CALLBACKS)
@@ -116,8 +118,8 @@ def read(
 def _problems(table: dict[str, Any], *, check: PluginCheck | None) -> list[Problem]:
     """All problems of a table."""
     try:
-        Recipe.model_validate(table)
-        problems = []
+        recipe = Recipe.model_validate(table)
+        problems = tuning.problems(recipe.model, recipe.lora)
     except ValidationError as error:
         problems = problems_of(error, Recipe, table)
     for kind, spec, key in _named_plugins(table) if check else ():

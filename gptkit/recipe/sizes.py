@@ -5,6 +5,7 @@ All numbers of bytes are the least: what is counted is needed in any case, and a
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from gptkit.memory import Need
 from gptkit.recipe.options import GPTConfig, MuonOptions, TrainOptions
@@ -14,6 +15,29 @@ NUMBER = 4  # bytes of a weight, a gradient or a moment
 TOKEN = 8  # bytes of a token id in a batch
 FUSED_HEAD_SIZES = 8
 """onnxruntime's GroupQueryAttention needs a head size that is a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How many numbers of a model are trained: all of them, or fewer."""
+
+    outer: int
+    """Outside the blocks."""
+    blocks: int
+    """In all blocks together, with those of adapters."""
+    matrices: int
+    """Those of them that are in matrices."""
+    added: int
+    """In adapters, which the model itself does not have."""
+    layers: int
+    """Blocks that the backward pass goes through: the last ones."""
+    multiplied: int
+    """Trained numbers that multiply, so that a token does more than read a row of them."""
+
+    @property
+    def all(self) -> int:
+        """Numbers that are trained."""
+        return self.outer + self.blocks
 
 
 def not_fused(config: GPTConfig) -> str | None:
@@ -28,22 +52,55 @@ def not_fused(config: GPTConfig) -> str | None:
 def parameter_shapes(config: GPTConfig) -> dict[str, Shape]:
     """The shape of every parameter by its name, of a model that is not built; in no order."""
     blocks = range(config.n_layer)
-    block = _block_shapes(config)
+    block = block_shapes(config)
     inside = {f"h.{i}.{name}": shape for i in blocks for name, shape in block.items()}
-    return _outer_shapes(config) | inside
+    return outer_shapes(config) | inside
+
+
+def outer_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """Of the parameters outside the blocks."""
+    width = config.n_embd
+    shapes: dict[str, Shape] = {"wte.weight": (config.vocab_size, width)}
+    if config.position == "learned":
+        shapes["position.wpe.weight"] = (config.block_size, width)
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes | _norm_shapes(config, "ln_f")
+
+
+def block_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """Of the parameters of a block."""
+    width, inner = config.n_embd, config.inner_size
+    layers = {
+        "attn.qkv": (sum(config.qkv_sizes), width),
+        "attn.proj": (width, config.qkv_sizes[0]),
+        "mlp.up": (2 * inner if config.mlp == "swiglu" else inner, width),
+        "mlp.proj": (width, inner),
+    }
+    shapes: dict[str, Shape] = {f"{name}.weight": shape for name, shape in layers.items()}
+    biases = dict.fromkeys(layers, config.bias) | {"attn.qkv": config.has_qkv_bias}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items() if biases[name]}
+    if config.qk_norm_scale:
+        shapes |= {f"attn.{name}.weight": (config.head_size,) for name in ("q_norm", "k_norm")}
+    return shapes | _norm_shapes(config, "ln_1") | _norm_shapes(config, "ln_2")
+
+
+def count(shapes: Iterable[Shape]) -> int:
+    """Numbers of parameters of these shapes together."""
+    return sum(map(math.prod, shapes))
 
 
 def n_parameters(config: GPTConfig) -> int:
     """Number of parameters, a tied head counted once."""
-    outer, block = _outer_shapes(config), _block_shapes(config)
-    return _count(outer.values()) + config.n_layer * _count(block.values())
+    outer, block = outer_shapes(config), block_shapes(config)
+    return count(outer.values()) + config.n_layer * count(block.values())
 
 
 def parameters_by_part(config: GPTConfig) -> dict[str, int]:
     """Number of parameters of each part; a tied head counts as the embedding."""
-    block = {f"h.{name}": shape for name, shape in _block_shapes(config).items()}
+    block = {f"h.{name}": shape for name, shape in block_shapes(config).items()}
     found = dict.fromkeys(_PARTS.values(), 0)
-    for name, shape in (_outer_shapes(config) | block).items():
+    for name, shape in (outer_shapes(config) | block).items():
         part = next(part for prefix, part in _PARTS.items() if name.startswith(prefix))
         found[part] += math.prod(shape) * (config.n_layer if name in block else 1)
     return found
@@ -51,42 +108,70 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
 
 def part_sizes(config: GPTConfig) -> tuple[int, int, int]:
     """Numbers of parameters: outside the blocks, of a block, of the matrices in a block."""
-    block = _block_shapes(config)
-    matrices = _count(shape for shape in block.values() if len(shape) == 2)
-    return _count(_outer_shapes(config).values()), _count(block.values()), matrices
+    block = block_shapes(config)
+    matrices = count(shape for shape in block.values() if len(shape) == 2)
+    return count(outer_shapes(config).values()), count(block.values()), matrices
 
 
-def flops_per_token(config: GPTConfig) -> int:
+def flops_per_token(config: GPTConfig, trained: Trained | None = None) -> int:
     """Floating-point operations of a training step per token, forward and backward pass.
 
     6 N + 12 L C T (Chowdhery et al. 2022, appendix B): N are the parameters that multiply, so a
     table of which a token only reads a row does not count. In a layer with a window, T is at most
     the window. The causal half is not subtracted, and recomputing does not count.
+
+    Of what is frozen, the 2 N of the weights' gradients do not count, and nothing of the backward
+    pass in blocks that it does not go through.
     """
-    layers = range(config.n_layer)
-    tables = {"position.wpe.weight"} | (set() if config.tie_embeddings else {"wte.weight"})
-    looked_up = _count(s for name, s in _outer_shapes(config).items() if name in tables)
-    seen = (min(config.block_size, config.window_of(i) or config.block_size) for i in layers)
-    attention = 12 * config.qkv_sizes[0] * sum(seen)
-    return 6 * (n_parameters(config) - looked_up) + attention
+    trained, layers = trained or all_trained(config), range(config.n_layer)
+    looked_up = count(s for name, s in outer_shapes(config).items() if name in tables(config))
+    seen = [min(config.block_size, config.window_of(i) or config.block_size) for i in layers]
+    attention = 4 * config.qkv_sizes[0] * sum(seen)
+    forward = n_parameters(config) - looked_up + trained.added
+    left_out = config.n_layer - trained.layers
+    backward = forward - left_out * count(block_shapes(config).values())
+    of_attention = 8 * config.qkv_sizes[0] * sum(seen[left_out:])
+    return 2 * (forward + backward + trained.multiplied) + attention + of_attention
+
+
+def tables(config: GPTConfig) -> set[str]:
+    """The parameters of which a token only reads a row."""
+    return {"position.wpe.weight"} | (set() if config.tie_embeddings else {"wte.weight"})
+
+
+def all_trained(config: GPTConfig) -> Trained:
+    """A model of which nothing is frozen."""
+    outer, block, matrices = part_sizes(config)
+    looked_up = count(s for name, s in outer_shapes(config).items() if name in tables(config))
+    n, blocks = config.n_layer, config.n_layer * block
+    return Trained(outer, blocks, n * matrices, 0, n, outer + blocks - looked_up)
 
 
 def to_train(
-    config: GPTConfig, options: TrainOptions, *, item_size: int = NUMBER, processes: int = 1
+    config: GPTConfig,
+    options: TrainOptions,
+    *,
+    item_size: int = NUMBER,
+    processes: int = 1,
+    trained: Trained | None = None,
 ) -> Need:
-    """The memory of a training in each of its processes, with all of its parameters trained.
+    """The memory of a training in each of its processes.
 
     Args:
         config: of the model.
         options: the recipe's table `[train]`.
         item_size: bytes of a number in forward passes: 2 in bfloat16.
         processes: that train together.
+        trained: how much of the model is trained; None: all of it.
     """
+    trained = trained or all_trained(config)
     parts = dict.fromkeys(_HINTS, 0)
-    parts["model"] = NUMBER * _n_kept(config, options) // (processes if options.shard else 1)
+    kept = _n_kept(config, options, trained)
+    parts["model"] = NUMBER * kept // (processes if options.shard else 1)
     rows = max(1, (options.micro_batch_size or options.batch_size // processes))
     tokens = rows * config.block_size
-    parts["step"] = tokens * item_size * (_n_activations(config, options) + config.vocab_size)
+    numbers = _n_activations(config, options, trained) + config.vocab_size
+    parts["step"] = tokens * item_size * numbers
     parts["batch"] = 2 * TOKEN * (options.batch_size // processes) * config.block_size
     largest = max(parts, key=parts.__getitem__)
     return Need("this training", _HINTS[largest], sum(parts.values()))
@@ -130,34 +215,6 @@ _HINTS: Mapping[str, str] = {
 """What helps where a part of a training is the largest."""
 
 
-def _outer_shapes(config: GPTConfig) -> dict[str, Shape]:
-    """Of the parameters outside the blocks."""
-    width = config.n_embd
-    shapes: dict[str, Shape] = {"wte.weight": (config.vocab_size, width)}
-    if config.position == "learned":
-        shapes["position.wpe.weight"] = (config.block_size, width)
-    if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
-    return shapes | _norm_shapes(config, "ln_f")
-
-
-def _block_shapes(config: GPTConfig) -> dict[str, Shape]:
-    """Of the parameters of a block."""
-    width, inner = config.n_embd, config.inner_size
-    layers = {
-        "attn.qkv": (sum(config.qkv_sizes), width),
-        "attn.proj": (width, config.qkv_sizes[0]),
-        "mlp.up": (2 * inner if config.mlp == "swiglu" else inner, width),
-        "mlp.proj": (width, inner),
-    }
-    shapes: dict[str, Shape] = {f"{name}.weight": shape for name, shape in layers.items()}
-    biases = dict.fromkeys(layers, config.bias) | {"attn.qkv": config.has_qkv_bias}
-    shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items() if biases[name]}
-    if config.qk_norm_scale:
-        shapes |= {f"attn.{name}.weight": (config.head_size,) for name in ("q_norm", "k_norm")}
-    return shapes | _norm_shapes(config, "ln_1") | _norm_shapes(config, "ln_2")
-
-
 def _norm_shapes(config: GPTConfig, name: str) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {f"{name}.weight": (config.n_embd,)}
     if config.norm == "layernorm" and config.bias:
@@ -165,21 +222,24 @@ def _norm_shapes(config: GPTConfig, name: str) -> dict[str, Shape]:
     return shapes
 
 
-def _count(shapes: Iterable[Shape]) -> int:
-    return sum(map(math.prod, shapes))
+def _n_kept(config: GPTConfig, options: TrainOptions, trained: Trained) -> int:
+    """Weights, and of those that are trained gradients and two moments.
 
-
-def _n_kept(config: GPTConfig, options: TrainOptions) -> int:
-    """Weights, their gradients and two moments; Muon keeps one of the blocks' matrices."""
-    matrices = (shape for shape in _block_shapes(config).values() if len(shape) == 2)
+    Muon keeps one of the blocks' matrices.
+    """
     muon = isinstance(options.optimizer, MuonOptions)
-    return 4 * n_parameters(config) - muon * config.n_layer * _count(matrices)
+    weights = n_parameters(config) + trained.added
+    return weights + 3 * trained.all - muon * trained.matrices
 
 
-def _n_activations(config: GPTConfig, options: TrainOptions) -> int:
-    """Numbers of a token that wait for the backward pass: at least the inputs of the matrices."""
+def _n_activations(config: GPTConfig, options: TrainOptions, trained: Trained) -> int:
+    """Numbers of a token that wait for the backward pass: at least the inputs of the matrices.
+
+    A frozen matrix needs no input for that.
+    """
     width = config.n_embd
     if options.recompute:
-        return config.n_layer * width
+        return trained.layers * width
     attention = sum(config.qkv_sizes) + config.qkv_sizes[0]
-    return config.n_layer * (2 * width + attention + config.inner_size)
+    inputs = 2 * width if trained == all_trained(config) else 0
+    return trained.layers * (inputs + attention + config.inner_size)

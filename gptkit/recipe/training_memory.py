@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gptkit.recipe import sizes
 from gptkit.recipe.options import GPTConfig, MuonOptions, TrainOptions
-from gptkit.recipe.sizes import NUMBER
+from gptkit.recipe.sizes import NUMBER, Trained
 
 GAPS = {False: 1.25, True: 1.9}
 """What a CPU's memory grows to per byte of tensors, without and with `recompute`: glibc's malloc
@@ -67,14 +67,24 @@ def setting(
     )
 
 
-def peak(config: GPTConfig, options: TrainOptions, how: Setting) -> int:
-    """Bytes of tensors in a process at the peak of a step: the largest of four moments."""
+def peak(
+    config: GPTConfig, options: TrainOptions, how: Setting, trained: Trained | None = None
+) -> int:
+    """Bytes of tensors in a process at the peak of a step: the largest of four moments.
+
+    Args:
+        config: of the model.
+        options: the recipe's table `[train]`.
+        how: it is run.
+        trained: how much of the model is trained; None: all of it.
+    """
     outer, block, matrices = sizes.part_sizes(config)
-    layers, tokens = config.n_layer, how.rows * config.block_size
-    state = 3 * NUMBER * (outer + layers * block)  # weights and two moments
-    if muon := isinstance(options.optimizer, MuonOptions):
-        state -= NUMBER * layers * matrices
-    gradients = NUMBER * (outer + layers * block)
+    trained = trained or sizes.all_trained(config)
+    layers, tokens = trained.layers, how.rows * config.block_size
+    state = NUMBER * (outer + config.n_layer * block + trained.added + 2 * trained.all)
+    if muon := isinstance(options.optimizer, MuonOptions):  # one moment of matrices
+        state -= NUMBER * trained.matrices
+    gradients = NUMBER * trained.all
     state, gradients = state // how.processes, gradients // how.processes
     state += _gathered(outer, block, how) + 4 * sizes.TOKEN * tokens  # this batch and the next one
     begin = gradients if how.accumulates else 0
@@ -84,12 +94,13 @@ def peak(config: GPTConfig, options: TrainOptions, how: Setting) -> int:
     work = again + tokens * _work(config, how.item_size, on_gpu=how.on_gpu)
     head = tokens * (NUMBER + how.item_size) * config.n_embd
     logits = 3 * NUMBER * tokens * config.vocab_size  # logarithms, and two gradients of them
-    head_done = begin or NUMBER * outer // how.processes
+    head_done = begin or NUMBER * trained.outer // how.processes
+    of_muon = _muon_work(config, matrices) if muon and not trained.added else 0
     return max(
         state + begin + layers * kept + head + logits,
         state + head_done + layers * kept + work,
         state + gradients + kept + work,
-        state + gradients + (_muon_work(config, matrices) if muon else 0),
+        state + gradients + of_muon,
     )
 
 
@@ -101,7 +112,14 @@ def _gathered(outer: int, block: int, how: Setting) -> int:
     return 2 * NUMBER * (2 * block + outer) + cast * block
 
 
-def process_peak(config: GPTConfig, options: TrainOptions, how: Setting, *, base: int) -> int:
+def process_peak(
+    config: GPTConfig,
+    options: TrainOptions,
+    how: Setting,
+    *,
+    base: int,
+    trained: Trained | None = None,
+) -> int:
     """Bytes of a whole process at its peak: its base, the tensors, and on a CPU the gaps.
 
     Args:
@@ -109,8 +127,9 @@ def process_peak(config: GPTConfig, options: TrainOptions, how: Setting, *, base
         options: the recipe's table `[train]`.
         how: it is run.
         base: bytes of the process, or on the GPU, without the training.
+        trained: how much of the model is trained; None: all of it.
     """
-    tensors = peak(config, options, how)
+    tensors = peak(config, options, how, trained)
     gaps = 0.0 if how.on_gpu else GAPS[how.recompute] - 1
     return base + tensors + round(gaps * max(0, tensors - _large(config, how)))
 

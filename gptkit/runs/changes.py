@@ -19,7 +19,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 """Fields of a recipe to change: `key=value` texts as for `--set`, one or more, or values by key."""
 
 VALUES = "text, a number, true, false, or a list"
-KEEP_WEIGHTS = {"seed", "model.dropout"}
+KEEP_WEIGHTS = {"seed", "model.dropout", "model.freeze"}
 """Fields with which the weights of the run still fit, besides those of the optimizer."""
 
 
@@ -75,7 +75,7 @@ def check(
     if "train.optimizer.use" in fixed:  # the options of another optimizer come and go with it
         fixed = {key: change for key, change in fixed.items() if None not in change}
     words = ["gptkit", "train", str(run.recipe)]
-    if all(key in KEEP_WEIGHTS or key.startswith("train.") for key in fixed):
+    if all(key in KEEP_WEIGHTS or key.startswith(("train.", "lora.")) for key in fixed):
         words += ["--from", str(run.path)]
     for override in overrides:
         words += ["--set", override]

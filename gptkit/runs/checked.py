@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gptkit.contract import state_tree
-from gptkit.recipe import sizes
+from gptkit.recipe import adapters, sizes
 from gptkit.runs import checkpoint
-from gptkit.runs.checkpoint import Checkpoint, damaged, weights_file
+from gptkit.runs.checkpoint import Checkpoint, adapters_file, damaged, weights_file
 from gptkit.runs.state import State
 from gptkit.runs.tensor_file import Entry, TensorFile
 from gptkit.runs.weights import Shapes, check_weights, expected_shapes, fault_of
@@ -31,6 +31,10 @@ def load(step_folder: Path) -> Checkpoint:
     shapes = expected_shapes(step_folder, state, files["model"])
     for weights in (None, *state.weights):
         check_weights(step_folder, files[weights_file(weights)], shapes, weights)
+        if state.lora:
+            check_adapters(step_folder, state, files[adapters_file(weights)], weights)
+    if state.lora:  # only these are trained
+        shapes = adapters.parameter_shapes(state.config, state.lora)
     path = step_folder / "optimizer.safetensors"
     for fault in _optimizer_faults(files["optimizer"], state, shapes):
         raise damaged(path, fault)
@@ -38,6 +42,23 @@ def load(step_folder: Path) -> Checkpoint:
     for name in _misplaced(files["callbacks"], state) if "callbacks" in files else ():
         raise damaged(path, f"{name[:80]} has no place in the state of a callback")
     return Checkpoint(state, files)
+
+
+def check_adapters(
+    step_folder: Path, state: State, tensors: TensorFile, weights: str | None
+) -> None:
+    """Raise a CheckpointError if adapters are not those that state.json describes."""
+    assert state.lora
+    path = step_folder / f"{adapters_file(weights)}.safetensors"
+    shapes = adapters.parameter_shapes(state.config, state.lora)
+    expected = adapters.to_peft(state.config, state.lora, shapes)
+    for name in expected.keys() - tensors.keys():
+        raise damaged(path, f"{name} is missing")
+    for name, entry in tensors.entries.items():
+        if name not in expected:
+            raise damaged(path, f"{name[:80]} is no matrix of these adapters")
+        if fault := fault_of(entry, expected[name]):
+            raise damaged(path, f"{name} {fault}")
 
 
 def _optimizer_faults(tensors: TensorFile, state: State, shapes: Shapes) -> Iterator[str]:

@@ -5,6 +5,8 @@ checkpoints/step-00001000/
   model.NAME.safetensors  a further set of weights that a callback offers, such as an average
   optimizer.safetensors   optimizer moments and generator states; an imported model has none yet
   callbacks.safetensors   tensors of callbacks, if there are any
+  adapter_model.safetensors, adapter_config.json
+                          LoRA's adapters, for PEFT and to resume; their products are in the weights
   codec.json              the codec's options, such as a vocabulary, if they are long
   state.json              everything else, with the sha256 of the files above
   state.json.sha256       its own digest
@@ -28,6 +30,7 @@ from safetensors import SafetensorError
 
 from gptkit.errors import CheckpointError, FormatError, UsageError
 from gptkit.files import check_name, digest, read_file
+from gptkit.recipe import adapters
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.problems import first_fault
 from gptkit.runs.state import FORMAT, State
@@ -42,6 +45,11 @@ MOST_BYTES, MOST_CODEC = 64 << 20, 1 << 30
 def weights_file(weights: str | None = None) -> str:
     """The name, without ending, of the file of a further set of weights; None: of the model's."""
     return "model" if weights is None else f"model.{weights}"
+
+
+def adapters_file(weights: str | None = None) -> str:
+    """The name, without ending, of the file of a set's adapters; None: of the model's."""
+    return adapters.FILE if weights is None else f"{adapters.FILE}.{weights}"
 
 
 class Checkpoint(NamedTuple):
@@ -59,7 +67,7 @@ def load(step_folder: Path) -> Checkpoint:
         CheckpointError: it is damaged, incomplete or of a newer format.
     """
     state = with_codec(step_folder, load_state(step_folder))
-    names = [name.removesuffix(".safetensors") for name in state.sha256 if name != CODEC]
+    names = [n.removesuffix(".safetensors") for n in state.sha256 if n.endswith(".safetensors")]
     return Checkpoint(state, {name: load_tensors(step_folder, state, name) for name in names})
 
 
@@ -243,7 +251,11 @@ def sweep(folder: Path) -> None:
 
 def _files_fault(state: State) -> str | None:
     """What is wrong with the names of a step folder's files, which no one else may choose."""
-    needed = {f"{weights_file(name)}.safetensors" for name in (None, *state.weights)}
+    sets = (None, *state.weights)
+    needed = {f"{weights_file(name)}.safetensors" for name in sets}
+    if state.lora:
+        needed |= {f"{adapters_file(name)}.safetensors" for name in sets}
+        needed.add(adapters.CONFIG_FILE)
     if not state.imported:
         needed.add("optimizer.safetensors")
     if missing := needed - state.sha256.keys():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptkit.errors import CheckpointError
 from gptkit.files import digest
+from gptkit.recipe import adapters
 from gptkit.runs import tensor_writer
 from gptkit.runs.checkpoint import CODEC, STATE, STATE_DIGEST, step_name, sweep
 from gptkit.runs.state import State
@@ -43,25 +44,47 @@ def save(
     """
     target = folder / step_name(state.step)
     with _explained(target), ExitStack() as stack:
-        new, size = target, 0
+        new = target
         with _agreeing(ranks):
             if ranks.first:
                 folder.mkdir(exist_ok=True)  # without the run folder: it may have been moved
                 sweep(folder)
                 new = stack.enter_context(staged(target))
                 new.mkdir()
-                named = _named(shapes or files)
-                size = sum(tensor_writer.create(new / n, t) for n, t in named.items())
-        new, written = Path(ranks.broadcast(str(new))), 0
-        with _agreeing(ranks):
-            for name, tensors in _named(files).items():
-                written += tensor_writer.fill(new / name, tensors, first=ranks.first)
-        missing = size - int(ranks.all_reduce_sum(written))
+        new = Path(ranks.broadcast(str(new)))
+        _write(new, _named(files), ranks, shapes=_named(shapes or files))
         if ranks.first:
-            if missing:
-                raise OSError(f"{missing:,} bytes are missing: processes hold other tensors")
             _seal(new, state, _named(files))
     return target
+
+
+def save_one(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> None:
+    """Write a file of tensors, whole or not at all; arguments as for `save`.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    with _explained(path), ExitStack() as stack:
+        new = path
+        with _agreeing(ranks):
+            if ranks.first:
+                new = stack.enter_context(staged(path))
+        new = Path(ranks.broadcast(str(new)))
+        _write(new.parent, {path.name: tensors}, ranks, shapes={path.name: tensors})
+
+
+def _write(folder: Path, files: Files, ranks: Ranks, *, shapes: Files) -> None:
+    """Write files of tensors into a folder."""
+    size = written = 0
+    with _agreeing(ranks):
+        if ranks.first:
+            size = sum(tensor_writer.create(folder / n, t) for n, t in shapes.items())
+    with _agreeing(ranks):
+        for name, tensors in files.items():
+            written += tensor_writer.fill(folder / name, tensors, first=ranks.first)
+    missing = size - int(ranks.all_reduce_sum(written))
+    if ranks.first and missing:
+        raise OSError(f"{missing:,} bytes are missing: processes hold other tensors")
 
 
 def _named(files: Files) -> Files:
@@ -70,12 +93,19 @@ def _named(files: Files) -> Files:
 
 
 def _seal(folder: Path, state: State, names: Iterable[str]) -> None:
-    """Write `state.json`, with the digests of the other files, and its own digest."""
+    """Write `state.json`, with the digests of the other files, and its own digest.
+
+    Before, what of these is no tensor: a long codec, and what PEFT needs to read adapters.
+    """
     codec, names = state.codec, list(names)
     options = json.dumps(codec.options, ensure_ascii=False)
     if len(options) > LONG:
         (folder / CODEC).write_text(options + "\n", encoding="utf-8")
         codec, names = codec.model_copy(update={"options": {}}), [*names, CODEC]
+    if state.lora:
+        about = adapters.peft_config(state.config, state.lora)
+        (folder / adapters.CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n")
+        names = [*names, adapters.CONFIG_FILE]
     digests = {name: digest(folder / name) for name in names}
     state = state.model_copy(update={"codec": codec, "sha256": digests})
     (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from gptkit.files import check_name, lock, make_folder, writing
 from gptkit.memory import Need
 from gptkit.plugin import Format, TrainedModel
 from gptkit.recipe import formats
-from gptkit.runs import run_folder
+from gptkit.runs import merge_proof, run_folder
 from gptkit.runs.loaded import load_checkpoint, load_data
 from gptkit.runs.run_folder import RunFolder
 from gptkit.staging import recover, staged
@@ -61,10 +61,15 @@ def export(
 def trained_model(
     path: Path, *, checkpoint: str | int = "last", weights: str | None = None
 ) -> TrainedModel:
-    """A run's model with all that a format may write of it; see `export`."""
+    """A run's model with all that a format may write of it; see `export`.
+
+    Adapters are merged, and the merged weights are compared with them.
+    """
     run = run_folder.open_run(path)
     loaded = load_checkpoint(path, checkpoint=checkpoint, weights=weights, device="cpu")
     state = loaded.state
+    if state.lora:
+        merge_proof.prove(run, run.step_folder(state.step), state, loaded.model, weights)
     model = TrainedModel(
         module=loaded.model,
         config=loaded.model.config.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from gptkit.errors import UsageError
 from gptkit.memory import Need
-from gptkit.recipe import sizes
+from gptkit.recipe import sizes, tuning
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.options import GPTConfig
 
@@ -29,7 +29,8 @@ def config_of(plugins: Plugins) -> GPTConfig:
 def warning(plugins: Plugins) -> str | None:
     """That a recipe needs more memory than this computer has; its data is not opened."""
     recipe, config = plugins.recipe, config_of(plugins)
-    need: Need = sizes.to_train(config, recipe.train, item_size=2)
+    trained = tuning.find(recipe.model, recipe.lora, config).trained()
+    need: Need = sizes.to_train(config, recipe.train, item_size=2, trained=trained)
     if need.size is None or need.size < ANYWHERE:
         return None
     from gptkit.training import device  # takes two seconds

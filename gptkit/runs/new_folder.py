@@ -15,7 +15,8 @@ from gptkit.staging import remove_temporaries
 
 OTHER_FOLDER = "choose another folder: --out DIR"
 BEFORE_RECIPE = re.compile(
-    r"\.lock|environment\.json|\.(environment\.json|recipe\.toml|checkpoints)\..*\.tmp"
+    r"\.lock|environment\.json|base\.safetensors|"
+    r"\.(environment\.json|recipe\.toml|checkpoints|base\.safetensors)\..*\.tmp"
 )
 """The files that a run writes before its recipe."""
 

@@ -1,26 +1,34 @@
 """From a recipe's objects to a trainer, and from its snapshots to step folders and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from gptkit import __version__
+from gptkit.codec import Codec
 from gptkit.conformance.dataset import check_loaded
 from gptkit.errors import RunError
 from gptkit.files import quote
 from gptkit.memory import Need
+from gptkit.model.blocks import plain_linear
 from gptkit.model.gpt import GPT
+from gptkit.model.lora import adapted
 from gptkit.plugin import Callback, Data
-from gptkit.recipe import build, codec_record, sizes
+from gptkit.recipe import adapters, build, codec_record, sizes, tuning
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
 from gptkit.recipe.options import GPTConfig, TrainOptions
 from gptkit.recipe.recipe import Recipe
-from gptkit.runs import checked, checkpoint, checkpoint_writer
-from gptkit.runs.origin import Origin
+from gptkit.recipe.sizes import Trained
+from gptkit.recipe.tuning import Tuning
+from gptkit.runs import base, checked, checkpoint, checkpoint_writer
+from gptkit.runs.base import Base
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.state import State
 from gptkit.training import device
@@ -29,6 +37,22 @@ from gptkit.training.device import RunDevice, resolve_device
 from gptkit.training.distributed import ALONE, Ranks
 from gptkit.training.snapshot import Snapshot
 from gptkit.training.trainer import Trainer
+
+Named = Mapping[str, Tensor]
+"""Tensors by name."""
+Files = Mapping[str, Named]
+"""Those of each file of a checkpoint, by its name without ending."""
+
+
+class Beginning(Protocol):
+    """Weights that a training begins with."""
+
+    def check(self, config: GPTConfig, codec: Codec) -> None:
+        """Refuse a model or a codec that they do not fit."""
+
+    def give(self, model: GPT) -> None:
+        """Load them into a model."""
+
 
 SAVED = tuple(saved.name for saved in fields(Snapshot) if saved.name != "tensors")
 """What `state.json` says of a snapshot, under the same names."""
@@ -50,7 +74,7 @@ def build_trainer(
     run: RunFolder | None = None,
     run_device: RunDevice | None = None,
     ranks: Ranks = ALONE,
-    begin: Origin | None = None,
+    begin: Beginning | None = None,
 ) -> Trainer:
     """A trainer with a new model, set up as the recipe says.
 
@@ -70,9 +94,13 @@ def build_trainer(
     options = plugins.recipe.train
     check_loaded(data, str(plugins.entries[0]))
     run_device = run_device or choose_device(plugins.recipe, ranks)
-    model = _new_model(plugins, data, run_device, ranks)
+    config = config_for(plugins.recipe, data)
+    tuned = tuning.find(plugins.recipe.model, plugins.recipe.lora, config)
+    model = _new_model(plugins.recipe, tuned, run_device, ranks)
     if begin:
-        begin.check(model.config, data.codec)
+        begin.check(config, data.codec)
+    writers = ranks.apart() if run and options.shard else ALONE
+    own_base = base.of(run) if run and tuned.lora else None
     save = (
         None
         if run is None
@@ -81,7 +109,9 @@ def build_trainer(
             keep=options.keep,
             dataset=plugins.recipe.dataset.use,
             codec=codec_record.record_codec(data.codec),
-            ranks=ranks.apart() if options.shard else ALONE,
+            ranks=writers,
+            tuned=tuned,
+            beside=own_base,
         )
     )
     trainer = Trainer(
@@ -94,6 +124,7 @@ def build_trainer(
         ranks=ranks,
         callbacks=Callbacks(plugins.callbacks, labels=plugins.labels, on_error=plugins.on_error),
         recipe=plugins.recipe.model_dump(mode="json", exclude_none=True),
+        trained=tuned.trained(),
         run_dir=run.path if run else None,
         check=run.check if run else lambda: None,
         save=save,
@@ -103,6 +134,8 @@ def build_trainer(
         eager = torch.compiler.set_stance("force_eager") if run_device.compile else nullcontext()
         with eager:
             begin.give(model)
+    if own_base and not isinstance(begin, Base) and (options.shard or ranks.first):
+        own_base.keep(model, writers)
     return trainer
 
 
@@ -129,7 +162,14 @@ def choose_device(recipe: Recipe, ranks: Ranks, *, run: RunFolder | None = None)
 
 
 def saver(
-    folder: Path, *, keep: int, dataset: str, codec: CodecRecord, ranks: Ranks = ALONE
+    folder: Path,
+    *,
+    keep: int,
+    dataset: str,
+    codec: CodecRecord,
+    ranks: Ranks = ALONE,
+    tuned: Tuning | None = None,
+    beside: Base | None = None,
 ) -> Callable[[Snapshot], Path]:
     """The function that writes a run's checkpoints, deletes old ones and returns the step folder.
 
@@ -139,13 +179,20 @@ def saver(
         dataset: the data set's name.
         codec: the record that `make_codec` makes the codec from.
         ranks: those that hold parts of the tensors, over connections that nothing else uses.
+        tuned: says which adapters there are; None: none.
+        beside: the weights that they are beside.
     """
+    lora = tuned.lora if tuned else None
 
     def save(snapshot: Snapshot) -> Path:
         about = {"gptkit": __version__, "dataset": dataset, "codec": codec}
         saved = {name: getattr(snapshot, name) for name in SAVED}
-        state = State(**about, **saved)
-        step_folder = checkpoint_writer.save(folder, state, snapshot.tensors, ranks)
+        digest = beside.sha256 if beside and ranks.first else None
+        state = State(**about, **saved, lora=lora, base_sha256=digest)
+        files = snapshot.tensors
+        if lora:
+            files = _adapters_in(files, partial(adapters.to_peft, snapshot.config, lora))
+        step_folder = checkpoint_writer.save(folder, state, files, ranks)
         if ranks.first:
             checkpoint.delete_later(folder, snapshot.step)
             checkpoint.prune(folder, keep)
@@ -162,15 +209,38 @@ def read_snapshot(step_folder: Path) -> Snapshot:
         CheckpointError: the folder is damaged, incomplete or of a newer format.
     """
     state, tensors = checked.load(step_folder)
-    return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors={**tensors})
+    files: Files = {**tensors}
+    if state.lora:
+        files = _adapters_in(files, partial(adapters.from_peft, state.config, state.lora))
+    return Snapshot(**{name: getattr(state, name) for name in SAVED}, tensors=files)
+
+
+def _adapters_in(files: Files, rename: Callable[[Mapping[str, Tensor]], Named]) -> Files:
+    """The files of a snapshot with other names in those of adapters."""
+    return {
+        name: rename(tensors) if name.partition(".")[0] == adapters.FILE else tensors
+        for name, tensors in files.items()
+    }
 
 
 def memory_need(
-    config: GPTConfig, options: TrainOptions, run_device: RunDevice, ranks: Ranks
+    config: GPTConfig,
+    options: TrainOptions,
+    run_device: RunDevice,
+    ranks: Ranks,
+    trained: Trained | None,
 ) -> Need:
     """The memory that each process of a training needs."""
-    item_size = run_device.dtype.itemsize
-    return sizes.to_train(config, options, item_size=item_size, processes=ranks.size)
+    item_size, processes = run_device.dtype.itemsize, ranks.size
+    return sizes.to_train(
+        config, options, item_size=item_size, processes=processes, trained=trained
+    )
+
+
+def config_for(recipe: Recipe, data: Data) -> GPTConfig:
+    """The model that a recipe makes for its data."""
+    shape = recipe.model.shape()
+    return GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
 
 
 def check_same_sizes(run: RunFolder, saved: Snapshot, data: Data) -> None:
@@ -190,16 +260,19 @@ def check_same_sizes(run: RunFolder, saved: Snapshot, data: Data) -> None:
         )
 
 
-def _new_model(plugins: Plugins, data: Data, run_device: RunDevice, ranks: Ranks) -> GPT:
-    """The recipe's model for this data, with the random weights of the recipe's seed."""
-    recipe, shape = plugins.recipe, plugins.recipe.model.shape()
-    config = GPTConfig(**shape, vocab_size=data.vocab_size, block_size=data.block_size)
-    need = memory_need(config, recipe.train, run_device, ranks)
+def _new_model(recipe: Recipe, tuned: Tuning, run_device: RunDevice, ranks: Ranks) -> GPT:
+    """The recipe's model, with the random weights of its seed and what is frozen."""
+    config, lora = tuned.config, tuned.lora
+    need = memory_need(config, recipe.train, run_device, ranks, tuned.trained())
     need.check(device.memory(run_device.device))
     torch.manual_seed(recipe.seed)
+    linear = adapted(config, lora) if lora else plain_linear
     recompute, shared = recipe.train.recompute, recipe.train.shard and ranks.size > 1
     with need.explained():
-        if not shared:
-            return GPT(config, seed=recipe.seed, recompute=recompute)
-        with torch.device("meta"):  # each rank draws its part
-            return GPT(config, seed=None, recompute=recompute)
+        # Of a shared model each rank draws its part.
+        with torch.device("meta") if shared else nullcontext():
+            seed = None if shared else recipe.seed
+            model = GPT(config, seed=seed, recompute=recompute, linear=linear)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not tuned.freezes(name))
+    return model

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from gptkit.recipe import older
 from gptkit.recipe.codec_record import CodecRecord
-from gptkit.recipe.options import GPTConfig, Number, Size
+from gptkit.recipe.options import GPTConfig, LoraOptions, Number, Size
 
 FORMAT: Literal[5] = 5
 """Increased whenever an older gptkit could not read what a newer one writes. Older formats are
@@ -63,6 +63,10 @@ class State(BaseModel):
     `callbacks.safetensors` is null here; its key there is its path, such as `ema/wte.weight`."""
     weights: dict[SetName, str] = {}
     """The callback that offered each further set of weights, by the set's name."""
+    lora: LoraOptions | None = None
+    """Of the adapters whose products are in the weights, complete; None if there are none."""
+    base_sha256: str | None = None
+    """Digest of the run's base.safetensors, the weights beside which the adapters are trained."""
     sha256: dict[str, str] = {}
     """Digest by file name."""
 

@@ -13,12 +13,22 @@ from gptkit.plugin import Callback
 from gptkit.recipe import build
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.table import Report
-from gptkit.runs import changes, checkpoint, environment, new_folder, origin, run_folder, signals
+from gptkit.runs import (
+    base,
+    changes,
+    checkpoint,
+    environment,
+    new_folder,
+    origin,
+    run_folder,
+    signals,
+)
 from gptkit.runs.changes import Change, Overrides
 from gptkit.runs.loaded import check_same_codec, check_same_data
 from gptkit.runs.origin import Origin
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.setup import (
+    Beginning,
     build_trainer,
     check_same_sizes,
     choose_device,
@@ -170,7 +180,7 @@ def _continue(
         if saved:
             check_same_sizes(run, saved, data)
             check_same_codec(run, read_codec(run.step_folder(saved.step)), data)
-        begin = None if saved else origin.find_again(run, plugins.recipe.model)
+        begin = _beginning(run, plugins, saved)
         trainer = build_trainer(
             plugins, data, run=run, run_device=run_device, ranks=ranks, begin=begin
         )
@@ -201,12 +211,41 @@ def _begin(
 ) -> tuple[Plugins, Origin | None]:
     """The complete recipe, and the weights to begin with; None: random ones."""
     if start is None:
-        return origin.completed(plugins)
+        plugins, begin = origin.completed(plugins)
+        if begin is None and plugins.recipe.lora:
+            raise _needs_weights()
+        return plugins, begin
     if init := plugins.recipe.model.init:
         raise UsageError(
             f"--from {start}: the recipe has model.init {init}, too", hint="take one of them"
         )
     return plugins, origin.find(start, which, weights)
+
+
+def _beginning(run: RunFolder, plugins: Plugins, saved: Snapshot | None) -> Beginning | None:
+    """The weights that a resumed run begins with, before its checkpoint is restored.
+
+    Raises:
+        GptkitError: they are gone, or there are none beside which adapters can be trained.
+    """
+    recipe = plugins.recipe
+    if not recipe.lora:
+        return None if saved else origin.find_again(run, recipe.model)
+    if saved:
+        state = checkpoint.load_state(run.step_folder(saved.step))
+        return base.of(run, state.base_sha256)
+    own = base.of(run)
+    begin = own if own.path.exists() else origin.find_again(run, recipe.model)
+    if begin is None:
+        raise _needs_weights()
+    return begin
+
+
+def _needs_weights() -> UsageError:
+    return UsageError(
+        "lora: there are no weights beside which adapters could be trained",
+        hint="begin with those of a run, --from RUN, or set model.init",
+    )
 
 
 def _restore(trainer: Trainer, saved: Snapshot, run: RunFolder, report: Report) -> None:
@@ -255,7 +294,8 @@ def _reread(
 
 def _fit(trainer: Trainer, run: RunFolder, caller: Caller) -> None:
     ranks, trainer.state.quiet = trainer.ranks, caller.quiet
-    need = memory_need(trainer.model.config, trainer.options, trainer.run_device, ranks)
+    config, options = trainer.model.config, trainer.options
+    need = memory_need(config, options, trainer.run_device, ranks, trainer.trained)
     with caller.handling(trainer.interrupt, under_torchrun=ranks.job is not None) as received:
         with need.explained():
             trainer.fit()
@@ -270,10 +310,14 @@ def _fit(trainer: Trainer, run: RunFolder, caller: Caller) -> None:
 
 
 def _summary(trainer: Trainer, run: RunFolder) -> str:
-    millions = trainer.model.n_parameters() / 1e6
+    parameters = trainer.model.n_parameters()
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    millions = f"{parameters / 1e6:.2f} M parameters"
+    if trained < parameters:
+        millions += f", {trained / 1e6:.3g} M of them trained,"
     run_device, ranks = trainer.run_device, trainer.ranks
     device = str(run_device.device)
     if ranks.size > 1:
         device = f"{ranks.size} x {run_device.device.type}"
     steps = "" if trainer.options.steps else f", {trainer.state.steps} steps"
-    return f"{run.path}: {millions:.2f} M parameters on {device} in {run_device.dtype_name}{steps}"
+    return f"{run.path}: {millions} on {device} in {run_device.dtype_name}{steps}"

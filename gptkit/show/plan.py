@@ -19,8 +19,10 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     total = sum(parts.values())
     rows = [{"parameters": name, "number": f"{n:,}"} for name, n in parts.items()]
     rows.append({"parameters": "all", "number": f"{total:,}"})
+    if plan.trained != sizes.all_trained(plan.config):
+        rows.append({"parameters": "trained", "number": f"{plan.trained.all:,}"})
     print_rows(rows, ["parameters", "number"], as_json=False, right=["number"])
-    flops = sizes.flops_per_token(plan.config)
+    flops = sizes.flops_per_token(plan.config, plan.trained)
     per_step = plan.options.batch_size * plan.config.block_size
     print(f"\nFLOPs   {flops:.3g} per token, {flops * per_step:.3g} per step")
     print(
@@ -82,9 +84,10 @@ def _values(plan: Plan) -> dict[str, Any]:
     }
     return {
         "parameters": parts | {"all": sum(parts.values())},
+        "trained": plan.trained.all,
         "vocab_size": plan.config.vocab_size,
         "block_size": plan.config.block_size,
-        "flops_per_token": sizes.flops_per_token(plan.config),
+        "flops_per_token": sizes.flops_per_token(plan.config, plan.trained),
         "steps": plan.steps,
         "tokens": plan.tokens,
         "tokens_per_parameter": plan.tokens_per_parameter,

@@ -14,6 +14,7 @@ from gptkit.sampling.generate import Decoder
 from gptkit.sampling.rule import SamplingOptions
 from gptkit.sampling.samples import DEFAULT_TEXT_TOKENS, SampleRequest, sample
 from gptkit.sampling.torch_decoder import TorchDecoder
+from gptkit.training.merging import merged
 
 MOST = 16
 """Most samples in a preview."""
@@ -46,12 +47,13 @@ def previewer(model: GPT, codec: Codec) -> Sampler:
 
 def _fastest(model: GPT, samples: int, count: int) -> Decoder:
     """What draws so many tokens of so many samples soonest: onnxruntime, on a CPU."""
-    weights, like = model.weights(), model.wte.weight
+    like = model.wte.weight
     plain = like.device.type == "cpu" and like.dtype == torch.float32 and not is_sharded(like)
     if plain and count >= ENOUGH:
         from gptkit.onnx.runtime.decoder import OnnxDecoder, WeightsSession
 
         if sizes.not_fused(model.config) is None:
+            weights = merged(model, model.weights())
             arrays = {name: tensor.detach().numpy() for name, tensor in weights.items()}
             with suppress(ModelFileError):
                 decoder = OnnxDecoder(WeightsSession(model.config, arrays, "the model"), samples)

@@ -97,6 +97,17 @@ def local_part(tensor: Tensor) -> tuple[int, Tensor]:
     return min(mesh.get_local_rank() * each, len(tensor)), rows
 
 
+def with_rows(like: Tensor, rows: Tensor) -> Tensor:
+    """A tensor that is sharded like another one, with other rows on this rank."""
+    from torch.distributed.tensor import DTensor
+
+    layout: Any = like
+    return DTensor.from_local(
+        rows, layout.device_mesh, layout.placements, run_check=False,
+        shape=layout.shape, stride=layout.stride(),
+    )  # fmt: skip
+
+
 def map_whole(
     function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor
 ) -> list[Tensor]:
@@ -203,17 +214,9 @@ def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
         return tensor
     if is_sharded(tensor):
         return tensor
-    from torch.distributed.tensor import DTensor
-
     first, own = local_part(parameter)
-    return DTensor.from_local(
-        tensor[first : first + len(own)].to(own.device, copy=True),  # the rest may be freed
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    rows = tensor[first : first + len(own)].to(own.device, copy=True)  # the rest may be freed
+    return with_rows(parameter, rows)
 
 
 def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> None:

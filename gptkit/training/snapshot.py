@@ -14,9 +14,11 @@ from gptkit.contract import state_tree
 from gptkit.errors import CheckpointError, GptkitError, PluginError
 from gptkit.model.gpt import GPT
 from gptkit.plugin import TrainState
+from gptkit.recipe import adapters
 from gptkit.recipe.options import GPTConfig
 from gptkit.training import groups, optimizer, weight_sets
 from gptkit.training.callbacks import Callbacks
+from gptkit.training.merging import adapters_of, merged
 from gptkit.training.sharding import (
     Sharded,
     host_copy,
@@ -26,8 +28,6 @@ from gptkit.training.sharding import (
 )
 
 Tensors = dict[str, Tensor]
-WEIGHTS = "model."
-"""Before the name of a further set of weights, in `Snapshot.tensors` and in file names."""
 GENERATORS = {"generator:cpu": "cpu", "generator:cuda": "cuda"}
 """The tensors of generator states, and the device type of each."""
 
@@ -58,8 +58,10 @@ class Snapshot:
     weights: dict[str, str]
     """The callback that offered each further set of weights, by the set's name."""
     tensors: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
-    """"model": the weights; "model.NAME": further sets of them; "optimizer": moments and generator
-    states; "callbacks": tensors of callbacks by their paths, in format 1 as `<position>:<key>`."""
+    """"model": the weights; "model.NAME": further sets of them; "adapter_model" and
+    "adapter_model.NAME": adapters, whose products are in these weights; "optimizer": moments and
+    generator states; "callbacks": tensors of callbacks by their paths, in format 1 as
+    `<position>:<key>`."""
 
 
 def take(
@@ -86,9 +88,10 @@ def take(
     """
     values, tensors = _callback_states(callbacks, state)
     sets = weight_sets.collect(callbacks, model, state)
+    weights = {"": model.weights(), **{f".{n}": offered.tensors for n, offered in sets.items()}}
     files = {
-        "model": model.weights(),
-        **{WEIGHTS + name: offered.tensors for name, offered in sets.items()},
+        **{f"model{name}": merged(model, tensors) for name, tensors in weights.items()},
+        **{adapters.FILE + name: found for name, t in weights.items() if (found := adapters_of(t))},
         "optimizer": optimizer.state_tensors(state.optimizer, model)
         | generator_states(model.wte.weight.device),
         "callbacks": tensors,
@@ -133,12 +136,14 @@ def pins_copies(snapshot: Snapshot) -> bool:
 def restore(snapshot: Snapshot, state: TrainState, model: GPT, callbacks: Callbacks) -> None:
     """Restore a snapshot into a training that was set up from the same recipe.
 
+    Of a model with adapters only these are restored: it has the weights beside them already.
+
     The parameter groups are left to `groups.restore`.
 
     Raises:
         CheckpointError: it was taken with another model or optimizer.
     """
-    model.load_weights(Sharded(snapshot.tensors["model"], model))
+    model.load_weights(Sharded(_parameters(snapshot, model), model))
     moments = Sharded(snapshot.tensors["optimizer"], model)
     set_generator_states(moments, model.wte.weight.device)
     optimizer.load_state(state.optimizer, model, moments)
@@ -183,6 +188,15 @@ def describe_changes(snapshot: Snapshot, callbacks: Mapping[str, Any]) -> str | 
     return f"callbacks changed since the checkpoint: {'; '.join(parts)}" if parts else None
 
 
+def _parameters(snapshot: Snapshot, model: GPT, suffix: str = "") -> Mapping[str, Tensor]:
+    """The parameters of the model, or of the further set of weights of a suffix."""
+    found = snapshot.tensors.get(adapters.FILE + suffix)
+    if found is None:
+        return snapshot.tensors[f"model{suffix}"]
+    own = {name: weight.detach().clone() for name, weight in model.weights().items()}
+    return own | dict(found)
+
+
 def _each(change: Callable[[Tensor], Tensor], tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: change(tensor) for name, tensor in tensors.items()}
 
@@ -219,7 +233,7 @@ def _restore_callbacks(
                 callbacks[name].load_state_dict(values)
     for name in callbacks:
         sets = {
-            of: weight_sets.like_parameters(snapshot.tensors[WEIGHTS + of], model)
+            of: weight_sets.like_parameters(_parameters(snapshot, model, f".{of}"), model)
             for of, owner in snapshot.weights.items()
             if owner == name
         }

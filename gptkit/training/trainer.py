@@ -13,6 +13,7 @@ from gptkit.data.split import Split
 from gptkit.model.gpt import GPT
 from gptkit.plugin import Data, TrainState
 from gptkit.recipe.options import TrainOptions
+from gptkit.recipe.sizes import Trained
 from gptkit.training import allocator, finite, groups, micro_batches, optimizer, sharding, snapshot
 from gptkit.training.callbacks import Callbacks
 from gptkit.training.checkpoints import Checkpoints
@@ -44,6 +45,7 @@ class Trainer:
         dataset: the data set's name, for errors.
         callbacks: run at the events of training.
         recipe: the complete recipe as JSON values, for callbacks.
+        trained: how much of the model is trained; None: all of it.
         run_dir: the run folder, for callbacks that write.
         check: raises a RunError after a step if the run folder is gone.
         save: writes a checkpoint and returns its folder, on rank 0 or, with `shard`, on all ranks;
@@ -65,13 +67,14 @@ class Trainer:
         ranks: Ranks = ALONE,
         callbacks: Callbacks | None = None,
         recipe: Mapping[str, Any] | None = None,
+        trained: Trained | None = None,
         run_dir: Path | None = None,
         check: Callable[[], None] = lambda: None,
         save: Callable[[Snapshot], Path] | None = None,
     ) -> None:
         self.model, self.data, self.ranks = model, data, ranks
         self.options, self.run_device = options, run_device
-        self.seed, self._check = seed, check
+        self.seed, self.trained, self._check = seed, trained, check
         self.callbacks = Callbacks() if callbacks is None else callbacks
         self.part = ranks.batch_slice(options.batch_size)
         """This rank's part of the step's batch."""
@@ -108,7 +111,9 @@ class Trainer:
             rank=ranks.rank,
             sample=self.sample,
             evaluate=self.measure,
-            recorder=Recorder(Usage(model.config, run_device, processes=ranks.size)),
+            recorder=Recorder(
+                Usage(model.config, run_device, processes=ranks.size, trained=trained)
+            ),
         )
         self._preview = previewer(model, data.codec)
         self._interrupted, self._failure = False, Failure(ranks)

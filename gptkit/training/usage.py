@@ -41,10 +41,18 @@ class Usage:
         config: of the model.
         run_device: where it is trained.
         processes: that train together, each on a device, or a share of the CPU, of its own.
+        trained: how much of the model is trained; None: all of it.
     """
 
-    def __init__(self, config: GPTConfig, run_device: RunDevice, *, processes: int = 1) -> None:
-        self.flops = sizes.flops_per_token(config)
+    def __init__(
+        self,
+        config: GPTConfig,
+        run_device: RunDevice,
+        *,
+        processes: int = 1,
+        trained: sizes.Trained | None = None,
+    ) -> None:
+        self.flops = sizes.flops_per_token(config, trained)
         self.run_device, self.processes = run_device, processes
 
     def __call__(self, rate: float | None) -> dict[str, float]:

@@ -27,7 +27,7 @@ class WeightSet:
 
 
 def collect(callbacks: Callbacks, model: GPT, state: TrainState) -> dict[str, WeightSet]:
-    """The sets of weights that the callbacks offer now, by name.
+    """The sets of weights that the callbacks offer now, by name; what is frozen is the model's own.
 
     Raises:
         PluginError: a name is taken or not allowed, or the tensors are not those of the model.
@@ -39,7 +39,7 @@ def collect(callbacks: Callbacks, model: GPT, state: TrainState) -> dict[str, We
             for name, tensors in _offered(callbacks[callback].weights(), place).items():
                 _check_name(name, place, sets, callbacks)
                 _check_tensors(tensors, model, f"{place}[{name!r}]")
-                sets[name] = WeightSet(callback, tensors)
+                sets[name] = WeightSet(callback, {**tensors, **_frozen(model)})
     return sets
 
 
@@ -88,9 +88,16 @@ def _check_name(
         )
 
 
+def _frozen(model: GPT) -> dict[str, Tensor]:
+    named = model.named_parameters()
+    return {name: p.detach() for name, p in named if not p.requires_grad}
+
+
 def _check_tensors(tensors: Mapping[str, Tensor], model: GPT, place: str) -> None:
     own = model.weights()
     for name in sorted(own.keys() | tensors.keys(), key=str):
+        if name not in tensors and not own[name].requires_grad:
+            continue
         if name not in tensors:
             fault = f"has no {name}"
         elif name not in own:

@@ -31,14 +31,15 @@ class EMA(Callback):
 
     def on_fit_start(self, state: TrainState) -> None:
         """Begin with the weights, unless a resumed run has brought the average back."""
+        trained = _trained(state)
         if state.step == 0 or not self._average:  # a program may train with it a second time
-            weights = state.model.named_parameters()
-            self._average = {name: weight.detach().clone() for name, weight in weights}
+            self._average = {name: weight.detach().clone() for name, weight in trained.items()}
+        self._average = {name: self._average[name] for name in trained}
 
     @torch.no_grad()
     def on_step_end(self, state: TrainState) -> None:
         """Move the average towards the new weights."""
-        named = dict(state.model.named_parameters())
+        named = _trained(state)
         averages = [_local(self._average[name]) for name in named]
         weights = [_local(weight) for weight in named.values()]
         update = get_ema_multi_avg_fn(self.decay_at(state.step))  # type: ignore[no-untyped-call]
@@ -49,13 +50,19 @@ class EMA(Callback):
         return min(self.decay, step / (step + 9))
 
     def weights(self) -> Mapping[str, Mapping[str, Tensor]] | None:
-        """The average, by parameter, under its name."""
+        """The average of what is trained, by parameter, under its name."""
         return {self.name: self._average} if self._average else None
 
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Continue with an average that was saved, perhaps under another name."""
         (average,) = weights.values()
         self._average = {name: weight.clone().float() for name, weight in average.items()}
+
+
+def _trained(state: TrainState) -> dict[str, Tensor]:
+    """The parameters that are not frozen, by name."""
+    named = state.model.named_parameters()
+    return {name: weight for name, weight in named if weight.requires_grad}
 
 
 def _local(tensor: Tensor) -> Tensor:
