@@ -420,7 +420,7 @@ def test_the_program_of_a_bundle_reads_a_prompt_if_it_can(
         starts=[start], length=None, temperature=1, suffix=".txt", legend={"text": pieces}
     )
     about = Metadata(
-        graph="generate", dtype="float32", opset=21, gptkit="0.5.0", block_size=4,
+        graph="generate", dtype="float32", opset=21, gptkit="0.6.0", block_size=4,
         config=GPTConfig(vocab_size=2, block_size=4),
         vocab_size=2, codec=CodecRecord(name="a", distribution="b", options={}), tokens=tokens,
         dataset="a", step=1, val_loss=None, checkpoint_sha256="",

@@ -106,7 +106,7 @@ def test_an_unknown_format_names_the_installed(cli: Command, r: Path) -> None:
     done = cli("export", r, "--to", "npy")
     assert done.exit_code == 2
     assert 'error: no format named "npy"\n' in done.stderr
-    assert "npz (acme-npz 1.2), onnx (gptkit 0.5.0)" in done.stderr
+    assert "npz (acme-npz 1.2), onnx (gptkit 0.6.0)" in done.stderr
     assert 'did you mean "npz"?' in done.stderr
 
 

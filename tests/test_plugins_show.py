@@ -152,7 +152,7 @@ def test_several_plugins_are_checked_with_tracebacks_of_failed_imports_alone(
     assert result.stdout.splitlines() == [
         "callback typo (acme-typo 1.2): Mine.use: recipes use that key; rename the option; "
         "mend the class in acme_typo, or tell the authors of acme-typo",
-        'the callback name "log" is claimed by acme-log 1.2 and gptkit-log 0.5.0; '
+        'the callback name "log" is claimed by acme-log 1.2 and gptkit-log 0.6.0; '
         'choose one: "acme-log:log" or "gptkit-log:log"; or pip uninstall the other',
     ]
     lost = cli("plugins", "check", "lost").stdout

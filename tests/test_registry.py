@@ -66,7 +66,7 @@ def test_an_unknown_name_comes_with_the_closest_and_the_installed(
     assert str(caught.value) == f'no {kind} named "{name}"'
     hint = caught.value.hint or ""
     assert hint.startswith("installed: ")
-    assert f"{meant} (gptkit-{meant} 0.5.0)" in hint
+    assert f"{meant} (gptkit-{meant} 0.6.0)" in hint
     assert hint.endswith(f'; did you mean "{meant}"?')
 
 
@@ -74,7 +74,7 @@ def test_a_name_like_no_other_comes_with_the_installed_alone() -> None:
     with pytest.raises(PluginError) as caught:
         registry.find("callback", "qqqqqq")
     assert "did you mean" not in (caught.value.hint or "")
-    assert "log (gptkit-log 0.5.0)" in (caught.value.hint or "")
+    assert "log (gptkit-log 0.6.0)" in (caught.value.hint or "")
 
 
 def test_a_name_claimed_twice_is_refused_with_both_claims(
@@ -83,7 +83,7 @@ def test_a_name_claimed_twice_is_refused_with_both_claims(
     distribution("acme-log", CALLBACK, callbacks="log = Mine")
     (problem,) = refusal(tiny_recipe()).problems
     assert problem.place == "callbacks[2].use"
-    claims = "acme-log 1.2 and gptkit-log 0.5.0"
+    claims = "acme-log 1.2 and gptkit-log 0.6.0"
     assert problem.fault == f'the callback name "log" is claimed by {claims}'
     chosen = '"acme-log:log" or "gptkit-log:log"'
     assert problem.hint == f"choose one: {chosen}; or pip uninstall the other"
@@ -193,7 +193,7 @@ def test_one_name_may_stand_for_things_of_different_kinds(
     distribution("acme-log", CALLBACK, callbacks="char-text = Mine")
     callbacks = [{"use": "char-text"}]
     built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
-    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.5.0", "acme-log 1.2"]
+    assert [entry.origin for entry in built.entries] == ["gptkit-char-text 0.6.0", "acme-log 1.2"]
     assert [entry.kind for entry in registry.find_any("char-text")] == ["dataset", "callback"]
 
 
@@ -374,7 +374,7 @@ def test_a_broken_plugin_that_is_not_named_is_invisible(
     assert result.exit_code == 2
     assert result.stdout.count("broken (acme-broken 1.2) cannot be imported") == 3
     assert "acme_broken.py" in result.stdout  # the traceback says where
-    assert "lr-decay (gptkit-lr-decay 0.5.0): ok" in result.stdout
+    assert "lr-decay (gptkit-lr-decay 0.6.0): ok" in result.stdout
 
 
 def test_a_plugin_that_exits_does_not_end_the_check(
@@ -383,7 +383,7 @@ def test_a_plugin_that_exits_does_not_end_the_check(
     distribution("acme-exit", "raise SystemExit(7)", callbacks="an-exit = Mine")
     result = cli("plugins", "check")
     assert result.exit_code == 2
-    assert "lr-decay (gptkit-lr-decay 0.5.0): ok" in result.stdout
+    assert "lr-decay (gptkit-lr-decay 0.6.0): ok" in result.stdout
 
 
 def test_the_complete_recipe_builds_the_same_again(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:
@@ -421,9 +421,9 @@ def test_callbacks_go_by_name_and_errors_add_position_and_origin(tiny_recipe: Ti
     built = build.build(build.read(tiny_recipe(callbacks=callbacks)))
     assert list(built.callbacks) == ["log", "grad-clip", "log-2"]
     assert list(built.labels.values()) == [
-        "callbacks[0] (log, gptkit-log 0.5.0)",
-        "callbacks[1] (grad-clip, gptkit-grad-clip 0.5.0)",
-        "callbacks[2] (log, gptkit-log 0.5.0)",
+        "callbacks[0] (log, gptkit-log 0.6.0)",
+        "callbacks[1] (grad-clip, gptkit-grad-clip 0.6.0)",
+        "callbacks[2] (log, gptkit-log 0.6.0)",
     ]
 
 
