@@ -262,4 +262,4 @@ def swap_halves(rows: Tensor, head_size: int) -> Tensor:
     (heads * head_size, ...) to the same shape.
     """
     halves = rows.reshape(-1, 2, head_size // 2, *rows.shape[1:])
-    return halves.flip(1).flatten(0, 2)
+    return halves.flip(1).reshape(rows.shape)

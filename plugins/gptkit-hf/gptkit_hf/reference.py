@@ -88,8 +88,8 @@ class _GPT2(_Decoder):
         centred = x - x.mean(-1, keepdims=True)
         variance = np.square(centred).mean(-1, keepdims=True)
         scaled = centred / np.sqrt(variance + np.float32(self.setting("layer_norm_epsilon", 1e-5)))
-        result: Floats = scaled * self.get(f"{name}.weight") + self.get(f"{name}.bias")
-        return result
+        normed: Floats = scaled * self.get(f"{name}.weight") + self.get(f"{name}.bias")
+        return normed
 
     def attention(self, x: Floats, name: str) -> Floats:
         """(T, C) to (T, C)."""
@@ -135,11 +135,8 @@ class _Rotary(_Decoder):
 
     def norm(self, x: Floats, name: str | None) -> Floats:
         """RMS norm over the last axis; NanoChat's has no scale."""
-        scaled = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.eps)
-        result: Floats = (
-            scaled if self.nanochat or name is None else scaled * self.get(f"{name}.weight")
-        )
-        return result
+        scaled: Floats = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.eps)
+        return scaled if self.nanochat or name is None else scaled * self.get(f"{name}.weight")
 
     def attention(self, x: Floats, layer: int, angles: NDArray[np.float64]) -> Floats:
         """(T, C) to (T, C)."""
@@ -181,8 +178,8 @@ class _Rotary(_Decoder):
         low, high = table["low_freq_factor"], table["high_freq_factor"]
         turns = length * found / (2 * math.pi)  # within the context of the first training
         keep = np.clip((turns - low) / (high - low), 0, 1)
-        result: NDArray[np.float64] = found * (keep + (1 - keep) / table["factor"])
-        return result
+        scaled: NDArray[np.float64] = found * (keep + (1 - keep) / table["factor"])
+        return scaled
 
     def window(self, layer: int) -> int | None:
         """How many tokens a token sees, itself included; None for all."""
@@ -244,13 +241,13 @@ def attend(q: Floats, k: Floats, v: Floats, window: int | None) -> Floats:
 
 
 def _sigmoid(x: Floats) -> Floats:
-    result: Floats = 0.5 * (1 + np.tanh(0.5 * x))
-    return result
+    found: Floats = 0.5 * (1 + np.tanh(0.5 * x))
+    return found
 
 
 def _erf(x: Floats) -> Floats:
-    result: Floats = np.vectorize(math.erf, otypes=[np.float32])(x)
-    return result
+    found: Floats = np.vectorize(math.erf, otypes=[np.float32])(x)
+    return found
 
 
 def _gelu(x: Floats) -> Floats:
@@ -259,8 +256,8 @@ def _gelu(x: Floats) -> Floats:
 
 def _gelu_tanh(x: Floats) -> Floats:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
-    result: Floats = 0.5 * x * (1 + np.tanh(inner))
-    return result
+    found: Floats = 0.5 * x * (1 + np.tanh(inner))
+    return found
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -189,8 +189,10 @@ def index_of(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../model.safetensors", "a/../b.safetensors", "sub/m.safetensors", ".."]
-    + ["..\\m.safetensors", "C:\\m.safetensors", "m.safetensors\0", "config.json", 7, None],
+    [
+        *("/etc/passwd", "../model.safetensors", "a/../b.safetensors", "sub/m.safetensors", ".."),
+        *("..\\m.safetensors", "C:\\m.safetensors", "m.safetensors\0", "config.json", 7, None),
+    ],
 )
 def test_an_index_names_no_file_outside_the_folder(sharded: Path, name: object) -> None:
     change(sharded / INDEX, weight_map={**index_of(sharded), WTE: name})
