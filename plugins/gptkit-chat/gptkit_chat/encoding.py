@@ -157,7 +157,7 @@ class ChatEncoder:
         if start is None or (content and start > closed):
             raise ChatError("the chat template does not show where an answer begins")
         end = self._special_pattern.search(text, max(start, closed))
-        if end is None or (content and marks.without(text[closed : end.start()]).strip()):
+        if end is None:
             raise ChatError("the chat template has no special token that ends an answer")
         return start, end.end()
 
