@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from gptkit.codec import Codec
 from gptkit.plugin import TrainedModel, read_json
@@ -91,14 +90,13 @@ def write_onnx(model: TrainedModel, path: Path) -> None:
 
 
 def write_weights(tensors: ToHf, path: Path, *, shard_bytes: int) -> None:
-    """Write model.safetensors, or several files with an index; one file is in memory at a time."""
+    """Write model.safetensors, or several files with an index; one tensor is in memory at a time."""
     shards = _shards(tensors.shapes, shard_bytes)
-    names = [SINGLE] if len(shards) == 1 else [
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
-    ]  # fmt: skip
+    count = len(shards)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = [SINGLE] if count == 1 else names
     for name, shard in zip(names, shards, strict=True):
-        save_file(dict(_distinct(tensors, shard)), path / name, metadata={"format": "pt"})
-        shutil.copymode(path / "config.json", path / name)  # safetensors writes mode 0600
+        _write_shard(path / name, tensors, shard)
     if len(shards) > 1:
         weight_map = {key: n for n, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(map(_size, tensors.shapes.values()))
@@ -122,14 +120,21 @@ def _size(shape: tuple[int, ...]) -> int:
     return BYTES * torch.Size(shape).numel()
 
 
-def _distinct(tensors: Mapping[str, Tensor], names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors; safetensors refuses two that share memory, as gate and value may."""
-    seen: set[int] = set()
+def _write_shard(path: Path, tensors: ToHf, names: list[str]) -> None:
+    """Write a safetensors file: the length of the header, the header in JSON, the numbers."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in names:
-        tensor = tensors[name]
-        start = tensor.untyped_storage().data_ptr()
-        yield name, tensor.clone() if start in seen else tensor
-        seen.add(start)
+        start, end = end, end + _size(tensors.shapes[name])
+        shape = list(tensors.shapes[name])
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8 bytes
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            numbers = tensors[name].to(torch.float32).numpy()
+            file.write(np.ascontiguousarray(numbers, dtype="<f4").data)
 
 
 def _token_ids(codec: Codec) -> dict[str, Any]:
