@@ -32,7 +32,8 @@ def write_model(model: TrainedModel, path: Path, dtype: Dtype) -> None:
     """
     config = to_config(model.config)
     keys.check(config, model.config)
-    spelling = spell(model.codec, config["vocab_size"])
+    bare = model.about.get("add_bos_token") is False
+    spelling = spell(model.codec, config["vocab_size"], bare=bare)
     tensors: Mapping[str, Tensor] = ToHf(model.config, model.weights)
     places = layout(config)
     write_file(
@@ -47,7 +48,7 @@ def write_model(model: TrainedModel, path: Path, dtype: Dtype) -> None:
     header = proof.read_back(path)
     proof.prove_tensors(header, places, tensors, dtype)
     if isinstance(model.codec, TokenizerCodec):
-        proof.prove_tokenizer(header, model.codec)
+        proof.prove_tokenizer(header, model.codec, config["vocab_size"])
     _prove(model, computed(config), header, dtype)
 
 

@@ -16,6 +16,7 @@ from gptkit.codec import PromptError
 from gptkit.plugin import ExportError
 from gptkit_gguf.header import Header, TensorPlace
 from gptkit_gguf.names import Place
+from gptkit_gguf.reading import codec_of
 from gptkit_gguf.tensors import HfTensors
 from gptkit_gguf.vocabulary import read_vocabulary
 from gptkit_gguf.writer import Dtype
@@ -119,18 +120,22 @@ def model_logits(module: nn.Module, ids: Sequence[int]) -> NDArray[np.float32]:
     return found
 
 
-def prove_tokenizer(header: Header, codec: TokenizerCodec) -> None:
-    """Compare the tokens of some texts.
+def prove_tokenizer(header: Header, codec: TokenizerCodec, vocab_size: int) -> None:
+    """Compare the tokens of some texts, and those that begin and end them.
 
     Raises:
         ExportError: the tokenizer of the file gives others.
     """
-    read = read_vocabulary(header)
-    again = TokenizerCodec(tokenizer=read.tokenizer)
+    name = header.path.name
+    again = codec_of(header.path, read_vocabulary(header), vocab_size)
     for text in TEXTS:
         try:
             wanted = codec.divide(text)
         except PromptError:
             continue
         if again.divide(text) != wanted:
-            raise ExportError(f"{header.path.name}: its tokenizer gives other tokens for {text!r}")
+            raise ExportError(f"{name}: its tokenizer gives other tokens for {text!r}")
+    if not set(codec.stop_tokens) <= set(again.stop_tokens):
+        raise ExportError(f"{name}: other tokens end a text")
+    if codec.end is not None and codec.encode("a") != again.encode("a"):
+        raise ExportError(f"{name}: its tokenizer begins a text with other tokens")

@@ -1,13 +1,12 @@
 """A model in a GGUF file as gptkit has it; nothing of its tensors is read before it is needed."""
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from gptkit.plugin import ImportedModel, RunError
 from gptkit_gguf.header import Header, read_header
@@ -17,8 +16,10 @@ from gptkit_gguf.tensors import HfTensors
 from gptkit_gguf.vocabulary import TokenizerData, read_vocabulary
 from gptkit_hf import reference
 from gptkit_hf.families import to_options
+from gptkit_hf.folder import dataset_table
 from gptkit_hf.mapping import ToGptkit
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.foreign import codec_files, foreign_codec
 
 NOTED = ("name", "license", "license.link", "organization", "basename", "finetune", "source.url")
 """Keys of the metadata, after "general.", that an import notes."""
@@ -45,13 +46,9 @@ def read_model(path: Path) -> ImportedModel:
         config=options,
         weights=ToGptkit(config, HfTensors(header, places)),
         codec=codec,
-        files=_files(codec, tokenizer),
-        dataset=lambda folder: {
-            "use": "text",
-            "tokenizer": str(folder),
-            "block_size": options["block_size"],
-        },
-        about=_about(header, config),
+        files=codec_files(codec),
+        dataset=partial(dataset_table, codec, options["block_size"]),
+        about=_about(header, config, tokenizer),
         logits=logits,
     )
 
@@ -70,50 +67,31 @@ def file_logits(
 
 
 def codec_of(path: Path, tokenizer: TokenizerData, vocab_size: int) -> TokenizerCodec:
-    """The codec of a tokenizer: prompts get the tokens that llama.cpp gives them.
+    """The codec of a tokenizer; documents and prompts begin as in a folder of transformers.
 
     Raises:
-        RunError: the vocabulary is damaged, or larger than the embedding.
+        RunError: the tokenizer is damaged, or does not fit the model.
     """
-    if len(tokenizer.tokens) > vocab_size:
-        raise RunError(
-            f"{path}: damaged: {len(tokenizer.tokens):,} tokens, but {vocab_size:,} embeddings"
-        )
     try:
-        return TokenizerCodec(
-            tokenizer=tokenizer.tokenizer,
-            end=None if tokenizer.begin is None else tokenizer.end,
+        return foreign_codec(
+            tokenizer.text,
+            size=vocab_size,
+            end=tokenizer.end,
             begin=tokenizer.begin,
             stops=tokenizer.stops,
-            space="always" if tokenizer.space else None,
             chat_template=tokenizer.chat_template,
         )
-    except ValidationError as error:
-        raise RunError(f"{path}: damaged: tokenizer: {error.errors()[0]['msg']}") from error
+    except ValueError as error:  # pydantic's, too
+        raise RunError(f"{path}: damaged: its tokenizer: {error}") from error
 
 
-def _files(codec: TokenizerCodec, tokenizer: TokenizerData) -> dict[str, bytes]:
-    """The tokenizer in the files that transformers has, and the data set `text` reads."""
-    noted = {"begin": codec.begin, "stops": codec.stops, "space": codec.space}
-    config: dict[str, Any] = {"gptkit": noted}
-    if tokenizer.end is not None:
-        config["eos_token"] = tokenizer.tokens[tokenizer.end]
-    if tokenizer.begin is not None:
-        config["bos_token"] = tokenizer.tokens[tokenizer.begin]
-    if tokenizer.chat_template is not None:
-        config["chat_template"] = tokenizer.chat_template
-    return {
-        "tokenizer.json": codec.tokenizer_json().encode(),
-        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
-    }
-
-
-def _about(header: Header, config: Mapping[str, Any]) -> dict[str, Any]:
+def _about(header: Header, config: Mapping[str, Any], tokenizer: TokenizerData) -> dict[str, Any]:
     keys = {key: header.fields.get(f"general.{key}") for key in NOTED}
     types = {place.kind.name for place in header.tensors.values()}
     return {
         "format": "gguf",
         "model_type": config["model_type"],
         "dtypes": sorted(types),
+        "add_bos_token": tokenizer.begin is not None,
         **{key: value for key, value in keys.items() if isinstance(value, str)},
     }

