@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 from typer.testing import Result
 
 import gptkit
-from gptkit.errors import ExportError, RecipeError
+from gptkit.errors import ExportError, RecipeError, UsageError
 from gptkit.model import initial
 from gptkit.model.gpt import GPT
 from gptkit.model.lora import adapted
@@ -45,6 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 32, "mlp": "gelu_tanh"},
 }
 """Models that transformers has, too."""
+PAGE = Path(__file__).parents[1] / "docs/finetuning.md"
 OTHER = {"n_layer": 1, "n_head": 2, "n_embd": 16, "qk_norm": True}
 """A model that transformers does not have."""
 one_model = pytest.mark.parametrize("trained", ["llama"], indirect=True)
@@ -236,7 +239,7 @@ def test_peft_trains_the_same_from_step_to_step(
     assert losses[-1] < losses[0]
 
 
-def test_adapters_begin_as_those_of_peft(tmp_path: Path) -> None:
+def test_adapters_begin_as_those_of_peft() -> None:
     rows = initial.rows("h.0.attn.qkv.q.lora_A.weight", (64, 400), n_layer=2, seed=1)
     assert rows.abs().max() <= 1 / math.sqrt(400)
     assert rows.std() == pytest.approx(1 / math.sqrt(3 * 400), rel=0.02)
@@ -350,6 +353,21 @@ def test_recompute_draws_the_same_dropout(tmp_path: Path) -> None:
     ]  # fmt: skip
     a, b = map(weights, runs)
     assert all(tensor.equal(b[name]) for name, tensor in a.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compile_gives_nearly_the_same(dtype: str, tmp_path: Path) -> None:
+    base = trained_base(tmp_path, LLAMA)
+    recipe = recipe_of(LLAMA, targets=["attn.k", "mlp.up", "mlp.proj"])
+    runs = [
+        gptkit.train(recipe, {"train.compile": how, "train.dtype": dtype}, start=base,
+                     out=tmp_path / str(how), quiet=True).path
+        for how in (False, True)
+    ]  # fmt: skip
+    a, b = map(weights, runs)
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, atol=5e-4, rtol=1e-3)
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -467,12 +485,51 @@ def test_a_wrong_table_is_refused_by_field(
     assert fault in problem.fault
 
 
+@pytest.mark.parametrize("part", re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.S))
+def test_the_recipes_of_the_page_are_recipes(part: str) -> None:
+    found = recipe_file.read(TINY | tomllib.loads(part))
+    assert found.model.init == "runs/base"
+    if found.lora:
+        lora = adapters.resolved(config_of(LLAMA), found.lora)
+        assert lora.targets == ("attn.q", "attn.v", "mlp.up")
+
+
 def test_adapters_need_weights_to_begin_with(cli: Command, tiny_recipe: TinyRecipe) -> None:
     result = cli("train", tiny_recipe(lora={}), "--out", "r")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "there are no weights beside which adapters could be trained" in result.stderr
-    assert result.stderr.rstrip().endswith("--from RUN")
+    assert "--from RUN, or set model.init" in result.stderr
     assert not Path("r").exists()
+
+
+def test_init_gives_the_weights_and_the_shape(tmp_path: Path) -> None:
+    base = trained_base(tmp_path, LLAMA)
+    recipe = recipe_of({"init": str(base)}, targets=["mlp.gate"])
+    run = gptkit.train(recipe, out=tmp_path / "r", quiet=True).path
+    shutil.rmtree(base)
+    shutil.rmtree(run / "checkpoints/step-00000004")
+    gptkit.resume(run, quiet=True)
+    kept, after = load_file(run / "base.safetensors"), weights(run)
+    differing = {name for name, tensor in after.items() if not tensor.equal(kept[name])}
+    assert differing == {f"h.{i}.mlp.up.weight" for i in range(2)}
+    changed = weights(run)["h.0.mlp.up.weight"] - kept["h.0.mlp.up.weight"]
+    half = len(changed) // 2
+    assert changed[:half].any()
+    assert not changed[half:].any()
+
+
+def test_names_are_checked_against_the_model_of_init(tmp_path: Path) -> None:
+    base = trained_base(tmp_path, LLAMA)
+    for tables, place in (
+        (
+            {"model": {"init": str(base), "freeze": ["h.2"]}},
+            r"model\.freeze\[0\]: 'h\.2': the model has",
+        ),
+        ({"model": {"init": str(base)}, "lora": {"targets": ["attn.qkv"]}}, r"lora\.targets\[0\]"),
+    ):
+        with pytest.raises(UsageError, match=place):
+            gptkit.train(TINY | tables, out=tmp_path / "r", quiet=True)
+        assert not (tmp_path / "r").exists()
 
 
 def test_set_makes_the_table(cli: Command, tiny_recipe: TinyRecipe) -> None:

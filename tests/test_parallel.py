@@ -21,6 +21,7 @@ import pytest
 import tomli_w
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from gptkit.errors import UsageError
 from gptkit.runs import checkpoint
@@ -709,3 +710,44 @@ def end(process: "subprocess.Popen[str]") -> None:
             child.kill()
         process.kill()
     process.communicate()
+
+
+TUNED = {"model.freeze": 'model.freeze=["wte", "h.0"]', "lora": "lora.rank=2"}
+
+
+@pytest.mark.parametrize(
+    ("tuned", "shard"),
+    [
+        ("lora", False),
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("lora", True), ("model.freeze", False), ("model.freeze", True)]
+        ],
+    ],
+)
+def test_frozen_weights_and_adapters_are_trained_as_by_one_process(
+    tuned: str, shard: bool, workshop: Workshop, alone: Path
+) -> None:
+    name = f"{tuned}-{shard}"
+    sets = [part for each in (TUNED[tuned], "train.steps=12", "train.eval_every=6")
+            for part in ("--set", each)]  # fmt: skip
+    command = ("train", workshop.recipe, "--from", alone, *sets)
+    assert workshop.run(1, *command, "--out", f"{name}-1")[0] == 0
+    sharded = ("--set", f"train.shard={str(shard).lower()}")
+    code, _, stderr = workshop.run(2, *command, *sharded, "--out", f"{name}-2")
+    assert code == 0, stderr
+    one, two = (workshop.folder / f"{name}-{n}" for n in (1, 2))
+    for file in one.glob("checkpoints/last/*.safetensors"):
+        if not file.name.startswith(("optimizer", "callbacks")):
+            found = load_file(two / file.relative_to(one))
+            for key, tensor in load_file(file).items():
+                torch.testing.assert_close(found[key], tensor, atol=2e-5, rtol=1e-4)
+    if tuned == "lora":
+        assert (one / "base.safetensors").read_bytes() == (two / "base.safetensors").read_bytes()
+    steps = two / "checkpoints"
+    expected = (steps / "last" / "model.safetensors").read_bytes()
+    shutil.rmtree(steps / "step-00000012")
+    code, _, stderr = workshop.run(2, "resume", two)
+    assert code == 0, stderr
+    assert (steps / "last" / "model.safetensors").read_bytes() == expected
+    assert workshop.run(1, "resume", two, "--set", "train.steps=14")[0] == 0

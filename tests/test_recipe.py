@@ -71,7 +71,7 @@ FULL = {
                                "high_freq_factor": 4.5, "original_max_position_embeddings": 9},
               "window": 5, "window_pattern": "SSL", "qkv_bias": True, "logit_softcap": 15.0,
               "bias": False, "tie_embeddings": False, "dropout": 0.25,
-              "freeze": ["wte", "h.0-1"]},
+              "checkpoint": "last", "freeze": ["wte", "h.0-1"]},
     "train": {"steps": 7, "batch_size": 6, "micro_batch_size": 3,
               "recompute": True, "shard": False, "eval_every": 3, "eval_batches": 2,
               "save_every": 5, "keep": 9,
