@@ -28,9 +28,8 @@ class Scripted:
         assert len(ids) + options["tokens"] <= self.block_size + 1
         self.asked.append((list(ids), options))
         answer = self.answers.pop(0)
-        return iter(
-            list(answer if isinstance(answer, bytes) else answer.encode())[: options["tokens"]]
-        )
+        data = answer if isinstance(answer, bytes) else answer.encode()
+        return iter(list(data)[: options["tokens"]])
 
 
 def session(model: Scripted, **options: Any) -> Session:
@@ -84,7 +83,7 @@ def test_a_message_that_cannot_fit_is_refused_and_the_chat_goes_on() -> None:
     chat = session(Scripted("one", "two", block_size=100), tokens=10)
     "".join(chat.answer("a"))
     before = list(chat.messages)
-    with pytest.raises(gptkit.UsageError, match="the message is too long: 1,0.. tokens"):
+    with pytest.raises(gptkit.UsageError, match=r"the message is too long: 1,0\d\d tokens"):
         chat.answer("x" * 1000)
     assert chat.messages == before
     assert "".join(chat.answer("b")) == "two"

@@ -101,7 +101,10 @@ def test_a_template_that_is_wrong_says_where() -> None:
         ("{{ bos_token }}{{ tools is none }}{{ documents is none }}", "TrueTrue"),
         ("{% set n = namespace(a=1) %}{% set n.a = n.a + 1 %}{{ n.a * 2 }}{{ 2 ** 3 }}", "48"),
         ("{% for x in nothing %}{{ x }}{% else %}none{% endfor %}", "none"),
-        ("{% for x in [1, [2]] recursive %}{{ loop(x) if x is sequence else x }}{% endfor %}", "12"),
+        (
+            "{% for x in [1, [2]] recursive %}{{ loop(x) if x is sequence else x }}{% endfor %}",
+            "12",
+        ),
         ("{{ dict(a=1).a }}{{ [1] + [2] }}{{ 'a' + 'b' }}", "1[1, 2]ab"),
     ],
 )  # fmt: skip
