@@ -90,7 +90,7 @@ def write_onnx(model: TrainedModel, path: Path) -> None:
 
 
 def write_weights(tensors: ToHf, path: Path, *, shard_bytes: int) -> None:
-    """Write model.safetensors, or several files with an index; a tensor at a time."""
+    """Write model.safetensors, or several files with an index, one tensor at a time."""
     shards = _shards(tensors.shapes, shard_bytes)
     count = len(shards)
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
