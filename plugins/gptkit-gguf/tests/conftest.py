@@ -1,6 +1,7 @@
 """Fixtures: llama.cpp as the judge, and files for it."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from tests.support import downloaded
 
 VERSION = "3.21.1"
 BINARIES = {("Linux", "x86_64"): "linux-x64", ("Linux", "aarch64"): "linux-arm64"}
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads per tiny matrix only wait
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

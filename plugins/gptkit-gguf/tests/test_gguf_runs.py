@@ -35,10 +35,11 @@ n_head = 4
 n_embd = 64
 {model}
 [train]
-steps = 60
+steps = 40
 batch_size = 16
 device = "cpu"
-eval_every = 60
+compile = false
+eval_every = 40
 eval_batches = 1
 [train.optimizer]
 use = "adamw"
@@ -48,11 +49,14 @@ LLAMA = 'norm = "rmsnorm"\nposition = "rotary"\nmlp = "swiglu"\nbias = false\nn_
 TRAININGS = {
     "characters, gpt2": ("char-text", "", ""),
     "characters, llama": ("char-text", "", LLAMA),
+    "characters, a normalised embedding": ("char-text", "", f"{LLAMA}\nembed_norm = true"),
     "tokens, llama": ("text", "tokenizer = { train = 400 }", LLAMA),
     "tokens without an end, qwen3": (
         "text", 'tokenizer = { train = 400 }\ndocuments = "join"', f"{LLAMA}\nqk_norm = true"),
     "bytes, arcee": ("text", 'tokenizer = "byte"', LLAMA.replace("swiglu", "relu2")),
 }  # fmt: skip
+
+QUICK = ("characters, gpt2", "tokens, llama")
 
 
 def continued(model: Any, ids: list[int], tokens: list[int]) -> list[int]:
@@ -62,7 +66,12 @@ def continued(model: Any, ids: list[int], tokens: list[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("case", TRAININGS)
+CASES = [
+    case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in TRAININGS
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_training_continues_in_llama_cpp(case: str, llama: Llama, tmp_path: Path) -> None:
     use, dataset, model = TRAININGS[case]
     recipe = tmp_path / "recipe.toml"
