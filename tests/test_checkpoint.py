@@ -351,8 +351,8 @@ def test_a_state_without_its_seal_is_refused(tmp_path: Path, damage: Any) -> Non
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
     folder = checkpoint_writer.save(tmp_path, state(), files())
-    edit(folder, format=5, without="step", surprise={"unheard": "of"})
-    with pytest.raises(CheckpointError, match=r"state\.json: written in format 5, .* 4$") as caught:
+    edit(folder, format=6, without="step", surprise={"unheard": "of"})
+    with pytest.raises(CheckpointError, match=r"state\.json: written in format 6, .* 5$") as caught:
         checkpoint.load(folder)
     assert caught.value.hint == "pip install --upgrade gptkit"
 

@@ -1,6 +1,8 @@
 """The contract of formats as assertions."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +28,24 @@ class Alphabet(Split):
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
 
-def make_model() -> TrainedModel:
-    """A small model with random weights, for tests of formats."""
-    config = GPTConfig(vocab_size=LETTERS, block_size=BLOCK, n_layer=2, n_head=2, n_embd=16)
-    model = GPT(config).eval()
+def make_model(
+    config: Mapping[str, Any] | None = None, weights: Mapping[str, Tensor] | None = None
+) -> TrainedModel:
+    """A small model, for tests of formats; its codec and data are of the letters a to z.
+
+    Args:
+        config: its sizes and options, as in `TrainedModel`; None takes 26 tokens and width 16.
+        weights: by their names in a checkpoint; None takes random ones.
+    """
+    default = {"vocab_size": LETTERS, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    shape = GPTConfig.model_validate(dict(config or default))
+    model = GPT(shape).eval()
+    if weights is not None:
+        model.load_weights(weights)
     split, codec = Alphabet(), LetterCodec()
     return TrainedModel(
         module=model,
-        config=config.model_dump(mode="json"),
+        config=shape.model_dump(mode="json"),
         weights={name: tensor.detach() for name, tensor in model.weights().items()},
         codec=codec,
         dataset="alphabet",

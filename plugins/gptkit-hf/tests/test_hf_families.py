@@ -12,6 +12,7 @@ from torch import Tensor
 
 import gptkit
 from gptkit.plugin import RunError, UsageError
+from gptkit.testing import make_model
 from gptkit_hf import reference
 from gptkit_hf.families import to_config, to_options
 from gptkit_hf.mapping import ToGptkit, ToHf, swap_halves
@@ -45,13 +46,10 @@ def theirs(model: Any) -> NDArray[np.float32]:
 
 
 def ours(options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> NDArray[np.float32]:
-    from gptkit.model.gpt import GPT
-    from gptkit.recipe.options import GPTConfig
-
-    model = GPT(GPTConfig(**options), seed=None).eval()
-    model.load_weights(dict(weights))
+    module: Any = make_model(options, weights).module
     with torch.no_grad():
-        return model.logits(torch.tensor([IDS]))[0].numpy()
+        logits: NDArray[np.float32] = module.logits(torch.tensor([IDS]))[0].numpy()
+    return logits
 
 
 def apart(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
