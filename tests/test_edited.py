@@ -97,6 +97,13 @@ OF_TEXT: dict[str, Any] = {
     "dataset.order": "shuffle",
     "dataset.val_fraction": 0.2,
 }
+CHAT = {"use": "chat", "source": "smalltalk", "tokenizer": "byte", "block_size": 256}
+OF_CHAT: dict[str, Any] = {
+    "dataset.template": "chatml",
+    "dataset.special_tokens": ["<|tool|>"],
+    "dataset.tokenizer": {"train": 300, "sample_mb": 64},
+    "dataset.val_fraction": 0.2,
+}
 OF_TEXT_TAKEN = {"dataset.processes": 1, "dataset.cache_gb": 1.5}
 TAKEN: dict[str, Any] = {
     "train.steps": 6,
@@ -196,7 +203,7 @@ def test_every_field_of_the_recipe_and_of_every_plugin_is_here() -> None:
             fields |= {f"dataset.{name}" for name in registry.load(entry).model_fields}
     fields |= set(Recipe.model_fields) - {"dataset", "model", "lora", "train", "callbacks"}
     known = set(ELSEWHERE).union(
-        REFUSED, OF_MUON, OF_HEADS, OF_LORA, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN
+        OF_CHAT, REFUSED, OF_MUON, OF_HEADS, OF_LORA, OF_PIXELS, OF_TEXT, OF_TEXT_TAKEN, TAKEN
     )
     assert known - fields == {"dataset.use", "callbacks.log.on_error"}
     assert fields <= known
@@ -260,6 +267,17 @@ def test_what_decides_the_order_and_the_tokens_of_a_text_is_refused(
     (run / "recipe.toml").write_text(written)
     monkeypatch.chdir(tmp_path)
     gptkit.resume(run, OF_TEXT_TAKEN, quiet=True)
+
+
+def test_what_decides_the_tokens_of_conversations_is_refused(tmp_path: Path) -> None:
+    recipe = TINY | {"dataset": CHAT, "callbacks": []}
+    run = gptkit.train(recipe, {"train.steps": 1, "train.batch_size": 1}, out=tmp_path / "c",
+                       quiet=True).path  # fmt: skip
+    edit(run, "train.steps", 2)
+    written = (run / "recipe.toml").read_text()
+    for key, value in OF_CHAT.items():
+        (run / "recipe.toml").write_text(written)
+        assert_refused(run, key, value)
 
 
 def test_a_run_of_an_earlier_version_is_compared_with_its_checkpoint(stopped: Path) -> None:

@@ -138,18 +138,15 @@ OURS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("kind", OURS)
 def test_models_of_gptkit_are_models_of_transformers(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
-    from gptkit.model.gpt import GPT
-    from gptkit.recipe.options import GPTConfig
-
     options, family = OURS[kind]
-    model = GPT(GPTConfig(**options)).eval()
+    model = make_model(options)
+    module: Any = model.module
     torch.manual_seed(1)
     with torch.no_grad():
-        for weight in model.parameters():
+        for weight in module.parameters():
             weight.add_(torch.randn_like(weight) * (0.3 if weight.dim() == 1 else 0.05))
-        expected = model.logits(torch.tensor([IDS]))[0].numpy()
-    dumped = model.config.model_dump(mode="json")
-    config, tensors = to_config(dumped), ToHf(dumped, model.weights())
+        expected = module.logits(torch.tensor([IDS]))[0].numpy()
+    config, tensors = to_config(model.config), ToHf(model.config, model.weights)
     assert config["architectures"][0].startswith(family)
     assert reference_apart(config, tensors, expected) <= EQUAL
     made = transformers.AutoModelForCausalLM.from_config(
