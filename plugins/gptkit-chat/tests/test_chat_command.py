@@ -248,7 +248,9 @@ def test_at_a_terminal_one_talks_and_ends_with_ctrl_d(short: Path, screen: Any) 
     shown.type("/what\n")
     shown.wait("hint:  /help lists them")
     shown.wait("> ")
-    shown.type("half a line\x03")  # Ctrl-C: the line begins anew
+    shown.type("half a line")
+    shown.wait("half a line")
+    shown.type("\x03")  # Ctrl-C: the line begins anew
     shown.wait("> ")
     shown.type("q2\n")
     shown.wait("yes\r\n")
