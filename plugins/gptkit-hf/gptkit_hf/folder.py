@@ -24,6 +24,9 @@ from gptkit_text.tokenizer import chat_template
 from gptkit_text.tokenizer_file import read_tokenizer
 
 LARGEST = 1 << 26  # bytes of a file of text
+TRAINED = 512
+"""Tokens of context in the recipe of an imported run, which may be trained on a laptop; the model
+keeps its own."""
 LICENSE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9._+-]+)", re.MULTILINE)
 TOKENIZER_HINT = (
     "where transformers is: AutoTokenizer.from_pretrained(FOLDER, use_fast=True)"
@@ -91,7 +94,7 @@ def imported(path: Path, *, about: Mapping[str, Any]) -> ImportedModel:
 def dataset_table(codec: TokenizerCodec, block_size: int, folder: Path) -> dict[str, Any]:
     """The table [dataset] of a recipe whose run folder has the tokenizer's files."""
     join = {} if codec.end is not None else {"documents": "join"}
-    return {"use": "text", "tokenizer": str(folder), "block_size": block_size, **join}
+    return {"use": "text", "tokenizer": str(folder), "block_size": min(block_size, TRAINED), **join}
 
 
 def read_codec(path: Path, config: Mapping[str, Any], *, size: int) -> TokenizerCodec:
