@@ -173,8 +173,10 @@ def _modules(config: GPTConfig) -> dict[str, tuple[str, ...]]:
                 "mlp.up": ("mlp.c_fc",), "mlp.proj": ("mlp.c_proj",),
             }  # fmt: skip
         case "llama":
-            # relu(x)^2 with norms of queries and keys is a Qwen3 whose gate is its upper layer.
-            twice = config.mlp == "relu2" and config.qk_norm
+            # Only Arcee has relu(x)^2; in other classes the gate is the upper layer once more.
+            arcee = not config.qk_norm and config.windows == {None}
+            arcee = arcee and config.has_qkv_bias == config.bias
+            twice = config.mlp == "relu2" and not arcee
             gate = ("mlp.gate_proj",)
             return {
                 **{f"attn.{part}": (f"self_attn.{part}_proj",) for part in "qkv"},

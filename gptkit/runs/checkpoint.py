@@ -206,13 +206,15 @@ def load_states(folder: Path) -> dict[Path, State | None]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all step folders but the newest `keep` and the best one.
+    """Delete all step folders but the newest `keep`, the best one and that of an import.
 
     Raises:
         CheckpointError: one cannot be deleted.
     """
     paths = step_folders(folder)
-    kept = {*paths[-keep:], best(folder)}
+    states = load_states(folder)
+    imported = (path for path, state in states.items() if state and state.imported)
+    kept = {*paths[-keep:], best_of(states), *imported}
     for path in paths:
         if path not in kept:
             _delete(path)

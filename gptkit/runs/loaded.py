@@ -170,7 +170,7 @@ def load_run(
     plugins = build.without_callbacks(run.recipe)
     options = plugins.recipe.train.model_copy(update={"device": device})
     data = _load_data(run, plugins)
-    check_same_codec(run, model.codec, data)
+    check_same_codec(run, model.codec, data, imported=model.state.imported)
     batch_size = options.micro_batch_size or options.batch_size
     run_device = resolve_device(options, width=plugins.recipe.model.n_embd, before=run.cpu_dtype)
     return LoadedRun(model, data, run_device, batch_size)
@@ -195,9 +195,13 @@ def check_same_data(run: RunFolder, data: Data) -> None:
         )
 
 
-def check_same_codec(run: RunFolder, codec: Codec, data: Data) -> None:
-    """Raise a RunError if the data has other tokens than a checkpoint, whose codec is given."""
-    if not codec_record.have_same_tokens(data.codec, codec):
+def check_same_codec(run: RunFolder, codec: Codec, data: Data, *, imported: bool = False) -> None:
+    """Raise a RunError if the data has other tokens than a checkpoint, whose codec is given.
+
+    The data of an imported model may begin and end texts in another way.
+    """
+    same = codec_record.have_same_tokens(data.codec, codec) if imported else data.codec == codec
+    if not same:
         raise RunError(
             f"{run.path}: the data has another codec than the checkpoint: other tokens",
             hint="restore the data and what makes its tokens, or correct dataset in "

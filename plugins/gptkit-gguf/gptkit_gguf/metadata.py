@@ -58,7 +58,7 @@ class _Reader:
     def __init__(self, header: Header) -> None:
         self.header, self.path = header, header.path
         family = header.fields.get("general.architecture")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise UsageError(
                 f"{self.path}: the architecture {family!r} is not supported",
                 hint=f"supported: {', '.join(FAMILIES)}",
@@ -153,7 +153,9 @@ class _Reader:
 
     def _rotation(self, head_dim: int) -> dict[str, Any]:
         """What positions turn; a scaling that is not Llama 3's is refused."""
-        kind = self._get("rope.scaling.type", "none")
+        # Where only a factor is there, llama.cpp takes the scaling for a linear one.
+        scaled = self._get("rope.scaling.factor", 1.0) not in (0, 1)
+        kind = self._get("rope.scaling.type", "linear" if scaled else "none")
         if kind != "none":
             raise UsageError(
                 f"{self.path}: {self.family}.rope.scaling.type is {kind!r}: not supported",

@@ -12,6 +12,7 @@ from gptkit_gguf.header import Header
 from gptkit_gguf.pre_tokenizers import KINDS, Spec
 
 SPACE = "▁"  # U+2581, what SentencePiece has in place of a space
+LONGEST = 512  # characters of a token that merges form
 SPECIAL = (TokenType.CONTROL, TokenType.UNUSED, TokenType.UNKNOWN)
 ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
 """Tokens that llama.cpp stops at wherever a vocabulary has them."""
@@ -199,7 +200,9 @@ def _merges(
     found = []
     for number in order:
         token = tokens[number]
-        halves = [(token[:i], token[i:]) for i in range(1, len(token))]
+        if len(token) > LONGEST:  # which no merge forms: its halves would be as long
+            continue
+        halves = ((token[:i], token[i:]) for i in range(1, len(token)))
         pairs = [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]
         found += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
     return found

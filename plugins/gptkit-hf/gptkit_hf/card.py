@@ -1,8 +1,9 @@
 """The README.md of an exported folder: a model card as the Hub reads it."""
 
 import json
+import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from gptkit.codec import TextCodec
 from gptkit.plugin import TrainedModel, harmless
 
+LOCAL = re.compile(r"[~/\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")
+"""How a path of this computer begins."""
 PROGRAM = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,7 +55,7 @@ def model_card(
         "Data set": model.dataset,
         "Steps": f"{model.step:,}",
         "Validation loss": _loss(model.val_loss),
-        "Began with": model.about.get("source"),
+        "Began with": _public(_source(model)),
         "Revision": model.about.get("revision"),
     }
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items() if value)
@@ -84,13 +87,21 @@ def _front_matter(model: TrainedModel, *, is_text: bool) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
+def _source(model: TrainedModel) -> str | None:
+    """What the model began with: a name on the Hub, or the last part of a path."""
+    source = model.about.get("source")
+    if source is None or model.about.get("revision"):
+        return source
+    return PureWindowsPath(source).name
+
+
 def _public(value: Any) -> Any:
     """The value, with paths of this computer cut to their last part."""
     if isinstance(value, Mapping):
         return {key: _public(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_public(each) for each in value]
-    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or ":\\" in value):
+    if isinstance(value, str) and LOCAL.match(value):
         return PureWindowsPath(value).name
     return value
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptkit_hf.fields import Fields
 from gptkit_hf.rotary import (
+    MOST_LAYERS,
     UNGATED,
     UNGATED_NAMES,
     named,
@@ -124,7 +125,7 @@ def arcee_faults(shape: Shape) -> set[str]:
 def read_mistral(fields: Fields) -> dict[str, Any]:
     """The options that a config.json of Mistral has."""
     options = read_rotary(fields, gated=True, act="silu", eps=1e-6)
-    fields.expect("layer_types", ["sliding_attention"] * options["n_layer"])
+    fields.expect("layer_types", ["sliding_attention"] * min(options["n_layer"], MOST_LAYERS))
     # A config.json without the key has the default of transformers; null is no window.
     window = None if "sliding_window" in fields and fields.get("sliding_window") is None else 4096
     return options | {"window": fields.size("sliding_window", window) if window else None}

@@ -47,7 +47,8 @@ class HuggingFace(Format):
         path = Path(source)
         if path.exists():
             return path.is_dir() and (path / "config.json").exists()
-        return hub.is_name(source)
+        local = path.parent.is_dir() or path.suffix in (".gguf", ".safetensors", ".onnx", ".bin")
+        return hub.is_name(source) and not local
 
     def read(self, source: str) -> ImportedModel:
         """The model of a folder or of the Hub; see `folder.imported`."""

@@ -5,6 +5,8 @@ from pathlib import Path
 from gptkit.plugin import RunError, UsageError, note
 from gptkit_hf.hub import is_name
 
+EARLIER = ("*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja", "onnx/*")
+"""What an earlier upload may have left, and what this one has not replaced."""
 HINT = "set HF_TOKEN to a token that may write, and check the network; then export again"
 
 
@@ -49,7 +51,10 @@ def push(folder: Path, name: str, *, private: bool, dry_run: bool) -> None:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=name, folder_path=folder, commit_message="Upload a model of gptkit"
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Upload a model of gptkit",
+            delete_patterns=[*EARLIER],
         )
     except Exception as error:  # also those of the HTTP library, which changed over the years
         reason = str(error).strip().splitlines() or [type(error).__name__]

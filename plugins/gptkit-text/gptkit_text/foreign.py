@@ -12,6 +12,7 @@ from gptkit_text.tokenizer import NOTED
 from gptkit_text.tokenizer_file import (
     END,
     Spec,
+    add_unused,
     mark_special,
     read_tokenizer,
     space_before,
@@ -54,8 +55,7 @@ def foreign_codec(
     for token in dict.fromkeys((end, begin)):
         if token is not None:
             mark_special(spec, names[token], token)
-    for token in range(len(names), size):  # many models have more ids than their tokenizers
-        mark_special(spec, f"<|unused-{token}|>", token)
+    add_unused(spec, range(len(names), size))  # many models have more ids than their tokenizers
     several = tuple(dict.fromkeys(stops))
     return TokenizerCodec(
         tokenizer=written(spec),

@@ -299,6 +299,11 @@ def mark_special(spec: Spec, name: str, token: int) -> None:
     spec["added_tokens"] = sorted(added, key=lambda entry: int(entry["id"]))
 
 
+def add_unused(spec: Spec, tokens: Iterable[int]) -> None:
+    """Make ids that follow all others special tokens, which no text has."""
+    spec["added_tokens"] += [_special_token(f"<|unused-{token}|>", token) for token in tokens]
+
+
 def _special_token(content: str, token: int) -> Spec:
     """An entry of `added_tokens`."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
