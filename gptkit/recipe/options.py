@@ -231,7 +231,7 @@ class GPTConfig(ModelOptions):
     @property
     def windows(self) -> frozenset[int | None]:
         """The different windows of the layers."""
-        return frozenset(map(self.window_of, range(self.n_layer)))
+        return frozenset(map(self.window_of, range(min(self.n_layer, len(self.window_pattern)))))
 
     @property
     def kv_heads(self) -> int:

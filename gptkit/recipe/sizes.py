@@ -123,14 +123,13 @@ def flops_per_token(config: GPTConfig, trained: Trained | None = None) -> int:
     Of what is frozen, the 2 N of the weights' gradients do not count, and nothing of the backward
     pass in blocks that it does not go through.
     """
-    trained, layers = trained or all_trained(config), range(config.n_layer)
+    trained = trained or all_trained(config)
     looked_up = count(s for name, s in outer_shapes(config).items() if name in tables(config))
-    seen = [min(config.block_size, config.window_of(i) or config.block_size) for i in layers]
-    attention = 4 * config.qkv_sizes[0] * sum(seen)
+    attention = 4 * config.qkv_sizes[0] * _seen(config)
     forward = n_parameters(config) - looked_up + trained.added
     left_out = config.n_layer - trained.layers
     backward = forward - left_out * count(block_shapes(config).values())
-    of_attention = 8 * config.qkv_sizes[0] * sum(seen[left_out:])
+    of_attention = 8 * config.qkv_sizes[0] * _seen(config, left_out)
     return 2 * (forward + backward + trained.multiplied) + attention + of_attention
 
 
@@ -193,6 +192,16 @@ def to_sample(config: GPTConfig, samples: int, tokens: int) -> Need:
     cache = 2 * config.n_layer * config.kv_heads * config.head_size * tokens
     size = NUMBER * n_parameters(config) + samples * NUMBER * (cache + config.vocab_size)
     return Need(f"{samples:,} samples at once", "draw fewer at once: --samples", size)
+
+
+def _seen(config: GPTConfig, first: int = 0) -> int:
+    """Tokens that a token sees at most, over all layers from the first one on."""
+    context, period = config.block_size, len(config.window_pattern)
+    return sum(
+        len(range(first + i, config.n_layer, period))
+        * min(context, config.window_of(first + i) or context)
+        for i in range(period)
+    )
 
 
 _PARTS = {

@@ -73,7 +73,7 @@ class State(BaseModel):
     @property
     def imported(self) -> bool:
         """Whether these are the weights of an imported model, from which no training goes on."""
-        return not self.optimizer_groups
+        return self.step == 0 and not self.optimizer_groups
 
     @model_validator(mode="before")
     @classmethod

@@ -98,6 +98,8 @@ def choose(shape: Shape) -> Family:
     Raises:
         UsageError: none can.
     """
+    if shape.n_layer > MOST_LAYERS:
+        raise UsageError(f"model.n_layer: {shape.n_layer:,}, should be at most {MOST_LAYERS:,}")
     found = {family: family.faults(shape) for family in FAMILIES.values()}
     fewest = min(map(len, found.values()))
     nearest = {family: faults for family, faults in found.items() if len(faults) == fewest}
