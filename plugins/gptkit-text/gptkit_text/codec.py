@@ -88,8 +88,8 @@ class TokenizerCodec(TextCodec):
                 hint="give the prompt in UTF-8",
             ) from None
         if self.start_token is None:
-            return self.divide(self._spaced(prompt) or "\n") or [0]
-        return [self.start_token, *self.divide(self._spaced(prompt))]
+            return self.divide(self.spaced(prompt) or "\n") or [0]
+        return [self.start_token, *self.divide(self.spaced(prompt))]
 
     def divide(self, text: str) -> list[int]:
         """The tokens of a text, without the end token.
@@ -130,7 +130,8 @@ class TokenizerCodec(TextCodec):
     def _vocabulary(self) -> Vocabulary:
         return read_vocabulary(self.tokenizer)
 
-    def _spaced(self, prompt: str) -> str:
+    def spaced(self, prompt: str) -> str:
+        """A text with the space that the codec puts before it, if any."""
         needed = self.space == "always" or (self.space == "missing" and prompt[:1] != " ")
         return f" {prompt}" if needed and prompt else prompt
 

@@ -123,7 +123,7 @@ class Text(Dataset):
             vocab_size=corpus.codec.vocab_size,
             block_size=self.block_size,
             sha256=corpus.key,
-            document_start=corpus.codec.end if self.documents == "mask" else None,
+            document_start=corpus.codec.start_token if self.documents == "mask" else None,
         )
 
     def corpus(self) -> Corpus:

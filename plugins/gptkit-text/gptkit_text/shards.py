@@ -163,6 +163,7 @@ class _Task:
 def _key(source: str, codec: TokenizerCodec, errors: Errors, val_fraction: float) -> str:
     """Digest of all that decides the tokens."""
     encoder = codec.model_dump(mode="json", include={"tokenizer", "end"})
+    encoder |= codec.model_dump(mode="json", include={"begin", "space"}, exclude_none=True)
     options = [FORMAT, source, encoder, errors, val_fraction]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 

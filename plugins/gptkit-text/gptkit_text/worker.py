@@ -52,22 +52,28 @@ class EncodedBlock:
 
 
 class BlockEncoder:
-    """Encodes blocks in this process. An end token begins every document, if the codec has one."""
+    """Encodes blocks in this process.
+
+    An end token begins every document, if the codec has one; if prompts begin with another token,
+    that one follows it.
+    """
 
     def __init__(self, codec: TokenizerCodec) -> None:
         self._encoder = Encoder(codec)
         self.dtype = self._encoder.dtype
-        self._end = np.array([] if codec.end is None else [codec.end], self.dtype)
+        marks = dict.fromkeys((codec.end, codec.start_token))
+        self._start = np.array([token for token in marks if token is not None], self.dtype)
+        self._spaced = codec.spaced
 
     def encode(self, texts: Sequence[bytes], firsts: NDArray[np.bool_]) -> EncodedBlock:
         """The tokens of some texts."""
         lengths = np.zeros(len(texts), np.int64)
         hashes = np.zeros(len(texts), np.uint64)
-        found = [self._end[:0]]
+        found = [self._start[:0]]
         for i, data in enumerate(texts):
             text = data.decode()
-            tokens = self._encoder.encode(text)
-            start = self._end if firsts[i] else self._end[:0]
+            tokens = self._encoder.encode(self._spaced(text) if firsts[i] else text)
+            start = self._start if firsts[i] else self._start[:0]
             found += (start, tokens)
             lengths[i] = len(start) + len(tokens)
             hashes[i] = _hash(text)

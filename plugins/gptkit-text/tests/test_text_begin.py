@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from gptkit.plugin import DataError
 from gptkit.testing import check_codec
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.dataset import Text
 from gptkit_text.tokenizer import make_codec
 from gptkit_text.tokenizer_file import prepare, space_before
 
@@ -56,6 +58,23 @@ def test_other_tokens_begin_and_end_a_sample() -> None:
     assert codec.starts == [[0]]
     assert codec.stop_tokens == (2, 1)
     assert TokenizerCodec.model_validate_json(codec.model_dump_json()) == codec
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("documents", ["mask", "mark"])
+def test_documents_begin_in_training_as_prompts_do(documents: Any, tmp_path: Path) -> None:
+    texts = [f"{'ab' * (i % 5)}a b{' ab' * i}" for i in range(40)]
+    lines = (json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    folder = folder_of(codec_of("prepend", begin=0), tmp_path, begin=0, stops=[1], space="always")
+    data = Text(
+        path=str(tmp_path / "texts.jsonl"), tokenizer=str(folder), documents=documents, block_size=8
+    ).load()
+    assert data.document_start == (0 if documents == "mask" else None)
+    windows = data.train[torch.arange(len(data.train))][0]  # at every place
+    stream = str([*windows[0].tolist(), *windows[1:, -1].tolist()])
+    known = [str([1, *data.codec.encode(text), 1])[1:-1] for text in texts]
+    assert sum(ids in stream for ids in known) > 30  # the others are for validation
 
 
 def test_the_codec_of_an_older_checkpoint_is_read() -> None:
