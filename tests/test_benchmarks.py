@@ -25,6 +25,7 @@ NAMES = [
     "documents",
     "sample",
     "onnx",
+    "imported",
     "gpu",
 ]
 FIGURE = r"[\d,.]+ \([\d,.]+ to [\d,.]+\)"  # median (lowest to highest)

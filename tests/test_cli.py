@@ -145,7 +145,8 @@ def test_check_prints_the_complete_recipe(
 ) -> None:
     path = tiny_recipe()
     result = cli("check", path, "--set", "seed=9")
-    assert (result.exit_code, result.stderr) == (0, f"{path}: ok\n")
+    opens = ["opens in gguf as gpt2", "opens in hf as GPT2LMHeadModel", "ok"]
+    assert (result.exit_code, result.stderr.splitlines()) == (0, [f"{path}: {o}" for o in opens])
     written = tmp_path / "complete.toml"
     written.write_text(result.stdout)
     assert build.read(written).seed == 9
