@@ -4,13 +4,18 @@ A template comes with a model that somebody else made, so it is code that nobody
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import wraps
 from typing import Any, NoReturn
 
-from jinja2 import nodes
+from jinja2 import Environment, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -28,6 +33,8 @@ MOST_STEPS = 200_000
 """Rounds of loops, and calls, of one rendering."""
 MOST_CHARACTERS = 1 << 24
 """Of all that one rendering puts together."""
+WITHOUT = ("pprint", "urlize", "wordwrap", "xmlattr")
+"""Filters that no chat needs, and that make much of little."""
 DAY = datetime(2024, 7, 26)
 """What a template takes for now in training: the date in Llama's template without a clock."""
 
@@ -124,7 +131,7 @@ class _Bounding(NodeTransformer):
 class _Environment(ImmutableSandboxedEnvironment):
     """The environment that transformers has, with bounds."""
 
-    intercepted_binops = frozenset(("+", "*", "**"))
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self, now: datetime | None) -> None:
         super().__init__(
@@ -134,17 +141,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=self._put_out,
         )
         self._now, self._steps, self._characters = now, 0, 0
-        self.filters |= {
-            "tojson": _tojson,
-            "bounded": self._bounded,
-            "concatenated": self._concatenated,
-        }
+        self.filters |= {"tojson": _tojson}
+        self.filters = {name: self._filter(name, each) for name, each in self.filters.items()}
+        self.filters |= {"bounded": self._bounded, "concatenated": self._concatenated}
         self.globals |= {
             "raise_exception": _refuse,
             "strftime_now": lambda form: (now or datetime.now()).strftime(form),
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
         }
         del self.globals["lipsum"]
+        for name in WITHOUT:
+            del self.filters[name]
 
     def begin(self) -> None:
         """Count from zero."""
@@ -152,11 +159,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of a template, unless there are too many, or one has a huge number."""
-        self._step()
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and value > MOST_CHARACTERS:
-                raise ChatError(f"the chat template: calls a function with {value:,}")
-        return super().call(context, obj, *args, **kwargs)
+        owner = getattr(obj, "__self__", None)
+        self._check_call(getattr(obj, "__name__", ""), (owner, *args), kwargs)
+        return self._counted(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`+`, `*` and `**`, unless the result is huge."""
@@ -164,19 +169,103 @@ class _Environment(ImmutableSandboxedEnvironment):
             sizes = [len(value) if isinstance(value, str | list | tuple) else 0
                      for value in (left, right)]  # fmt: skip
             self._take(sum(sizes))
+        elif operator == "%" and isinstance(left, str):
+            self._check_format(left)
+            return self._counted(super().call_binop(context, operator, left, right))
         elif any(isinstance(value, int) and abs(value) > MOST_STEPS for value in (left, right)):
             raise ChatError(f"the chat template: computes {operator} of a huge number")
         elif operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
                     self._take(len(value) * max(times, 0))
-        elif isinstance(right, int) and right > 64:
+        elif operator == "**" and isinstance(right, int) and right > 64:
             raise ChatError("the chat template: computes ** of a huge number")
         return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """A text's `format` in the sandbox, unless it has a huge width."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+        apply = wrapped
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            self._check_format(str(value.__self__))
+            return apply(*args, **kwargs)
+
+        return formatted
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         found: nodes.Template = _Bounding().visit(super()._parse(source, name, filename))
         return found
+
+    def _filter(self, name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that is counted like a call; jinja2 may give it the environment first."""
+
+        @wraps(apply)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            own = [arg for arg in args if not isinstance(arg, Environment | Context | EvalContext)]
+            self._check_call(name, own, kwargs)
+            return self._counted(apply(*args, **kwargs))
+
+        return counted
+
+    def _check_call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Count a call, and refuse it if its numbers or its texts make a huge result."""
+        self._step()
+        values = [*args, *kwargs.values()]
+        for value in values:
+            if isinstance(value, int) and value > MOST_STEPS:
+                raise ChatError(f"the chat template: calls a function with {value:,}")
+        texts = [value for value in values if isinstance(value, str)]
+        match name:
+            case "replace" if len(texts) > 2:
+                text, old, new = texts[:3]
+                times = text.count(old) if old else len(text) + 1
+                self._take(times * len(new))
+            case "join":
+                found = [value for value in values if isinstance(value, str | list | tuple)]
+                self._take(math.prod(sorted(map(len, found))[-2:]))
+                self._take(self._weight([each for each in found if not isinstance(each, str)]))
+            case "indent" | "tojson":
+                wide = max((value for value in values if isinstance(value, int)), default=0)
+                self._take(wide * sum(text.count("\n") + 1 for text in texts))
+                self._take(self._weight(values) * max(1, wide))
+            case "format" | "format_map":
+                for text in texts:
+                    self._check_format(text)
+            case "expandtabs":
+                wide = max((value for value in values if isinstance(value, int)), default=8)
+                self._take(wide * sum(text.count("\t") for text in texts))
+            case "string" | "sum":
+                self._take(self._weight(values))
+            case "translate":
+                raise ChatError("the chat template: translate is not for templates")
+
+    def _check_format(self, text: str) -> None:
+        """Refuse a form with a huge width."""
+        if re.search(r"[0-9]{5}|\*|\{[^}]*\{", text):
+            raise ChatError("the chat template: formats with a huge width, or one of its own")
+
+    def _counted(self, value: Any) -> Any:
+        """The result of a call, whose size counts."""
+        if isinstance(value, str | list | tuple | dict):
+            self._take(len(value))
+        return value
+
+    def _weight(self, value: Any) -> int:
+        """Characters that a value has as a text, at least; what is in it twice counts twice."""
+        total, left = 0, [value]
+        while left:
+            item = left.pop()
+            total += len(item) if isinstance(item, str | list | tuple | Mapping) else 1
+            if total > MOST_CHARACTERS:
+                break
+            if isinstance(item, Mapping):
+                left += [*item.keys(), *item.values()]
+            elif isinstance(item, list | tuple):
+                left += item
+        return total
 
     def _bounded(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -184,13 +273,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             yield item
 
     def _concatenated(self, parts: Sequence[Any]) -> str:
-        texts = [str(part) for part in parts]
-        self._take(sum(map(len, texts)))
-        return "".join(texts)
+        self._take(self._weight(list(parts)))
+        return "".join(map(str, parts))
 
     def _put_out(self, value: Any) -> Any:
-        if isinstance(value, str):
-            self._take(len(value))
+        self._take(self._weight(value))
         return value
 
     def _step(self) -> None:

@@ -68,6 +68,20 @@ ENDLESS = {
     ),
     "padding": "{{ 'a'.ljust(10 ** 7 * 99) }}",
     "output": "{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+    "replace": GROWING.replace("*{%", "{% set n.s = n.s.replace('a', 'aa') %}{%"),
+    "filter replace": GROWING.replace("*{%", "{% set n.s = n.s|replace('a', 'aa') %}{%"),
+    "one replace": "{{ ('a' * 99999).replace('a', 'a' * 99999) }}",
+    "%": "{{ '%0999999999d' % 1 }}",
+    "% *": "{{ '%*d' % (10 ** 9, 1) }}",
+    "format": "{{ '{:999999999}'.format('') }}",
+    "nested format": "{{ '{:{}}'.format('', 10 ** 9) }}",
+    "nested lists": "{{ [['a' * 999] * 999] * 999 }}",
+    "joined": "{{ ('a' * 99999)|join('b' * 99999) }}",
+    "lists joined": "{{ ','.join(['a' * 99999] * 9999) }}",
+    "centred": "{{ 'a'|center(10 ** 9) }}",
+    "indented": "{{ ('a\n' * 99999)|indent(99999) }}",
+    "tabs": "{{ ('\t' * 99999).expandtabs(99999) }}",
+    "translated": "{{ ('a' * 99999).translate({97: 'a' * 99999}) }}",
 }
 
 
