@@ -186,7 +186,7 @@ class Screen:
 
     def wait(self, text: str, *, times: int = 1) -> None:
         """Read until a text, or anything, was shown that often since the last call."""
-        late = time.monotonic() + 60
+        late = time.monotonic() + 120
         while (self.text.count(text) if text else len(self.text)) < times:
             assert time.monotonic() < late, f"no {text!r} in {self.text[-2000:]!r}"
             if select.select([self.master], [], [], 0.2)[0]:
@@ -202,7 +202,7 @@ class Screen:
 
     def ended(self) -> int:
         """The exit code; what is shown until then is read."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while self.process.poll() is None:
             assert time.monotonic() < end, self.text[-2000:]
             if select.select([self.master], [], [], 0.2)[0]:
