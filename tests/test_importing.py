@@ -138,6 +138,9 @@ def test_a_training_goes_on_from_an_imported_model(folder: Path) -> None:
     np.testing.assert_allclose(gptkit.load(run.path).logits(np.arange(8)), before, atol=1e-6)
     gptkit.resume(run.path, {"train.steps": 6}, quiet=True)
     assert gptkit.Run(run.path).last.step == 6  # type: ignore[union-attr]
+    kept = [checkpoint.step_of(path) for path in checkpoint.step_folders(run.checkpoints)]
+    assert kept[0] == 0, "the imported weights are nowhere else"
+    assert len(kept) <= 4  # two newest, the best, the imported
     assert run.read_environment()["imported"]["license"] == "MIT"
 
 
