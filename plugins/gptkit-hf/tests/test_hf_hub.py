@@ -28,6 +28,7 @@ class Hub(BaseHTTPRequestHandler):
     files: ClassVar[dict[str, bytes]] = {}
     uploaded: ClassVar[dict[str, bytes]] = {}
     created: ClassVar[list[Any]] = []
+    deleted: ClassVar[list[str]] = []
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -51,6 +52,10 @@ class Hub(BaseHTTPRequestHandler):
         elif path.startswith(start := f"/me/model/resolve/{COMMIT}/"):
             name = path.removeprefix(start)
             self.answer(200, self.files[name], ETag=f'"{name.encode().hex()}"')
+        elif path == "/api/models/me/new/tree/main":
+            names = (".gitattributes", "model-00001-of-00002.safetensors", "mine.txt")
+            files = [{"type": "file", "path": name, "oid": "0", "size": 1} for name in names]
+            self.answer(200, json.dumps(files))
         elif path.startswith("/api/models/me/new"):
             self.answer(200, json.dumps({"id": "me/new", "sha": COMMIT, "siblings": []}))
         elif "gated" in path:
@@ -75,8 +80,10 @@ class Hub(BaseHTTPRequestHandler):
         elif path == "/api/models/me/new/commit/main":
             for line in body.splitlines():
                 entry = json.loads(line)
+                value = entry["value"]
+                if entry["key"] == "deletedFile":
+                    self.deleted.append(value["path"])
                 if entry["key"] == "file":
-                    value = entry["value"]
                     self.uploaded[value["path"]] = base64.b64decode(value["content"])
             url = f"http://{self.headers['Host']}/me/new/commit/1"
             told = {"commitUrl": url, "commitOid": COMMIT}
@@ -100,7 +107,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name, empty in (("files", {}), ("uploaded", {}), ("created", [])):
+    for name, empty in (("files", {}), ("uploaded", {}), ("created", []), ("deleted", [])):
         monkeypatch.setattr(Hub, name, empty)
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -204,6 +211,7 @@ def test_an_export_is_uploaded_after_its_proof(endpoint: str, run: Path, tmp_pat
     assert created.get("visibility") == "private" or created["private"] is True
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert Hub.uploaded == written
+    assert Hub.deleted == ["model-00001-of-00002.safetensors"]  # of an earlier upload
     assert b"hf_secret" not in b"".join(written.values())
     assert '"me/new"' in written["README.md"].decode()
 
