@@ -10,6 +10,7 @@ A package announces a plugin by an entry point in `gptkit.datasets`, `gptkit.cal
 from gptkit.codec import CONTRACT
 from gptkit.contract.base import LocalPath, Plugin
 from gptkit.contract.callback import EVENTS, Callback
+from gptkit.contract.comparison import compare_logits
 from gptkit.contract.dataset import Data, Dataset
 from gptkit.contract.format import ExportAs, Format, ImportedModel, TrainedModel
 from gptkit.contract.train_state import TrainState
@@ -48,6 +49,7 @@ __all__ = [
     "cache_errors",
     "cache_folder",
     "cached",
+    "compare_logits",
     "digest",
     "download",
     "fetch",

@@ -17,7 +17,8 @@ from typer.testing import Result
 import gptkit
 from gptkit.errors import ExportError, PluginError, RunError, UsageError
 from gptkit.model.gpt import GPT
-from gptkit.plugin import Format, ImportedModel
+from gptkit.plugin import Format, ImportedModel, compare_logits
+from gptkit.recipe import formats
 from gptkit.recipe.options import GPTConfig
 from gptkit.runs import checkpoint
 from gptkit.runs.importing import import_model
@@ -167,7 +168,7 @@ def tensors_with(**changes: Any) -> Mapping[str, Tensor]:
         (
             {"weights": tensors_with(wte_weight=torch.ones(N, 16))},
             ExportError,
-            "the imported model is not equal to it: logits differ by",
+            "is not equal to the model: logits differ by",
         ),
         ({"codec": CharCodec(vocabulary="ab")}, gptkit.GptkitError, "2 items for 19 token ids"),
         ({"dataset": lambda run: {"use": "char-texts"}}, gptkit.RecipeError, "char-texts"),
@@ -195,6 +196,17 @@ def test_what_no_format_reads_is_told(cli: Command, folder: Path) -> None:
     assert "nothing.here: no installed format reads this" in result.stderr
     result = cli("import", "text.txt", "--format", "onnx")
     assert (result.exit_code, "text.txt: this format is only written" in result.stderr) == (2, True)
+
+
+def test_logits_are_equal_but_for_rounding() -> None:
+    wanted = np.array([[1.0, -2.0], [0.5, 0.25]], np.float32)
+    assert compare_logits("a", wanted, wanted + 1e-4, hint="h") == pytest.approx(5e-5, rel=0.01)
+    for found in (wanted + 1e-3, wanted * np.nan, wanted * np.inf):
+        with pytest.raises(ExportError, match="a: is not equal to the model: logits differ by"):
+            compare_logits("a", wanted, found, hint="h")
+    with pytest.raises(ExportError, match=r"a: computes logits \[1, 2\], not \[2, 2\]"):
+        compare_logits("a", wanted, wanted[:1], hint="h")
+    assert compare_logits("a", wanted, wanted + 1e-3, hint="h", tolerance=1e-3) < 1e-3
 
 
 # [model] init
@@ -237,6 +249,27 @@ def test_a_contradiction_is_an_error_by_field(folder: Path) -> None:
     with pytest.raises(UsageError, match="nowhere: no installed format reads this"):
         begun({"init": "nowhere"})
     assert not Path("b").exists()
+
+
+@pytest.mark.parametrize("tokens", [N, N + 1])
+@pytest.mark.parametrize("lora", [{}, {"lora": {"rank": 2}}])
+def test_a_model_that_computes_something_else_than_its_source_is_not_trained(
+    tokens: int, lora: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEXT + "~" * 40 * (tokens - N) + TEXT
+    Path("text.txt").write_text(text)
+    wrong = imported()
+    scaled = {name: tensor * 1.01 for name, tensor in wrong.weights.items()}
+    for model, fault in ((imported(), None), (imported(weights=scaled), "logits differ by")):
+        format_ = Memory.of(model)
+        monkeypatch.setattr(formats, "find_reader", lambda source: None)
+        monkeypatch.setattr(formats, "make", lambda entry, options, made=format_: made)
+        if fault:
+            with pytest.raises(ExportError, match=f"model.init a.none: is not.*{fault}"):
+                begun({"init": "a.none"}, **lora)
+            assert not Path("b").exists()
+        else:
+            shutil.rmtree(begun({"init": "a.none"}, **lora))
 
 
 def test_the_vocabulary_may_grow_and_the_context_shrink(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from gptkit import __version__
 from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
-from gptkit.errors import ExportError, PluginError, RunError
+from gptkit.errors import PluginError, RunError
 from gptkit.files import write_atomically, write_json
 from gptkit.memory import Need
-from gptkit.plugin import Format, ImportedModel
+from gptkit.plugin import Format, ImportedModel, compare_logits
 from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.options import GPTConfig
 from gptkit.recipe.problems import first_fault
@@ -30,8 +31,6 @@ from gptkit.runs.state import State
 from gptkit.staging import staged
 
 IMPORT = Need("this import", "import it on a computer with more memory")
-TOLERANCE = 1e-4
-"""How far logits may be from those of the source, in parts of the largest one."""
 SENTENCE = "Once upon a time, in 1977, there was a naïve model: it said 'Hello, world!' twice."
 MOST_TOKENS = 32
 """Of the text with which an import is tested."""
@@ -71,6 +70,31 @@ class CheckedWeights(Mapping[str, Tensor]):
         return {name: torch.empty(s, device="meta") for name, s in self._shapes.items()}
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What an imported model has to compute, said by its format from the source itself."""
+
+    ids: list[int]
+    """Token ids (T,)."""
+    logits: NDArray[Any]
+    """(T, vocab_size)."""
+
+    @classmethod
+    def of(cls, imported: ImportedModel, config: GPTConfig) -> Self:
+        """Ask the format of a model with this config."""
+        ids = _test_ids(imported.codec, config)
+        return cls(ids, np.asarray(imported.logits(ids)))
+
+    def compare(self, source: str, found: NDArray[Any]) -> float:
+        """The largest difference of logits, in parts of the largest one.
+
+        Raises:
+            ExportError: it is too large.
+        """
+        hint = "this is a fault of gptkit or of the format's plugin; nothing was kept"
+        return compare_logits(source, self.logits, found, hint=hint)
+
+
 @IMPORT.explained()
 def import_model(
     source: str, format_: Format, *, out: Path | None = None, report: Report
@@ -102,12 +126,13 @@ def import_model(
             gptkit=__version__, config=config, dataset=recipe.dataset.use, codec=record, step=0,
             tokens=0, val_loss=None, val_step=None, optimizer_groups=[], callbacks={},
         )  # fmt: skip
-        expected = _expected(imported, config)
+        expected = Expected.of(imported, config)
         with staged(run.checkpoints) as folder:
             step_folder = checkpoint_writer.save(
                 folder, state, {"model": weights}, shapes={"model": weights.on_meta()}
             )
-            difference = _compare(source, step_folder, *expected)
+            found = load_step_folder(step_folder).logits(np.array(expected.ids))
+            difference = expected.compare(source, found)
         for name, contents in imported.files.items():
             write_atomically(run.path / name, contents)
         about = {"format": history.FORMAT, "trained": run_folder.now()}  # no recipe is trained yet
@@ -149,12 +174,6 @@ def _recipe(run: RunFolder, source: str, imported: ImportedModel, config: GPTCon
     return build.build(build.read(table)).recipe
 
 
-def _expected(imported: ImportedModel, config: GPTConfig) -> tuple[list[int], NDArray[Any]]:
-    """Token ids, and the logits that the format computes for them."""
-    ids = _test_ids(imported.codec, config)
-    return ids, np.asarray(imported.logits(ids))
-
-
 def _test_ids(codec: Codec, config: GPTConfig) -> list[int]:
     """A sentence if the codec can encode it, and some ids from all over the vocabulary."""
     try:
@@ -163,26 +182,3 @@ def _test_ids(codec: Codec, config: GPTConfig) -> list[int]:
         ids = codec.encode("")
     spread = np.linspace(0, config.vocab_size - 1, 8).astype(int).tolist()
     return [*ids[: MOST_TOKENS - len(spread)], *spread][: config.block_size]
-
-
-def _compare(source: str, step_folder: Path, ids: list[int], expected: NDArray[Any]) -> float:
-    """The largest difference of logits, in parts of the largest logit.
-
-    Raises:
-        ExportError: it is too large, or other tokens are the likeliest.
-    """
-    found = load_step_folder(step_folder).logits(np.array(ids))
-    if found.shape != expected.shape:
-        raise ExportError(f"{source}: its format computes logits {expected.shape}")
-    largest = max(float(np.abs(expected).max()), 1e-9)
-    difference = float(np.abs(found - expected).max()) / largest
-    top = np.sort(expected, axis=-1)
-    clear = top[:, -1] - top[:, -2] > 2 * TOLERANCE * largest if top.shape[1] > 1 else slice(None)
-    equal = (found.argmax(-1) == expected.argmax(-1))[clear].all()
-    if not (difference <= TOLERANCE and equal):
-        raise ExportError(
-            f"{source}: the imported model is not equal to it: logits differ by {difference:.1e} "
-            f"of the largest one",
-            hint="this is a fault of gptkit or of the format's plugin; nothing was kept",
-        )
-    return difference

@@ -1,8 +1,9 @@
 """The weights that a training begins with: another run's, or those of another program's model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from gptkit.codec import Codec, TextCodec
 from gptkit.errors import CheckpointError, PluginError, RunError, UsageError
 from gptkit.files import quote
-from gptkit.model.gpt import GPT
+from gptkit.model.gpt import GPT, evaluating
 from gptkit.recipe import codec_record, formats
 from gptkit.recipe.build import Plugins
 from gptkit.recipe.codec_record import CodecRecord
@@ -20,7 +21,7 @@ from gptkit.recipe.options import GPTConfig, ModelOptions, ModelTable
 from gptkit.recipe.phrases import shown
 from gptkit.runs import checkpoint, history, run_folder
 from gptkit.runs.history import Began
-from gptkit.runs.importing import CheckedWeights, config_of
+from gptkit.runs.importing import CheckedWeights, Expected, config_of
 from gptkit.runs.run_folder import RunFolder
 from gptkit.runs.weights import load_weights
 from gptkit.training import finite
@@ -46,6 +47,8 @@ class Origin:
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
     """What environment.json says of them."""
+    expected: Callable[[], Expected] | None = None
+    """Says what another program's model computes, with which the loaded one is compared."""
 
     def __str__(self) -> str:
         return self.told
@@ -71,9 +74,12 @@ class Origin:
 
         Raises:
             DivergedError: they are not finite.
+            ExportError: the model computes something else than the one that they are of.
         """
         model.load_weights(Sharded(_Fitted(self.tensors, model), model))
         finite.check_loaded(model, self.place)
+        if self.expected:
+            self._compare(model, self.expected())
 
     def complete(self, plugins: Plugins) -> Plugins:
         """The recipe with sizes and parts of the model from here, where it does not set them.
@@ -94,6 +100,13 @@ class Origin:
         shape = {name: getattr(config, name) for name in _SHAPE - WITHOUT_WEIGHTS}
         table = model.model_copy(update=shape)
         return replace(plugins, recipe=plugins.recipe.model_copy(update={"model": table}))
+
+    def _compare(self, model: GPT, expected: Expected) -> None:
+        device, rows = model.wte.weight.device, model.config.block_size
+        tokens = torch.tensor([expected.ids[:rows]], device=device)
+        with evaluating(model):
+            found = model.logits(tokens)[0, :, : self.config.vocab_size].float().cpu().numpy()
+        Expected(expected.ids[:rows], expected.logits[:rows]).compare(self.place, found)
 
     def _codec_faults(self, codec: Codec) -> list[str]:
         theirs, ours = self.codec, codec_record.record_codec(codec)
@@ -203,6 +216,7 @@ def find_init(model: ModelTable) -> Origin | None:
         codec=codec_record.record_codec(imported.codec),
         tensors=CheckedWeights(model.init, imported, config),
         record={"imported": {"source": model.init, **imported.about}},
+        expected=partial(Expected.of, imported, config),
     )
 
 

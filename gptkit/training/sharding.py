@@ -231,7 +231,8 @@ def _fully_shard(model: GPT, device: torch.device, *, compiled: bool) -> None:
         fully_shard(block, mesh=mesh)
     # Reshard after forward, too: an evaluation has no backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, GPT.next_logits.__name__)  # for previews
+    for method in (GPT.next_logits, GPT.logits):  # for previews, and to compare with a source
+        register_fsdp_forward_method(model, method.__name__)
 
 
 @torch.no_grad()

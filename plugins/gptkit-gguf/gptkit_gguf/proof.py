@@ -79,31 +79,6 @@ def prove_tensors(
             )
 
 
-def prove_logits(name: str, wanted: NDArray[np.float32], found: NDArray[np.float32],
-                 tolerance: float) -> None:  # fmt: skip
-    """Compare logits, and the tokens that are drawn greedily from the last of them.
-
-    Args:
-        name: of the file.
-        wanted: the model's, (T, vocab_size), the last `GREEDY` positions drawn greedily.
-        found: the file's.
-        tolerance: the largest difference, as a part of the largest logit.
-
-    Raises:
-        ExportError: they differ.
-    """
-    largest = float(np.abs(wanted).max())
-    off = float(np.abs(found - wanted).max())
-    if not off <= tolerance * largest:
-        raise ExportError(
-            f"{name}: not equal to the model: logits differ by {off:.2g} of {largest:.3g}"
-        )
-    for ours, theirs in zip(wanted[-GREEDY:], found[-GREEDY:], strict=True):
-        lead = float(ours.max() - ours[theirs.argmax()])
-        if lead > 2 * off:  # no tie within the difference: another token
-            raise ExportError(f"{name}: not equal to the model: another token is the likeliest")
-
-
 def proof_tokens(module: nn.Module, vocab_size: int, block_size: int) -> list[int]:
     """Tokens that fit the context: random ones, then what the model continues them with."""
     drawn = max(1, min(DRAWN, block_size - GREEDY))

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from gptkit.plugin import ExportError, TrainedModel
+from gptkit.plugin import TrainedModel, compare_logits
 from gptkit_hf import reference
 from gptkit_hf.folder import ModelFolder
 
-TOLERANCE = 1e-4
-"""How far logits may be apart, in parts of the largest one."""
 GREEDY = 16
 """Tokens that are drawn after the start."""
 SPREAD = 8
@@ -41,17 +39,9 @@ def _greedy(model: TrainedModel, start: Sequence[int]) -> list[int]:
 
 
 def _compare(model: TrainedModel, folder: ModelFolder, ids: list[int]) -> float:
-    expected = model.module.logits(torch.tensor([ids]))[0].float().numpy()  # type: ignore[operator]
-    found = reference.logits(folder.config, folder.tensors, ids)
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(found - expected).max()) / max(largest, 1e-9)
-    top = np.sort(expected, axis=-1)[:, -2:]
-    clear = np.ptp(top, axis=-1) > 2 * TOLERANCE * largest  # others are as likely as each other
-    equal = (found.argmax(-1) == expected.argmax(-1))[clear].all()
-    if not (difference <= TOLERANCE and equal):  # also true for NaN
-        raise ExportError(
-            f"{folder.path.name}: is not equal to the model: logits differ by {difference:.1e} of "
-            "the largest one",
-            hint="nothing was kept; this is a fault of gptkit-hf, please report it",
-        )
-    return difference
+    return compare_logits(
+        folder.path.name,
+        model.module.logits(torch.tensor([ids]))[0],  # type: ignore[operator]
+        reference.logits(folder.config, folder.tensors, ids),
+        hint="nothing was kept; this is a fault of gptkit-hf, please report it",
+    )
