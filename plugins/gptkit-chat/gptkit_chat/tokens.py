@@ -7,7 +7,8 @@ from gptkit.plugin import DataError, read_file, read_json
 from gptkit_chat.encoding import ChatEncoder, added_id
 from gptkit_chat.template import CHATML, CHATML_TOKENS, DAY, ChatError
 from gptkit_text.codec import TokenizerCodec
-from gptkit_text.tokenizer import TokenizerOption, chat_template, make_codec
+from gptkit_text.model_folder import chat_template, content
+from gptkit_text.tokenizer import TokenizerOption, make_codec
 from gptkit_text.tokenizer_file import byte_tokenizer, with_special
 
 LARGEST = 1 << 20  # bytes of a template
@@ -105,12 +106,9 @@ def _read(path: Path) -> str:
 def _named_begin(folder: Path) -> str | None:
     """The bos token that a tokenizer_config.json names, if there is one."""
     try:
-        named = read_json(folder / "tokenizer_config.json")["bos_token"]
+        return content(read_json(folder / "tokenizer_config.json")["bos_token"]) or None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if isinstance(named, dict):
-        named = named.get("content")
-    return named if isinstance(named, str) else None
 
 
 def _special_ids(codec: TokenizerCodec) -> set[int]:

@@ -11,27 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptkit.plugin import DataError, ImportedModel, RunError, UsageError, read_file, read_json
+from gptkit.plugin import ImportedModel, RunError, UsageError, read_file, read_json
 from gptkit_hf import reference
 from gptkit_hf.families import family_of, to_options
-from gptkit_hf.fields import told
 from gptkit_hf.mapping import ToGptkit
 from gptkit_hf.safetensors_files import Entry, Tensors, read_tensors
 from gptkit_hf.tensors import HEAD, CheckedTensors
 from gptkit_text.codec import TokenizerCodec
-from gptkit_text.foreign import codec_files, foreign_codec
-from gptkit_text.tokenizer import chat_template
-from gptkit_text.tokenizer_file import read_tokenizer
+from gptkit_text.foreign import codec_files
+from gptkit_text.model_folder import read_codec
 
 LARGEST = 1 << 26  # bytes of a file of text
 TRAINED = 512
 """Tokens of context in the recipe of an imported run, which may be trained on a laptop; the model
 keeps its own."""
 LICENSE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9._+-]+)", re.MULTILINE)
-TOKENIZER_HINT = (
-    "where transformers is: AutoTokenizer.from_pretrained(FOLDER, use_fast=True)"
-    ".save_pretrained(FOLDER) writes a tokenizer.json"
-)
 
 
 @dataclass(frozen=True)
@@ -95,41 +89,6 @@ def dataset_table(codec: TokenizerCodec, block_size: int, folder: Path) -> dict[
     """The table [dataset] of a recipe whose run folder has the tokenizer's files."""
     join = {} if codec.end is not None else {"documents": "join"}
     return {"use": "text", "tokenizer": str(folder), "block_size": min(block_size, TRAINED), **join}
-
-
-def read_codec(path: Path, config: Mapping[str, Any], *, size: int) -> TokenizerCodec:
-    """The codec of a folder's tokenizer.json.
-
-    Args:
-        path: of the folder.
-        config: the contents of its config.json.
-        size: of the vocabulary.
-
-    Raises:
-        DataError: there is no tokenizer.json, or it does not fit the model.
-    """
-    place = path / "tokenizer.json"
-    if not place.is_file():
-        raise DataError(f"{path}: has no tokenizer.json", hint=TOKENIZER_HINT)
-    try:
-        text = read_file(place, limit=LARGEST).decode()
-        ids = read_tokenizer(text).ids
-        named = _object(path / "tokenizer_config.json") or {}
-        stops = _stops(path, config)
-        end = ids.get(_content(named.get("eos_token")), stops[0] if stops else None)
-        begin = ids.get(_content(named.get("bos_token")))
-        return foreign_codec(
-            text,
-            size=size,
-            end=end,
-            begin=begin if named.get("add_bos_token") is True else None,
-            stops=stops,
-            chat_template=chat_template(path),
-        )
-    except OSError as error:
-        raise DataError(f"{place}: cannot be read: {error}") from error
-    except ValueError as error:  # pydantic's, too
-        raise DataError(f"{place}: {error}", hint="its tokenizer does not fit the model") from error
 
 
 @contextmanager
@@ -204,25 +163,6 @@ def _check_tied(options: Mapping[str, Any], tensors: Tensors) -> None:
             f"config.json says tie_word_embeddings, but {HEAD} is not equal to {embedding}",
             hint="set tie_word_embeddings to false in its config.json",
         )
-
-
-def _stops(path: Path, config: Mapping[str, Any]) -> list[int]:
-    """The ids that end a text, of generation_config.json or config.json."""
-    generation = _object(path / "generation_config.json") or {}
-    name, found = "generation_config.json", generation.get("eos_token_id")
-    if found is None:
-        name, found = "config.json", config.get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if any(type(token) is not int or token < 0 for token in ids):
-        raise ValueError(f"{name}: {told('eos_token_id', found)} should be a token id")
-    return ids
-
-
-def _content(token: object) -> str:
-    """The name of a token in a tokenizer_config.json; "" if there is none."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
 
 
 def _license(path: Path) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gptkit
 from gptkit.plugin import RunError, UsageError
 from gptkit_hf.folder import imported, open_folder
 
@@ -262,3 +263,25 @@ def test_ids_that_a_tokenizer_does_not_have_become_special_tokens(llama: Path) -
     change(llama / "generation_config.json", eos_token_id=59)
     codec = imported(llama, about={}).codec
     assert codec.token_bytes[58:] == [b"b", *[b""] * 6]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora": {"rank": 2}}], ids=["all", "lora"])
+def test_a_folder_is_trained_further_with_its_own_tokenizer(
+    lora: dict[str, Any], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path / "cache"))
+    (llama / "tokenizer_config.json").write_text('{"bos_token": "(", "add_bos_token": true}')
+    change(llama / "generation_config.json", eos_token_id=[64, 3])
+    (tmp_path / "text.txt").write_text("ABCDEFGHIJKLMNOP" * 99)
+    recipe = {
+        "dataset": {"use": "text", "path": str(tmp_path / "text.txt"), "tokenizer": str(llama),
+                    "block_size": 8, "val_fraction": 0.5},
+        "model": {"init": str(llama)},
+        "train": {"steps": 1, "batch_size": 1, "device": "cpu", "eval_batches": 1},
+        "callbacks": [],
+    }  # fmt: skip
+    run = gptkit.train(recipe | lora, out=tmp_path / "run", quiet=True)
+    codec = gptkit.load(run.path).codec
+    assert codec == imported(llama, about={}).codec
+    assert (codec.encode("A"), codec.stop_tokens) == ([0, 25], (64, 3))
+    gptkit.resume(run.path, {"train.steps": 2}, quiet=True)

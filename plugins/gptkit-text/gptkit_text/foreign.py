@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from gptkit_text.codec import TokenizerCodec
-from gptkit_text.tokenizer import NOTED
 from gptkit_text.tokenizer_file import (
     END,
     Spec,
@@ -19,6 +18,9 @@ from gptkit_text.tokenizer_file import (
     without_additions,
     written,
 )
+
+NOTED = "gptkit"
+"""The table of a tokenizer_config.json that has further fields of the codec."""
 
 
 def foreign_codec(

@@ -32,6 +32,8 @@ from gptkit.plugin import (
 )
 from gptkit_text.bpe import train_bpe
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.foreign import NOTED
+from gptkit_text.model_folder import chat_template, content, find_codec
 from gptkit_text.tokenizer_file import END, pair_tokenizer, prepare
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -47,8 +49,6 @@ HINT = (
     'tokenizer should be { train = 4096 }, "gpt2", "byte", or the path of a tokenizer.json '
     "or of a folder that has one"
 )
-NOTED = "gptkit"
-"""The table of a tokenizer_config.json that has further fields of the codec."""
 VERSION = 2
 """Of how a tokenizer is trained: another one makes those in the cache unused."""
 
@@ -101,13 +101,11 @@ def make_codec(
         return _trained(option, texts, key=key, join=join)
     if option == "byte":
         return TokenizerCodec(tokenizer="", end=None if join else 256)
-    text, end = _gpt2() if option == "gpt2" else _from_path(Path(option))
-    more = {} if join or option == "gpt2" else _noted(Path(option))
-    try:
-        codec = TokenizerCodec(tokenizer=text, end=None if join else end, **more)
-    except ValidationError as error:
-        fault = f"{option}: tokenizer_config.json: {NOTED}: {error.errors()[0]['msg']}"
-        raise DataError(fault, hint=HINT) from error
+    if option == "gpt2":
+        text, end = _gpt2()
+        codec = TokenizerCodec(tokenizer=text, end=None if join else end)
+    else:
+        codec = _from_path(Path(option), join=join)
     _note_changes(codec, option)
     return codec
 
@@ -157,15 +155,20 @@ def _gpt2() -> tuple[str, int]:
     return prepare(pair_tokenizer(*map(_text, files)), end=END)
 
 
-def _from_path(path: Path) -> tuple[str, int]:
-    """The tokenizer of a file or a folder, and its end token.
+def _from_path(path: Path, *, join: bool) -> TokenizerCodec:
+    """The codec of a file or a folder.
 
     Raises:
         DataError: it is missing, cannot be read, or is no tokenizer.
     """
+    folder = path if path.is_dir() else path.parent
+    noted = None if join else _noted(folder)
+    if noted is None and not join and path in (folder, folder / "tokenizer.json"):
+        codec = find_codec(folder)
+        if codec is not None:
+            return codec
     try:
-        text = _json_text(path)
-        return prepare(text, end=_named_end(path if path.is_dir() else path.parent))
+        text, end = prepare(_json_text(path), end=_named_end(folder))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file or folder", hint=HINT) from error
     except OSError as error:
@@ -173,39 +176,21 @@ def _from_path(path: Path) -> tuple[str, int]:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}", hint=HINT) from error
     except ValueError as error:
         raise DataError(f"{path}: {error}", hint=HINT) from error
+    try:
+        return TokenizerCodec(tokenizer=text, end=None if join else end, **(noted or {}))
+    except ValidationError as error:
+        fault = f"{path}: tokenizer_config.json: {NOTED}: {error.errors()[0]['msg']}"
+        raise DataError(fault, hint=HINT) from error
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _noted(folder: Path) -> dict[str, Any] | None:
     """What a folder that gptkit wrote tells of the codec, besides its tokenizer and end token."""
-    folder = path if path.is_dir() else path.parent
     try:
         config = read_json(folder / "tokenizer_config.json")
         noted = dict(config[NOTED])
     except (OSError, KeyError, TypeError, ValueError):  # a folder of another program
-        return {}
-    return {**noted, "chat_template": chat_template(folder)}
-
-
-def chat_template(folder: Path) -> str | None:
-    """The template of a chat that a folder of Hugging Face tokenizers has, if there is one.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: it is not JSON, or not UTF-8.
-    """
-    try:
-        return _text(folder / "chat_template.jinja")
-    except FileNotFoundError:
-        pass
-    try:
-        config = read_json(folder / "tokenizer_config.json")
-    except FileNotFoundError:
         return None
-    found = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(found, list):  # several, by name
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    return {**noted, "chat_template": chat_template(folder)}
 
 
 def _json_text(path: Path) -> str:
@@ -254,6 +239,4 @@ def _named_end(folder: Path) -> str | None:
         return None
     except ValueError as error:
         raise ValueError(f"tokenizer_config.json: {error}") from error
-    if isinstance(named, dict):
-        named = named.get("content")
-    return named if isinstance(named, str) else None
+    return content(named) or None
