@@ -130,6 +130,15 @@ class Format(Plugin, ABC):
             ExportError: what was written is not equal to the model.
         """
 
+    def written(self, path: Path) -> None:
+        """Called when what was written has taken its name, such as to upload it.
+
+        If it raises, what was written stays.
+
+        Args:
+            path: the file or folder.
+        """
+
     def opens_as(self, config: Mapping[str, Any]) -> str:
         """What other programs take a model of this config for, such as "LlamaForCausalLM".
 

@@ -55,6 +55,7 @@ def export(
     model = trained_model(run.path, checkpoint=checkpoint, weights=weights)
     with _staged(out) as new:
         format_.write(model, new)
+    format_.written(out)
     return out
 
 

@@ -37,9 +37,15 @@ class HuggingFace(Format):
         """Refuse a place with anything but an earlier export, and a name that is none."""
         if self.push is not None:
             push.check_name(self.push)
-        if path.is_dir() and not write.is_export(path):
-            super().check(path)
-        elif path.exists() and not path.is_dir():
+        if path.is_dir():
+            if not write.is_export(path):
+                super().check(path)
+            elif others := write.not_written(path):
+                raise UsageError(
+                    f"{path}: has {others[0]} beside an earlier export; it would be deleted",
+                    hint="choose another place: --out FOLDER",
+                )
+        elif path.exists():
             raise UsageError(f"{path}: is a file", hint="choose a folder: --out FOLDER")
 
     def reads(self, source: str) -> bool:
@@ -72,5 +78,8 @@ class HuggingFace(Format):
             onnx=self.onnx,
             shard_bytes=int(self.max_shard_gb * 1e9),
         )
+
+    def written(self, path: Path) -> None:
+        """Upload the folder, if that was asked for."""
         if self.push is not None:
             push.push(path, self.push, private=self.private, dry_run=self.dry_run)

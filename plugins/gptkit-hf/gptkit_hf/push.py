@@ -7,7 +7,10 @@ from gptkit_hf.hub import is_name
 
 EARLIER = ("*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja", "onnx/*")
 """What an earlier upload may have left, and what this one has not replaced."""
-HINT = "set HF_TOKEN to a token that may write, and check the network; then export again"
+HINT = (
+    "the folder stays. Set HF_TOKEN to a token that may write, and check the network; then export "
+    "again"
+)
 
 
 def check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ BYTES = 4
 ONNX_FILE, ONNX_DATA = "model.onnx", "model.onnx_data"
 LARGEST_FILE = 1_500_000_000
 """Bytes of weights in an ONNX file; protobuf messages end at 2 GiB."""
+WRITTEN = (
+    "*.json",
+    "*.safetensors",
+    "chat_template.jinja",
+    "README.md",
+    "onnx",
+    f"onnx/{ONNX_FILE}*",
+)
+"""What an export has."""
 MARK = "gptkit"
 """The key of a config.json that tells that gptkit wrote the folder."""
 
@@ -35,6 +45,13 @@ def is_export(path: Path) -> bool:
         return MARK in read_json(path / "config.json")
     except (OSError, ValueError, TypeError):
         return False
+
+
+def not_written(path: Path) -> list[str]:
+    """What a folder has that no export writes, such as ".git"."""
+    entries = [*path.iterdir(), *(path / "onnx").glob("*")]
+    names = [entry.relative_to(path).as_posix() for entry in entries]
+    return sorted(n for n in names if not any(fnmatchcase(n, pattern) for pattern in WRITTEN))
 
 
 def write_folder(

@@ -164,6 +164,11 @@ def test_a_place_with_other_files_is_kept(trained: Callable[..., Path], tmp_path
     (out / "mine.txt").unlink()
     assert call(*export).returncode == 0
     assert call(*export).returncode == 0  # its own export is replaced
+    (out / ".git").mkdir()
+    refused = call(*export)
+    assert refused.returncode == 2
+    assert "has .git beside an earlier export; it would be deleted" in refused.stderr
+    assert (out / ".git").is_dir()
 
 
 def test_what_cannot_be_expressed_is_refused_by_name(

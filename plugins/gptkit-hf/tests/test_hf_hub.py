@@ -222,6 +222,8 @@ def test_an_upload_that_fails_is_told(endpoint: str, run: Path, tmp_path: Path) 
     done = call("export", run, "--to", "hf", "--out", tmp_path / "out", *sets, **home)
     assert done.returncode == 1
     assert "me/elsewhere: cannot be uploaded: " in done.stderr
+    assert "hint:  the folder stays." in done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()  # it was proven
 
 
 @pytest.mark.parametrize("name", ["me", "me/a/b", "me/model@v1", ""])
