@@ -17,6 +17,7 @@ from gptkit_text.files import TextFile, common_place, digest_all, expand, total_
 from gptkit_text.sources import LOCAL, Places, is_remote, places
 from gptkit_text.tokenizer import TokenizerOption
 
+CHUNK = 1 << 20  # tokens that are looked at at once
 SMALLTALK = Path(__file__).with_name("smalltalk.jsonl")
 
 
@@ -140,7 +141,8 @@ def _divided(found: Stored, place: str, options: Chat) -> tuple[Sequence[int], S
 def _unused(found: Stored, codec: TokenizerCodec) -> int:
     """A token that no conversation has: it ends each within a window, and nothing sees it."""
     used = np.zeros(codec.vocab_size, np.bool_)
-    used[found.ids] = True
+    for start in range(0, len(found.ids), CHUNK):
+        used[found.ids[start : start + CHUNK]] = True
     special = [token for token, piece in enumerate(codec.token_bytes) if not piece]
     free = [token for token in special if not used[token]] or np.flatnonzero(~used).tolist()
     if not free:

@@ -111,16 +111,16 @@ class ChatEncoder:
         """The messages with marks around and within their contents, but not around their spaces."""
         around = {"assistant": (marks.open, marks.close)}
 
-        def split(found: re.Match[str]) -> str:
-            return f"{found[0][0]}{marks.split}{found[0][1:]}"
-
         def marked(role: str, content: str) -> str:
             body = content.strip()
             if not body:
                 return content
             before, _, after = content.partition(body)
             left, right = around.get(role, (marks.split, marks.split))
-            return f"{before}{left}{self._spelling.sub(split, body)}{right}{after}"
+            if single := next((each for each in body if each in self._special), None):
+                raise ChatError(f"a content has {single!r}, a special token of this tokenizer")
+            body = self._spelling.sub(rf"\1{marks.split}", body)
+            return f"{before}{left}{body}{right}{after}"
 
         return [
             dict(message) | {"content": marked(message["role"], message["content"])}
@@ -215,9 +215,9 @@ class ChatEncoder:
 
     @cached_property
     def _spelling(self) -> re.Pattern[str]:
-        """Finds what spells a special token."""
-        longest_first = sorted(self._special, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        """Finds the first character of all that spells a special token, also where two overlap."""
+        spelt = "|".join(map(re.escape, self._special)) or "(?!)"
+        return re.compile(f"(?={spelt})(.)", re.DOTALL)
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:

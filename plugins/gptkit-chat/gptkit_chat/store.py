@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -30,9 +30,11 @@ from gptkit_text.codec import TokenizerCodec
 from gptkit_text.encode import is_validation
 from gptkit_text.files import TextFile, common_place, total_size
 
-FORMAT = 1
+FORMAT = 2
 """Of the files: another one makes those in the cache unused."""
 ARRAYS = {"ids": np.uint32, "learned": np.bool_, "starts": np.int64, "validation": np.bool_}
+FIRST = 8
+"""Answers of a long conversation that are encoded at first."""
 CUT, CUT_WITHIN, LEFT_OUT, NO_ANSWER = (
     "cut after the last answer that fits into block_size",
     "cut within their first answer",
@@ -58,7 +60,7 @@ class Stored:
     def open(cls, folder: Path) -> Self:
         """Map the files of a folder."""
         arrays: dict[str, Any] = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS
+            name: _mapped(folder / name, dtype) for name, dtype in ARRAYS.items()
         }
         return cls(**arrays, counts=read_json(folder / "counts.json"))
 
@@ -90,7 +92,10 @@ def stored(
     encoder = ChatEncoder(codec, now=DAY)
 
     def build(new: Path) -> None:
-        _write(new, _Writer(encoder, block_size, val_fraction).run(files))
+        counts = _Writer(encoder, block_size, val_fraction).run(files, new)
+        write_atomically(new / "counts.json", json.dumps(counts).encode())
+        digests = {path.name: digest(path) for path in _files(new)}
+        write_atomically(new / "digests.json", json.dumps(digests).encode())
 
     with cache_errors(folder):
         return Stored.open(cached(folder, build, fits=_is_whole))
@@ -103,23 +108,27 @@ class _Writer:
         self.encoder, self.most, self.val_fraction = encoder, block_size + 1, val_fraction
         self.counts = Counter[str]()
 
-    def run(self, files: Sequence[TextFile]) -> Stored:
-        ids, learned, sizes, validation = array("I"), bytearray(), [0], []
+    def run(self, files: Sequence[TextFile], folder: Path) -> dict[str, int]:
+        """Write the arrays of `Stored` to a folder; returns its counts."""
         place = common_place([file.path for file in files])
-        with progress(f"encoding {place.name}", total=total_size(files)) as advance:
+        with ExitStack() as stack:
+            advance = stack.enter_context(
+                progress(f"encoding {place.name}", total=total_size(files))
+            )
+            opened = {name: stack.enter_context((folder / name).open("wb")) for name in ARRAYS}
+
+            def put(**values: Any) -> None:
+                for name, value in values.items():
+                    opened[name].write(np.array(value, ARRAYS[name]).tobytes())
+
+            end = 0
+            put(starts=end)
             for conversation in read(files, advance):
                 if (found := self._encoded(conversation)) is not None:
-                    ids.extend(found.ids)
-                    learned.extend(found.learned)
-                    sizes.append(len(found.ids))
-                    validation.append(is_validation(conversation.key, self.val_fraction))
-        return Stored(
-            np.array(ids, np.uint32),
-            np.frombuffer(learned, np.bool_),
-            np.cumsum(sizes, dtype=np.int64),
-            np.array(validation, np.bool_),
-            dict(self.counts),
-        )
+                    end += len(found.ids)
+                    validation = is_validation(conversation.key, self.val_fraction)
+                    put(ids=found.ids, learned=found.learned, starts=end, validation=validation)
+        return dict(self.counts)
 
     def _encoded(self, conversation: Conversation) -> Encoded | None:
         """The tokens of a conversation that fit; None if there is nothing to learn from it."""
@@ -136,12 +145,24 @@ class _Writer:
             ) from error
 
     def _fitting(self, messages: Messages) -> Encoded | None:
+        """As many whole answers as fit; one that is far too long is not encoded whole."""
         ends = [i + 1 for i, each in enumerate(messages) if each["role"] == "assistant"]
-        for end in reversed(ends):
-            found = self.encoder.encode(messages[:end])
+        fitting, long = None, None
+        low, high = 0, len(ends) + 1  # so many answers fit, and so many do not
+        tried = min(FIRST, len(ends))
+        while low + 1 < high:
+            found = self.encoder.encode(messages[: ends[tried - 1]])
             if len(found.ids) <= self.most:
-                self.counts[CUT] += end < ends[-1]
-                return found
+                fitting, low = found, tried
+            else:
+                long, high = found, tried
+            tried = (low + high) // 2 if long else min(2 * low, len(ends))
+        self.counts[CUT] += fitting is not None and low < len(ends)
+        return fitting or self._cut(long)
+
+    def _cut(self, found: Encoded | None) -> Encoded | None:
+        """The beginning of a conversation whose first answer does not fit whole."""
+        assert found
         cut = Encoded(found.ids[: self.most], found.learned[: self.most])
         if any(cut.learned[1:]):
             self.counts[CUT_WITHIN] += 1
@@ -150,16 +171,15 @@ class _Writer:
         return None
 
 
-def _write(folder: Path, found: Stored) -> None:
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(found, name))
-    write_atomically(folder / "counts.json", json.dumps(found.counts).encode())
-    digests = {path.name: digest(path) for path in _files(folder)}
-    write_atomically(folder / "digests.json", json.dumps(digests).encode())
+def _mapped(path: Path, dtype: Any) -> NDArray[Any]:
+    """The numbers in a file; what is not looked at takes no memory."""
+    if path.stat().st_size == 0:  # nothing that could be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r")
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    yield from (folder / f"{name}.npy" for name in ARRAYS)
+    yield from (folder / name for name in ARRAYS)
     yield folder / "counts.json"
 
 

@@ -17,6 +17,7 @@ from gptkit_chat.dataset import Chat
 from gptkit_chat.encoding import ChatEncoder
 from gptkit_chat.packing import pack
 from gptkit_chat.template import DAY
+from gptkit_chat.tokens import chat_codec
 
 
 def chat(*turns: str) -> dict[str, Any]:
@@ -160,6 +161,25 @@ def test_what_does_not_fit_is_cut_by_a_rule_and_told(
         assert not any(b"second" in run or b"third" in run or b"never" in run for run in found)
 
 
+def test_a_long_conversation_is_not_encoded_whole(
+    rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, encode = [], ChatEncoder.encode
+
+    def counted(self: ChatEncoder, messages: Any) -> Any:
+        lengths.append(len(messages))
+        return encode(self, messages)
+
+    monkeypatch.setattr(ChatEncoder, "encode", counted)
+    long = chat(*(f"{i}" for i in range(4000)))
+    found = targets(Chat(path=str(rows(*numbered(9), long)), block_size=400).load())
+    assert b"19$" in found and b"3999$" not in found
+    assert max(lengths) <= 64
+    exact = [len(encode(ChatEncoder(chat_codec("byte", "chatml", [], list, key="")),
+                        long["messages"][:end]).ids) for end in range(2, 60, 2)]  # fmt: skip
+    assert f"{2 * sum(size <= 401 for size in exact) - 1}$".encode() in found
+
+
 def test_validation_is_chosen_by_the_content(rows: Callable[..., Path]) -> None:
     def val(*values: Any) -> set[bytes]:
         data = Chat(path=str(rows(*values)), block_size=64, val_fraction=0.3).load()
@@ -267,6 +287,6 @@ def test_tokens_may_be_learned_from_the_conversations(rows: Callable[..., Path])
 def test_a_damaged_cache_is_made_anew(rows: Callable[..., Path], cache: Path) -> None:
     options = {"path": str(rows(*numbered(20))), "block_size": 64, "val_fraction": 0.2}
     first = targets(Chat(**options).load())
-    (ids,) = (cache / "chat").glob("*/ids.npy")
+    (ids,) = (cache / "chat").glob("*/ids")
     ids.write_bytes(ids.read_bytes()[:-4] + b"\0\0\0\0")
     assert targets(Chat(**options).load()) == first

@@ -144,6 +144,26 @@ def test_a_content_that_spells_special_tokens_is_text(model: tuple[str, Path], r
         assert hostile[2]["content"] in learned(codec, hostile)[0]
 
 
+def test_special_tokens_may_overlap_in_a_content(model_folder: Callable[..., Path]) -> None:
+    template, special, names = MODELS["chatml"]
+    more = ["<s>", "s><t>", "ab", "bc"]
+    codec = codec_of(model_folder(template, [*special, *more], **names))
+    library = codec._vocabulary.library
+    turns = [{"role": "user", "content": "<s><t>"}, {"role": "assistant", "content": "abc<s><t>"}]
+    found = ChatEncoder(codec).encode(turns)
+    assert not {library.token_to_id(each) for each in more} & {*found.ids}
+    assert learned(codec, turns) == ["abc<s><t><|im_end|>"]
+
+
+def test_a_special_token_of_one_character_is_refused_in_a_content(
+    model_folder: Callable[..., Path],
+) -> None:
+    template, special, names = MODELS["chatml"]
+    codec = codec_of(model_folder(template, [*special, "\u2603"], **names))
+    with pytest.raises(ChatError, match="a content has '\u2603', a special token"):
+        ChatEncoder(codec).prompt([{"role": "user", "content": "a \u2603"}])
+
+
 def test_a_special_token_is_not_put_together_from_contents_and_the_template(
     model_folder: Callable[..., Path],
 ) -> None:
