@@ -42,6 +42,7 @@ def sections(path: Path) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_replaces_its_own_section_alone(tmp_path: Path) -> None:
     out = tmp_path / "results.md"
     out.write_text("# Mine\n\n## start: old\n\nstale\n\n## other: kept\n\nas it was\n")

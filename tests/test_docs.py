@@ -108,6 +108,7 @@ def test_the_data_set_of_the_page_learns_to_add(
     assert run("gptkit", "sample", "sums.onnx", *asked) == "23+58=81\n"
 
 
+@pytest.mark.slow
 def test_the_format_and_the_command_of_the_page_work(
     installed: Callable[..., Callable[..., str]], tmp_path: Path
 ) -> None:

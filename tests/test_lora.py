@@ -377,6 +377,7 @@ def assert_same(run: Path, other: Path) -> None:
         assert (run / LAST / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
 def test_kill_9_and_resume_end_as_one_training(
     gptkit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_recipe: TinyRecipe

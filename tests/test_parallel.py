@@ -405,7 +405,8 @@ def test_a_signal_to_one_rank_stops_all_of_them(
     assert len(saved_steps(folder)) == 1
 
 
-@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["false", "true"])
 def test_what_callbacks_change_is_resumed_exactly(shard: str, workshop: Workshop) -> None:
     """Weight sets, nested tensors, split groups and the batch size: every byte is the same."""
     recipe = workshop.folder / "restless.toml"
@@ -717,14 +718,9 @@ TUNED = {"model.freeze": 'model.freeze=["wte", "h.0"]', "lora": "lora.rank=2"}
 
 @pytest.mark.parametrize(
     ("tuned", "shard"),
-    [
-        ("lora", False),
-        *[
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [("lora", True), ("model.freeze", False), ("model.freeze", True)]
-        ],
-    ],
+    [("lora", False), ("lora", True), ("model.freeze", False), ("model.freeze", True)],
 )
+@pytest.mark.slow
 def test_frozen_weights_and_adapters_are_trained_as_by_one_process(
     tuned: str, shard: bool, workshop: Workshop, alone: Path
 ) -> None:

@@ -248,7 +248,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("tables", "kills"),
     [
-        pytest.param({"train": SAVING}, 20, id="20"),
+        pytest.param({"train": SAVING}, 10, id="10"),
         pytest.param(
             {
                 "train": SAVING | {"optimizer": {"use": "muon"}, "micro_batch_size": 2},
@@ -294,7 +294,7 @@ def test_kill_9_at_random_instants(
 
 @pytest.mark.parametrize(
     "stride",
-    [pytest.param(6, id="every sixth"), pytest.param(1, id="every", marks=pytest.mark.slow)],
+    [pytest.param(12, id="every twelfth"), pytest.param(1, id="every", marks=pytest.mark.slow)],
 )
 def test_kill_9_before_a_file_operation(
     stride: int, recipe: WriteRecipe, start: Start, tmp_path: Path
@@ -322,7 +322,7 @@ def test_kill_9_before_a_file_operation(
 
 @pytest.mark.parametrize(
     "stride",
-    [pytest.param(4, id="every fourth"), pytest.param(1, id="every", marks=pytest.mark.slow)],
+    [pytest.param(10, id="every tenth"), pytest.param(1, id="every", marks=pytest.mark.slow)],
 )
 def test_kill_9_while_a_run_is_made(
     stride: int, recipe: WriteRecipe, start: Start, tmp_path: Path

@@ -21,6 +21,8 @@ MAGIC = b"GGUF"
 ALIGNMENT = 32  # bytes, where general.alignment is not given
 LONGEST = 1 << 24  # bytes of a single text
 LONGEST_NAME = 1 << 16  # bytes of a key or of a tensor's name
+LARGEST = 1 << 28  # bytes of a header; those of real models have some 10 MB
+MOST_VALUES = 1 << 23  # of a header, in arrays, too; real ones have less than 1 << 20
 MOST_DIMENSIONS = 4
 SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8",
@@ -169,18 +171,27 @@ class _Cursor:
         self.contents = contents
         self.size = len(contents)
         self.position = len(MAGIC)
+        self.values_left = MOST_VALUES
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
         if count > self.size - self.position:
             raise _DamageError(f"it ends in its header, at byte {self.size:,}")
+        if self.position + count > LARGEST:
+            raise _DamageError(f"its header is longer than {LARGEST:,} bytes")
         self.position += count
         return self.contents[self.position - count : self.position]
 
     def check_room(self, count: int, least: int, what: str) -> None:
-        """Refuse a count of things, each of at least some bytes, that do not fit into the file."""
+        """Refuse a count of things, each of at least some bytes, that do not fit into the file.
+
+        A file may have holes, which take no place on the disk: so there is a limit, too.
+        """
         if count * least > self.size - self.position:
             raise _DamageError(f"{count:,} {what} do not fit into its {self.size:,} bytes")
+        self.values_left -= count
+        if self.values_left < 0:
+            raise _DamageError(f"its header has more than {MOST_VALUES:,} values")
 
     def number(self, kind: str) -> int:
         """An integer."""

@@ -37,6 +37,17 @@ def tensor(name: str, *sizes: int, kind: int = 0, offset: int = 0) -> bytes:
     return text(name) + dimensions + struct.pack("<IQ", kind, offset)
 
 
+@pytest.mark.parametrize("kind", [7, 8], ids=["truth values", "texts"])
+def test_a_file_with_holes_takes_no_memory(kind: int, tmp_path: Path) -> None:
+    values = struct.pack("<IIQ", 9, kind, 1 << 23)
+    path = tmp_path / "holes.gguf"
+    path.write_bytes(built(n_fields=9, fields=text("a") + values))
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunError, match="its header has more than 8,388,608 values"):
+        read_header(path)
+
+
 HUGE = 1 << 62
 DAMAGED = {
     "counts of metadata": (built(n_fields=HUGE), "4,611,686,018,427,387,904 entries of metadata"),

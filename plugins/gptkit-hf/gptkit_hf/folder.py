@@ -97,7 +97,7 @@ def placed(path: Path) -> Iterator[None]:
     try:
         yield
     except (UsageError, RunError) as error:
-        if str(path) not in str(error):
+        if not str(error).startswith(str(path)):
             raise type(error)(f"{path}: {error}", hint=error.hint) from error
         raise
 

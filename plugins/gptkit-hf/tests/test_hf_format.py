@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gptkit
+from gptkit.plugin import UsageError
 from gptkit.testing import check_format
 from gptkit_hf import write
 from gptkit_hf.format import HuggingFace
@@ -64,6 +65,10 @@ def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
+def export(run: Path, out: Path, **options: Any) -> None:
+    gptkit.Run(run).export(out, to="hf", **{"onnx": False, **options})
+
+
 def opened(folder: Path, text: str) -> list[Any]:
     """What transformers makes of a folder, without the Hub."""
     pytest.importorskip("transformers")
@@ -81,8 +86,7 @@ def test_transformers_opens_what_gptkit_trains(
 ) -> None:
     dataset, model, architecture = RECIPES[kind]
     run = trained(dataset, model)
-    done = call("export", run, "--to", "hf", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    export(run, tmp_path / "out", onnx=True)
     name, ids, logits, drawn = opened(tmp_path / "out", "Shall I")
     loaded = gptkit.load(run)
     assert name == architecture
@@ -103,11 +107,9 @@ def test_what_went_out_comes_in_again(
     dataset, model, _ = RECIPES[kind]
     run = trained(dataset, model)
     out, back = tmp_path / "out", tmp_path / "back"
-    done = call("export", run, "--to", "hf", "--out", out, "--set", "onnx=false")
-    assert done.returncode == 0, done.stderr
+    export(run, out)
     assert not (out / "onnx").exists()
-    done = call("import", out, "--out", back)
-    assert done.returncode == 0, done.stderr
+    gptkit.import_model(out, out=back, quiet=True)
     first, second = gptkit.load(run), gptkit.load(back)
     ids = np.array(first.codec.encode("Shall I compare"))
     assert second.codec.encode("Shall I compare") == ids.tolist()
@@ -119,8 +121,8 @@ def test_what_went_out_comes_in_again(
 def test_an_imported_model_is_trained_further(trained: Callable[..., Path], tmp_path: Path) -> None:
     run = trained(TEXT, LLAMA)
     out, back = tmp_path / "out", tmp_path / "back"
-    assert call("export", run, "--to", "hf", "--out", out, "--set", "onnx=false").returncode == 0
-    assert call("import", out, "--out", back).returncode == 0
+    export(run, out)
+    gptkit.import_model(out, out=back, quiet=True)
     changes = {f"train.{name}": value for name, value in (TRAIN | {"steps": 1}).items()}
     resumed = gptkit.resume(back, changes, quiet=True)
     assert resumed.last
@@ -131,9 +133,7 @@ def test_an_imported_model_is_trained_further(trained: Callable[..., Path], tmp_
 
 def test_large_models_are_divided_into_files(trained: Callable[..., Path], tmp_path: Path) -> None:
     run = trained(TEXT, LLAMA)
-    sets = ("--set", "max_shard_gb=0.00003", "--set", "onnx=false")
-    done = call("export", run, "--to", "hf", "--out", tmp_path / "out", *sets)
-    assert done.returncode == 0, done.stderr
+    export(run, tmp_path / "out", max_shard_gb=0.00003)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
     assert opened(tmp_path / "out", "Shall")[0] == "LlamaForCausalLM"
@@ -143,8 +143,7 @@ def test_the_card_tells_what_the_model_is(trained: Callable[..., Path], tmp_path
     poem = tmp_path / "poem.txt"
     poem.write_text("Shall I compare thee to a summer's day?\n" * 200)
     run = trained(TEXT | {"path": str(poem), "documents": "join"}, LLAMA)
-    done = call("export", run, "--to", "hf", "--out", tmp_path / "out", "--set", "onnx=false")
-    assert done.returncode == 0, done.stderr
+    export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith('---\nlibrary_name: "transformers"\n')
     for told in ("| Architecture | LlamaForCausalLM |", "| Steps | 2 |", "nats per token"):
@@ -157,17 +156,16 @@ def test_a_place_with_other_files_is_kept(trained: Callable[..., Path], tmp_path
     run, out = trained(TEXT, LLAMA), tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    export = ("export", run, "--to", "hf", "--out", out, "--set", "onnx=false")
-    refused = call(*export)
-    assert refused.returncode == 2
-    assert "already exists" in refused.stderr
+    with pytest.raises(UsageError, match="already exists"):
+        export(run, out)
     (out / "mine.txt").unlink()
-    assert call(*export).returncode == 0
-    assert call(*export).returncode == 0  # its own export is replaced
+    export(run, out)
+    export(run, out)  # its own export is replaced
     (out / ".git").mkdir()
-    refused = call(*export)
-    assert refused.returncode == 2
-    assert "has .git beside an earlier export; it would be deleted" in refused.stderr
+    with pytest.raises(UsageError, match=r"has \.git beside an earlier export"):
+        UsageError, match=r"has \.git beside an earlier export; it would be deleted"
+    ):
+        export(run, out)
     assert (out / ".git").is_dir()
 
 
@@ -227,14 +225,12 @@ def test_more_ends_of_a_sample_and_a_template_come_along(
     (source / "tokenizer_config.json").write_text(json.dumps(config))
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [64, 63]}))
     run, out = tmp_path / "run", tmp_path / "out"
-    done = call("import", source, "--out", run)
-    assert done.returncode == 0, done.stderr
+    gptkit.import_model(source, out=run, quiet=True)
     codec = gptkit.load(run).codec
     assert codec.encode("()") == [62, 0, 1]
     assert codec.stop_tokens == (64, 63)
     assert codec.chat_template == config["chat_template"]  # type: ignore[attr-defined]
-    done = call("export", run, "--to", "hf", "--out", out, "--set", "onnx=false")
-    assert done.returncode == 0, done.stderr
+    export(run, out)
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(out)
     chat = [{"role": "user", "content": "()"}]
@@ -242,7 +238,7 @@ def test_more_ends_of_a_sample_and_a_template_come_along(
     assert theirs("()")["input_ids"] == [62, 0, 1]
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [64, 63]
     weights = {name: tensor.clone() for name, tensor in gptkit_weights(run).items()}
-    assert call("import", out, "--out", tmp_path / "again").returncode == 0
+    gptkit.import_model(out, out=tmp_path / "again", quiet=True)
     again = gptkit_weights(tmp_path / "again")
     assert weights.keys() == again.keys()
     assert all(torch.equal(again[name], weights[name]) for name in weights)
