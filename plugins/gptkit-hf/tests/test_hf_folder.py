@@ -1,12 +1,16 @@
 """Folders that are damaged, incomplete, or lie: a clear error, and nothing is written."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -265,6 +269,18 @@ def test_ids_that_a_tokenizer_does_not_have_become_special_tokens(llama: Path) -
     assert codec.token_bytes[58:] == [b"b", *[b""] * 6]  # type: ignore[attr-defined]
 
 
+def recipe_for(folder: Path, text: Path) -> dict[str, Any]:
+    """A recipe that trains a folder's model further, with its own tokenizer."""
+    text.write_text("ABCDEFGHIJKLMNOP" * 99, encoding="utf-8")
+    return {
+        "dataset": {"use": "text", "path": str(text), "tokenizer": str(folder), "block_size": 8,
+                    "val_fraction": 0.5},
+        "model": {"init": str(folder)},
+        "train": {"steps": 1, "batch_size": 2, "device": "cpu", "eval_batches": 1},
+        "callbacks": [],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("lora", [{}, {"lora": {"rank": 2}}], ids=["all", "lora"])
 def test_a_folder_is_trained_further_with_its_own_tokenizer(
     lora: dict[str, Any], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,16 +288,42 @@ def test_a_folder_is_trained_further_with_its_own_tokenizer(
     monkeypatch.setenv("GPTKIT_CACHE", str(tmp_path / "cache"))
     (llama / "tokenizer_config.json").write_text('{"bos_token": "(", "add_bos_token": true}')
     change(llama / "generation_config.json", eos_token_id=[64, 3])
-    (tmp_path / "text.txt").write_text("ABCDEFGHIJKLMNOP" * 99)
-    recipe = {
-        "dataset": {"use": "text", "path": str(tmp_path / "text.txt"), "tokenizer": str(llama),
-                    "block_size": 8, "val_fraction": 0.5},
-        "model": {"init": str(llama)},
-        "train": {"steps": 1, "batch_size": 1, "device": "cpu", "eval_batches": 1},
-        "callbacks": [],
-    }  # fmt: skip
+    recipe = recipe_for(llama, tmp_path / "text.txt")
     run = gptkit.train(recipe | lora, out=tmp_path / "run", quiet=True)
     codec = gptkit.load(run.path).codec
     assert codec == imported(llama, about={}).codec
     assert (codec.encode("A"), codec.stop_tokens) == ([0, 25], (64, 3))
     gptkit.resume(run.path, {"train.steps": 2}, quiet=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun needs gloo over Unix sockets")
+@pytest.mark.parametrize(("shard", "lora"), [("false", ""), ("true", "lora.rank=2")])
+def test_two_ranks_train_a_folder_further_as_one_process(
+    shard: str, lora: str, llama: Path, tmp_path: Path
+) -> None:
+    """The weights are also compared with the source, by both."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tomli_w.dumps(recipe_for(llama, tmp_path / "text.txt")), encoding="utf-8")
+    sets = [f"--set={each}" for each in (lora, "train.optimizer.learning_rate=1e-3") if each]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for launcher, out, more in (
+        ([], "one", []),
+        (torchrun, "two", [f"--set=train.shard={shard}"]),
+        (torchrun, "again", [f"--set=train.shard={shard}"]),
+    ):
+        train = ["-m", "gptkit", "train", str(recipe), "--out", str(tmp_path / out), *sets, *more]
+        done = subprocess.run(
+            [sys.executable, *launcher, *train],
+            env=os.environ | {"GPTKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two, again = (
+        load_file(tmp_path / out / "checkpoints" / "last" / SINGLE)
+        for out in ("one", "two", "again")
+    )
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+        assert torch.equal(two[name], again[name])
