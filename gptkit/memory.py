@@ -1,5 +1,6 @@
 """Memory: what this process may use, and the error where it is too little."""
 
+import ctypes
 import os
 import re
 import sys
@@ -26,6 +27,20 @@ TOO_LITTLE = re.compile(
     re.IGNORECASE,
 )
 """What a RuntimeError of torch or onnxruntime says then."""
+
+
+def glibc() -> ctypes.CDLL | None:
+    """The C library of this process, if it is that of GNU."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system; glibc keeps some for the next allocation."""
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def total() -> int | None:

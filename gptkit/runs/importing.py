@@ -17,7 +17,7 @@ from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
 from gptkit.errors import PluginError, RunError
 from gptkit.files import write_atomically, write_json
-from gptkit.memory import Need
+from gptkit.memory import Need, give_back
 from gptkit.plugin import Format, ImportedModel, compare_logits
 from gptkit.recipe import build, codec_record, sizes
 from gptkit.recipe.options import GPTConfig
@@ -131,6 +131,7 @@ def import_model(
             step_folder = checkpoint_writer.save(
                 folder, state, {"model": weights}, shapes={"model": weights.on_meta()}
             )
+            give_back()  # what the writing of large tensors has freed
             found = load_step_folder(step_folder).logits(np.array(expected.ids))
             difference = expected.compare(source, found)
         for name, contents in imported.files.items():

@@ -6,11 +6,12 @@ for it again: thousands of page faults a step.
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from gptkit.memory import give_back, glibc
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -35,7 +36,7 @@ def for_training(device: torch.device, *, sharded: bool) -> Iterator[None]:
         device: that trains.
         sharded: whether the model is divided among processes.
     """
-    libc = _glibc()
+    libc = glibc()
     if libc is None or device.type != "cpu":
         yield
         return
@@ -44,7 +45,7 @@ def for_training(device: torch.device, *, sharded: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        libc.malloc_trim(0)
+        give_back()
 
 
 def _keep_freed_memory(libc: ctypes.CDLL) -> None:
@@ -65,10 +66,3 @@ def _return_freed_memory(libc: ctypes.CDLL) -> None:
 def _is_chosen() -> bool:
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     return any(name in os.environ for name in CHOSEN) or any(n in tunables for n in TUNABLES)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -3,10 +3,10 @@
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
 
-from gptkit.plugin import DownloadError, UsageError, note
+from gptkit.plugin import UsageError, note
 from gptkit_hf.safetensors_files import CONVERT, INDEX, SINGLE
+from gptkit_text.hub import explain
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?")
 """Owner and name, and a revision, which has no slash but in "refs/pr/1"."""
@@ -60,7 +60,15 @@ def fetch_model(source: str) -> tuple[Path, str]:
     except UsageError:
         raise
     except Exception as error:  # also those of the HTTP library, which changed over the years
-        explain(source, name, revision, error)
+        explain(
+            error,
+            source,
+            kind="model",
+            page=page(name),
+            revision=revision,
+            wrong=UsageError,
+            here="no such file or folder here; ",
+        )
     note(f"{source}: revision {folder.name}")  # the folder is named by the commit
     return folder, folder.name
 
@@ -76,7 +84,7 @@ def _listed(source: str, name: str, revision: str | None) -> list[str]:
     if not any(each.endswith(".safetensors") for each in found):
         pickled = any(each.startswith("pytorch_model") for each in names)
         what = "its weights only in pytorch_model.bin" if pickled else "no model.safetensors"
-        raise UsageError(f"{source}: has {what}", hint=CONVERT if pickled else page(name))
+        raise UsageError(f"{source}: has {what}", hint=CONVERT if pickled else f"see {page(name)}")
     return found
 
 
@@ -84,47 +92,4 @@ def page(name: str) -> str:
     """Where a person reads about a model."""
     from huggingface_hub import constants
 
-    return f"see {constants.ENDPOINT}/{name}"
-
-
-def explain(source: str, name: str, revision: str | None, error: Exception) -> NoReturn:
-    """Raise what a user can act on."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, HFValidationError):
-        raise UsageError(
-            f"{source}: not the name of a model", hint='write it as "owner/name"'
-        ) from error
-    if isinstance(error, GatedRepoError):
-        raise UsageError(
-            f"{source}: may be read only by those who accepted its terms",
-            hint=f"accept them, and set HF_TOKEN; {page(name)}",
-        ) from error
-    if isinstance(error, RepositoryNotFoundError):
-        raise UsageError(
-            f"{source}: no such file or folder here, and no such model on the Hub, or a private "
-            "one",
-            hint=f"for a private one, set HF_TOKEN; {page(name)}",
-        ) from error
-    if isinstance(error, RevisionNotFoundError):
-        raise UsageError(
-            f"{source}: it has no revision {revision!r}",
-            hint=f"a branch, a tag or a commit; {page(name)}",
-        ) from error
-    if constants.HF_HUB_OFFLINE:
-        raise UsageError(
-            f"{source}: no such file or folder here; it is not, or not completely, in the Hub's "
-            "cache, and HF_HUB_OFFLINE is set",
-            hint="unset HF_HUB_OFFLINE, or fetch it once with a network",
-        ) from error
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise DownloadError(
-        f"{source}: cannot be downloaded: {reason[0]}",
-        hint="check the network and the disk, and try again; what came is kept",
-    ) from error
+    return f"{constants.ENDPOINT}/{name}"

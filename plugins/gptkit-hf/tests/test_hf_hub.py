@@ -169,7 +169,7 @@ def test_a_model_of_the_hub_comes_in(
 @pytest.mark.parametrize(
     ("name", "code", "fault"),
     [
-        ("me/none", 2, "no such file or folder here, and no such model on the Hub"),
+        ("me/none", 2, "no such file or folder here; no such model on the Hub, or a private one"),
         ("me/gated", 2, "may be read only by those who accepted its terms"),
         ("me/model@v2", 2, "it has no revision 'v2'"),
         ("me/pickled", 2, "has its weights only in pytorch_model.bin"),

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from gptkit.plugin import DataError, DownloadError, find_files, note
+from gptkit.plugin import DataError, DownloadError, UsageError, find_files, note
 from gptkit_text.files import ENDINGS, told
 
 ABOUT = ("README.md", "dataset_infos.json")
@@ -73,7 +73,9 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         if missing := [file for file in files if not (folder / file).exists()]:
             raise ConnectionError(f"{missing[0]} did not come")
     except Exception as error:  # also those of the HTTP library, which changed over the years
-        _explain(name, revision, error)
+        page = f"https://huggingface.co/datasets/{name}"
+        place = f"hf = {name!r}"
+        explain(error, place, kind="data set", page=page, revision=revision, wrong=DataError)
     return folder
 
 
@@ -94,8 +96,32 @@ def _of_the_cache() -> str:
     return ", as far as they are in the Hub's cache" if constants.HF_HUB_OFFLINE else ""
 
 
-def _explain(name: str, revision: str | None, error: Exception) -> NoReturn:
-    """Raise what a user can act on."""
+def explain(
+    error: Exception,
+    place: str,
+    *,
+    kind: str,
+    page: str,
+    revision: str | None,
+    wrong: type[DataError | UsageError],
+    here: str = "",
+) -> NoReturn:
+    """Raise what a user can act on.
+
+    Args:
+        error: of the library that fetches from the Hub.
+        place: where the name was given.
+        kind: of what was asked for, "data set" or "model".
+        page: its address.
+        revision: which one was asked for.
+        wrong: the class of an error that is no failed download.
+        here: what is not on this machine, either.
+
+    Raises:
+        DataError: as `wrong` says.
+        UsageError: as `wrong` says.
+        DownloadError: it cannot be downloaded.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -104,33 +130,24 @@ def _explain(name: str, revision: str | None, error: Exception) -> NoReturn:
         RevisionNotFoundError,
     )
 
-    page = f"https://huggingface.co/datasets/{name}"
     if isinstance(error, HFValidationError):
-        raise DataError(
-            f"hf = {name!r}: not the name of a data set", hint='write it as "owner/name"'
+        fault, hint = f"not the name of a {kind}", 'write it as "owner/name"'
+    elif isinstance(error, GatedRepoError):
+        fault = "may be read only by those who accepted its terms"
+        hint = f"accept them at {page}, and set HF_TOKEN"
+    elif isinstance(error, RepositoryNotFoundError):
+        fault = f"{here}no such {kind} on the Hub, or a private one"
+        hint = f"check {page}; for a private one, set HF_TOKEN"
+    elif isinstance(error, RevisionNotFoundError):
+        fault = f"it has no revision {revision!r}"
+        hint = f"a branch, a tag or a commit of {page}/commits/main"
+    elif constants.HF_HUB_OFFLINE:
+        fault = f"{here}not, or not completely, in the Hub's cache, and HF_HUB_OFFLINE is set"
+        hint = "unset HF_HUB_OFFLINE, or fetch it once with a network"
+    else:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DownloadError(
+            f"{place}: cannot be downloaded: {reason[0]}",
+            hint="check the network and the disk, and try again; what came is kept",
         ) from error
-    if isinstance(error, GatedRepoError):
-        raise DataError(
-            f"hf = {name!r}: may be read only by those who accepted its terms",
-            hint=f"accept them at {page}, and set HF_TOKEN",
-        ) from error
-    if isinstance(error, RepositoryNotFoundError):
-        raise DataError(
-            f"hf = {name!r}: no such data set, or a private one",
-            hint=f"check {page}; for a private one, set HF_TOKEN",
-        ) from error
-    if isinstance(error, RevisionNotFoundError):
-        raise DataError(
-            f"hf = {name!r}: it has no revision {revision!r}",
-            hint=f"a branch, a tag or a commit of {page}/commits/main",
-        ) from error
-    if constants.HF_HUB_OFFLINE:
-        raise DataError(
-            f"hf = {name!r}: not, or not completely, in the Hub's cache, and HF_HUB_OFFLINE is set",
-            hint="unset HF_HUB_OFFLINE, or fetch it once with a network",
-        ) from error
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise DownloadError(
-        f"hf = {name!r}: cannot be downloaded: {reason[0]}",
-        hint="check the network and the disk, and try again; what came is kept",
-    ) from error
+    raise wrong(f"{place}: {fault}", hint=hint) from error

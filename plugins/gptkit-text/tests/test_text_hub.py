@@ -128,7 +128,10 @@ def test_the_files_of_a_data_set_and_what_goes_wrong(endpoint: str, tmp_path: Pa
     below, every, none, gated, unnamed, empty = fetch(*names, HF_HOME=home, HF_ENDPOINT=endpoint)
     assert below == wanted[:2]
     assert every == wanted
-    assert none[:2] == ["DataError", "hf = 'me/none': no such data set, or a private one"]
+    assert none[:2] == [
+        "DataError",
+        "hf = 'me/none': no such data set on the Hub, or a private one",
+    ]
     assert "HF_TOKEN" in none[2]
     assert gated[1] == "hf = 'me/gated': may be read only by those who accepted its terms"
     assert unnamed[1:] == ["hf = 'm e': not the name of a data set", 'write it as "owner/name"']
