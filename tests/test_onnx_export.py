@@ -22,7 +22,8 @@ from gptkit.onnx.export import build, bundle
 from gptkit.onnx.export import export as exporting
 from gptkit.onnx.export import format as format_
 from gptkit.onnx.graphs.cache import SCORES
-from gptkit.onnx.runtime.metadata import appendix, check_files
+from gptkit.onnx.proof.compare import LOSS, raise_if_failed
+from gptkit.onnx.runtime.metadata import Comparison, appendix, check_files
 from gptkit.onnx.runtime.model import load_exported
 from gptkit.runs.loaded import load_checkpoint
 from tests.support import stir, train
@@ -469,6 +470,19 @@ def test_a_wrong_bundle_is_caught(
         assert checks[0].startswith("logits: ")
     else:
         assert all(check.startswith(("step: ", "decode: ")) for check in checks)
+
+
+def test_what_few_bits_lose_is_no_fault_of_the_graph() -> None:
+    lost = Comparison.of("validation loss", 0.3, 0.1, LOSS)
+    wrong = Comparison.of("stop tokens", 1, 0, "ignored")
+    for found, hint in (
+        ([lost], "This model loses too much in so few bits: choose more"),
+        ([lost, wrong], "This is a bug in gptkit"),
+        ([Comparison.of("validation loss", np.nan, 0.1, LOSS)], "This is a bug in gptkit"),
+    ):
+        with pytest.raises(ExportError) as caught:
+            raise_if_failed("m.onnx", found)
+        assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])

@@ -23,7 +23,7 @@ from gptkit.onnx.graphs.generate import BLOCK_TOKENS, generate_model
 from gptkit.onnx.graphs.scope import OPSET
 from gptkit.onnx.graphs.source import ExportSource
 from gptkit.onnx.graphs.step import step_model
-from gptkit.onnx.graphs.weights import BLOCK, PRECISIONS, quantise
+from gptkit.onnx.graphs.weights import BLOCK, PRECISIONS, Precision, quantised
 from gptkit.onnx.runtime.decode_session import DECODE_FILE, STEP_FILE, DecodeSession
 from gptkit.onnx.runtime.generate_session import feeds
 from gptkit.onnx.runtime.metadata import Metadata, Tokens
@@ -515,26 +515,88 @@ def test_float16_is_near(shape: dict[str, Any], tmp_path: Path) -> None:
 def test_quantising_is_within_half_a_level(bits: int, size: tuple[int, int]) -> None:
     weight = np.random.default_rng(0).normal(size=size).astype(np.float32)
     weight[0] = 0
-    packed, _ = quantise(weight, bits)
+    name, precision = "h.0.mlp.up.weight", PRECISIONS[f"int{bits}"]
+    packed = quantised(name, weight, precision)["quantised"]
     assert packed.shape == (size[0], -(-size[1] // BLOCK), BLOCK * bits // 8)
     blocks = np.pad(weight, ((0, 0), (0, -size[1] % BLOCK))).reshape(size[0], -1, BLOCK)
-    error = np.pad(restore(weight, bits) - weight, ((0, 0), (0, -size[1] % BLOCK)))
+    error = np.pad(restore(name, weight, precision) - weight, ((0, 0), (0, -size[1] % BLOCK)))
     error = np.abs(error).reshape(blocks.shape)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    level = largest / 2 ** (bits - 1)
+    level = largest / (2 ** (bits - 1) - 1)
     assert (error[np.abs(blocks) == largest] < 1e-6).all()
     clipped = np.abs(blocks) > largest - level / 2  # only on the other side of 0
     assert (error <= np.where(clipped, 1.001, 0.501) * level).all()
-    assert not restore(weight, bits)[0].any()
+    assert not restore(name, weight, precision)[0].any()
 
 
-def restore(weight: Array, bits: int) -> Array:
+def restore(name: str, weight: Array, precision: Precision) -> Array:
     """The numbers that quantised blocks stand for, as onnxruntime's documentation has it."""
-    packed, scales = quantise(weight, bits)
+    parts, bits = quantised(name, weight, precision), precision.bits_of(name)
+    packed = parts["quantised"]
     if bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], BLOCK)
-    values = (packed.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
+    values = (packed.astype(np.float32) - 2 ** (bits - 1)) * parts["scales"][..., None]
+    if "shifts" in parts:
+        values += parts["shifts"].T[..., None]
     return values.reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
+def on_a_grid(kind: str, shape: tuple[int, int]) -> Array:
+    """Weights that a GGUF file has in blocks of 32, of one of ggml's types."""
+    random = np.random.default_rng(1)
+    blocks = (shape[0], shape[1] // BLOCK, BLOCK)
+    scales = random.uniform(0.01, 0.1, blocks[:2]).astype(np.float16).astype(np.float32)
+    least, most = {"Q4_0": (-8, 7), "Q4_1": (0, 15), "Q8_0": (-127, 127)}[kind]
+    levels = random.integers(least, most + 1, blocks)
+    levels[..., 0], levels[..., 1] = least, most
+    values = levels * scales[..., None]
+    if kind == "Q4_1":
+        values -= random.uniform(0.2, 2.0, (*blocks[:2], 1)).astype(np.float16)
+    return values.reshape(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q4_1", "int8"), ("Q8_0", "int8")]
+)
+def test_weights_that_were_quantised_before_keep_their_levels(kind: str, dtype: str) -> None:
+    name, precision = "h.0.attn.proj.weight", PRECISIONS[dtype]
+    weight = on_a_grid(kind, (48, 64))
+    assert np.abs(restore(name, weight, precision) - weight).max() < 1e-6
+    assert ("shifts" in quantised(name, weight, precision)) == (kind == "Q4_1")
+    weight[40, 3] += 0.004
+    assert "shifts" not in quantised(name, weight, precision)
+    assert "shifts" not in quantised("wte.weight", on_a_grid(kind, (48, 64)), precision)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_graph_of_weights_with_shifts_is_the_model(dtype: str) -> None:
+    model = make(block_size=16, n_embd=64, **MODERN)
+    with torch.no_grad():
+        for name, tensor in model.weights().items():
+            if name.startswith("h.") and tensor.ndim == 2:
+                shape = (tensor.shape[0], tensor.shape[1])
+                tensor.copy_(torch.from_numpy(on_a_grid("Q4_1", shape)) / 4)
+    proto = build(step_model, model, dtype=dtype)
+    assert any(each.name.endswith(".shifts") for each in proto.graph.initializer)
+    ids = prompts_of(model, 3, 16)
+    found, _ = Step(model.config, session(proto))(ids)
+    expected = torch_logits(model, ids)
+    assert np.sqrt(np.square(found - expected).mean()) < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_has_8_bits_in_an_int4_file(tied: bool) -> None:
+    model = make(block_size=8, n_embd=64, tie_embeddings=tied)
+    proto = build(step_model, model, dtype="int4")
+    bits = {
+        attribute.i
+        for node in proto.graph.node
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+        and node.input[int(node.op_type == "MatMulNBits")].startswith(("wte", "lm_head"))
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    }
+    assert bits == {8}
 
 
 @pytest.mark.parametrize("n_embd", [32, 20, 64])
@@ -557,10 +619,11 @@ def test_quantised_graphs_are_the_model_with_rounded_weights(
     with torch.no_grad():
         for name, tensor in model.weights().items():
             if name in names:
-                tensor.copy_(torch.from_numpy(restore(tensor.numpy(), bits)))
+                tensor.copy_(torch.from_numpy(restore(name, tensor.numpy(), PRECISIONS[dtype])))
     expected = torch_logits(model, ids)
     if tied and n_embd % BLOCK:  # the table is looked up whole, the head multiplies rounded numbers
-        head = torch.from_numpy(restore(model.wte.weight.detach().numpy(), bits))
+        table = model.wte.weight.detach().numpy()
+        head = torch.from_numpy(restore("wte.weight", table, PRECISIONS[dtype]))
         with torch.no_grad():
             expected = (model.features(torch.from_numpy(ids)) @ head.T).numpy()
     spread = original.std()

@@ -12,7 +12,7 @@ import torch
 from gptkit.errors import ExportError, ModelFileError
 from gptkit.model.gpt import GPT
 from gptkit.onnx.graphs.source import ExportSource
-from gptkit.onnx.graphs.weights import quantise
+from gptkit.onnx.graphs.weights import quantised
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.providers import first_line
 from gptkit.sampling.generate import restart_length
@@ -22,6 +22,16 @@ LONGEST = 512
 """Tokens of the longest texts that are compared: attention takes the square of their memory."""
 ROUNDING = 2e-6
 """Difference of sums of float32 probabilities between implementations."""
+
+
+RMS, LOSS = "rms error / logit std", "nats per token more"
+COARSE = (RMS, LOSS)
+"""Units of what a model may lose by fewer bits, even where the graph is right."""
+MORE_BITS = "This model loses too much in so few bits: choose more, such as --dtype float32"
+OUR_FAULT = (
+    "This is a bug in gptkit, or the weights are not finite; please report it with the output of "
+    "gptkit doctor"
+)
 
 
 @dataclass(frozen=True)
@@ -39,13 +49,14 @@ class Tolerance:
     @property
     def unit(self) -> str:
         """The unit of `logits`."""
-        return "rms error / logit std" if self.rms else "max error / max logit"
+        return RMS if self.rms else "max error / max logit"
 
 
+# What 8 bits of the activations cost grows with the depth: 0.06 of the logits in 30 layers.
 TOLERANCES = {
     "float32": Tolerance(1e-4, tokens=True),
     "float16": Tolerance(3e-2),
-    "int8": Tolerance(0.05, rms=True, loss=0.01),
+    "int8": Tolerance(0.1, rms=True, loss=0.01),
     "int4": Tolerance(0.5, rms=True, loss=0.1),
 }
 
@@ -146,6 +157,7 @@ def too_close(logits: Floats, u: Floats, sampling: SamplingOptions, error: float
 def compare_weights(path: Path, model: GPT, dtype: str) -> Comparison:
     """How many tensors of a file differ from the checkpoint's in the file's precision."""
     source, wrong, numbers = ExportSource.of(model, dtype), [], 0
+    last, parts = "", {}
     tensors, precision = source.tensors, source.precision
     graph = ir.load(path).graph
     for each in (graph, *graph.subgraphs()):
@@ -154,8 +166,9 @@ def compare_weights(path: Path, model: GPT, dtype: str) -> Comparison:
             if name in tensors:
                 expected = precision.array(tensors[name])
             elif base in tensors and precision.bits:
-                packed, scales = quantise(tensors[base], precision.bits)
-                expected = packed if part == "quantised" else precision.array(scales)
+                if base != last:  # the parts of a matrix follow each other
+                    last, parts = base, quantised(base, tensors[base], precision)
+                expected = parts[part]
             else:
                 continue
             assert value.const_value is not None
@@ -190,8 +203,8 @@ def _not_running(name: str, error: Exception) -> ExportError:
 def raise_if_failed(name: str, comparisons: Iterable[Comparison]) -> None:
     """Raise an ExportError that names the comparisons that failed, if there are any."""
     if failed := [comparison for comparison in comparisons if not comparison.passed]:
+        coarse = all(each.measured is not None and each.unit in COARSE for each in failed)
         raise ExportError(
             "\n".join(f"{name} is not equal to the checkpoint: {each}" for each in failed),
-            hint="nothing was written. This is a bug in gptkit, or the weights are not finite; "
-            "please report it with the output of gptkit doctor",
+            hint="nothing was written. " + (MORE_BITS if coarse else OUR_FAULT),
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptkit.data.order import walk
 from gptkit.model.gpt import GPT
-from gptkit.onnx.proof.compare import LONGEST, TOLERANCES, MaxError, wrong_tokens
+from gptkit.onnx.proof.compare import LONGEST, LOSS, TOLERANCES, MaxError, wrong_tokens
 from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.providers import open_session
@@ -51,7 +51,7 @@ def prove_loss(path: Path, model: GPT, data: Data, dtype: str) -> Comparison:
             break
     increase = (own_sum - checkpoint_sum) / max(tokens, 1)
     where = f"{checkpoint_sum / max(tokens, 1):.4f} before, {tokens} tokens"
-    return Comparison.of("validation loss", increase, limit, "nats per token more", where)
+    return Comparison.of("validation loss", increase, limit, LOSS, where)
 
 
 def prove_step(path: Path, model: GPT, text: Ints, dtype: str) -> Iterator[Comparison]:
