@@ -56,7 +56,7 @@ def measure(quick: bool) -> Result:
     """Before and after training."""
     with tempfile.TemporaryDirectory() as name, threads(max(THREADS)):
         folder = Path(name)
-        source = smollm2.tiny(folder) if quick else smollm2.smollm2(folder)
+        model, source = smollm2.find(folder, quick=quick)
         base = gptkit.import_model(source, out=folder / "base", quiet=True)
         facts = _read()[: 2 if quick else None]
         data = _written(folder / "facts.jsonl", facts)
@@ -81,7 +81,7 @@ def measure(quick: bool) -> Result:
         table=Table(("model", "facts told"), rows),
         meaning=f"In {seconds / 60:.1f} minutes it learned {known['with adapters']} of {count}.",
         method=METHOD.format(
-            model="a tiny model" if quick else smollm2.NAME, facts=count, ways=len(ASKED),
+            model=model, facts=count, ways=len(ASKED),
             steps=1 if quick else RECIPE["train"]["steps"], threads=max(THREADS),
         ).replace("\n", " "),
     )  # fmt: skip

@@ -52,7 +52,7 @@ def measure(quick: bool) -> Result:
     number = max(THREADS)
     with tempfile.TemporaryDirectory() as name, threads(number):
         folder = Path(name)
-        source = smollm2.tiny(folder) if quick else smollm2.smollm2(folder)
+        model, source = smollm2.find(folder, quick=quick)
         with patch.dict(os.environ, OMP_NUM_THREADS=str(number)):
             turns = _contestants(folder, source, tokens, number)
             runs = take_turns(turns, rounds=rounds)
@@ -66,7 +66,7 @@ def measure(quick: bool) -> Result:
         table=Table(("engine", "tokens/s", "ratio to transformers"), rows),
         meaning=_meaning(medians),
         method=METHOD.format(
-            model="a tiny model" if quick else smollm2.NAME, tokens=tokens,
+            model=model, tokens=tokens,
             prompt=PROMPT, rounds=rounds, engine=ENGINE, threads=number,
         ).replace("\n", " "),
     )  # fmt: skip

