@@ -40,8 +40,9 @@ METHOD = """\
 in turns (rounds: {rounds}); the time of the prompt is in it, loading is not. "{engine}" is what
 `gptkit sample` takes on a CPU; "exported" is one run of the single file, the sampler inside;
 transformers is `generate(do_sample=False, use_cache=True)` with sdpa attention. llama.cpp is that
-of node-llama-cpp 3.21.1 on the file as it came (Q4_1: 5 bits a weight, as gptkit's int4) and on
-files of `gptkit export --to gguf` (Q8_0: 8.5 bits, gptkit's int8 9). All have {threads} threads."""
+of node-llama-cpp 3.21.1 on the file as it came (Q4_1: 5 bits a weight; gptkit's int4 has the same
+levels, with scales and shifts in float32: 6 bits) and on files of `gptkit export --to gguf` (Q8_0:
+8.5 bits, gptkit's int8 10 here, with shifts). All have {threads} threads."""
 
 Draw = Callable[[], object]
 
