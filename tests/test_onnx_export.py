@@ -476,7 +476,7 @@ def test_what_few_bits_lose_is_no_fault_of_the_graph() -> None:
     lost = Comparison.of("validation loss", 0.3, 0.1, LOSS)
     wrong = Comparison.of("stop tokens", 1, 0, "ignored")
     for found, hint in (
-        ([lost], "This model loses too much in so few bits: choose more"),
+        ([lost], "A model may lose too much in so few bits: choose more"),
         ([lost, wrong], "This is a bug in gptkit"),
         ([Comparison.of("validation loss", np.nan, 0.1, LOSS)], "This is a bug in gptkit"),
     ):

@@ -563,9 +563,32 @@ def test_weights_that_were_quantised_before_keep_their_levels(kind: str, dtype: 
     weight = on_a_grid(kind, (48, 64))
     assert np.abs(restore(name, weight, precision) - weight).max() < 1e-6
     assert ("shifts" in quantised(name, weight, precision)) == (kind == "Q4_1")
+    assert "shifts" not in quantised("wte.weight", weight, precision)
+    weight[20] *= 1e4  # however much larger others are
     weight[40, 3] += 0.004
     assert "shifts" not in quantised(name, weight, precision)
-    assert "shifts" not in quantised("wte.weight", on_a_grid(kind, (48, 64)), precision)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e30])
+def test_weights_that_lie_on_no_levels_have_no_shifts(scale: float) -> None:
+    weight = (np.random.default_rng(0).normal(size=(8, 64)) * scale).astype(np.float32)
+    assert "shifts" not in quantised("h.0.mlp.up.weight", weight, PRECISIONS["int4"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_blocks_of_equal_weights_have_no_noise(dtype: str) -> None:
+    """What 8 bits of the activations lose is in proportion to the steps between levels."""
+    name, precision = "h.0.mlp.up.weight", PRECISIONS[dtype]
+    weight = on_a_grid("Q4_1", (48, 64))
+    weight[:, :32] = 0
+    weight[5] = 0.25
+    parts = quantised(name, weight, precision)
+    assert "shifts" in parts
+    middle = 2 ** (precision.bits_of(name) - 1)
+    expected = middle if dtype == "int8" else middle | middle << 4
+    assert (parts["quantised"][:, 0] == expected).all()
+    assert np.abs(restore(name, weight, precision) - weight).max() < 1e-6
+    assert "shifts" not in quantised(name, np.zeros((4, 64), np.float32), precision)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from gptkit import __version__
 from gptkit.codec import Codec
 from gptkit.contract.codec_check import check_loaded
+from gptkit.contract.comparison import TOLERANCE
 from gptkit.errors import PluginError, RunError
 from gptkit.files import write_atomically, write_json
 from gptkit.memory import Need, give_back
@@ -85,14 +86,14 @@ class Expected:
         ids = _test_ids(imported.codec, config)
         return cls(ids, np.asarray(imported.logits(ids)))
 
-    def compare(self, source: str, found: NDArray[Any]) -> float:
+    def compare(self, source: str, found: NDArray[Any], *, tolerance: float = TOLERANCE) -> float:
         """The largest difference of logits, in parts of the largest one.
 
         Raises:
             ExportError: it is too large.
         """
         hint = "this is a fault of gptkit or of the format's plugin; nothing was kept"
-        return compare_logits(source, self.logits, found, hint=hint)
+        return compare_logits(source, self.logits, found, hint=hint, tolerance=tolerance)
 
 
 @IMPORT.explained()

@@ -21,8 +21,8 @@ VOCABULARY = ("wte.weight", "lm_head.weight")
 """The matrices with a row for each token id, which have at least 8 bits: they need them most."""
 GRID = 16
 """Levels of a block of a file whose weights were quantised with a smallest value, as in Q4_1."""
-ON_A_GRID = 1e-6
-"""The largest squared error of weights that have such levels, in parts of the squared steps."""
+ON_A_GRID = 1e-3
+"""The largest error of weights that have such levels, in parts of the step between two of them."""
 PART = 1 << 22
 """Weights that are quantised at once."""
 INT8_ACTIVATIONS = 4
@@ -172,7 +172,7 @@ def quantise(weight: Array, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.fl
     """Symmetric quantisation in blocks along the input.
 
     With M = 2**(bits - 1), the value of largest magnitude in a block becomes -M, so that the scale
-    is negative where that value is positive, or, if the block's squared error is smaller then,
+    is negative where that value is positive, or, if the errors of the block are smaller then,
     M - 1 on either side, as in GGUF's Q8_0. Stored values are shifted by M to be unsigned; two
     4-bit values share a byte, the first one in its low half.
 
@@ -240,12 +240,14 @@ def _on_a_grid(
     low, high = (function(blocks, axis=-1, keepdims=True) for function in (np.min, np.max))
     steps = (high - low) / (GRID - 1)
     scales = np.where(steps == 0, np.float32(1), steps)
-    numbers = np.rint((blocks - low) / scales)
-    error = np.square(low + numbers * scales - blocks).sum()
-    if not error <= ON_A_GRID * np.square(steps).sum():
+    with np.errstate(invalid="ignore"):  # what is not finite lies on no levels
+        numbers = np.rint((blocks - low) / scales)
+        errors = np.abs(low + numbers * steps - blocks)
+    if not (errors <= ON_A_GRID * steps).all():
         return None
+    numbers = np.where(steps == 0, np.float32(GRID // 2), numbers)  # the shift alone is the weight
     levels = numbers + (2 ** (bits - 1) - GRID // 2)
-    shifts = (low + GRID // 2 * scales)[..., 0]
+    shifts = (low + GRID // 2 * steps)[..., 0]
     return _packed(levels.astype(np.uint8), bits), scales[..., 0], shifts
 
 
@@ -258,10 +260,10 @@ def _blocks(weight: Array) -> NDArray[np.float32]:
 def _rounded(
     blocks: NDArray[np.float32], scales: NDArray[np.float32], middle: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Levels from 0 to 2 * middle - 1, the scales, and each block's squared error."""
+    """Levels from 0 to 2 * middle - 1, the scales, and the sum of each block's errors."""
     scales = np.where(scales == 0, np.float32(1), scales)
     levels = np.clip(np.rint(blocks / scales) + middle, 0, 2 * middle - 1)
-    errors = np.square((levels - middle) * scales - blocks).sum(axis=-1, keepdims=True)
+    errors = np.abs((levels - middle) * scales - blocks).sum(axis=-1, keepdims=True)
     return levels, scales, errors
 
 

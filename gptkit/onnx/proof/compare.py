@@ -27,11 +27,12 @@ ROUNDING = 2e-6
 RMS, LOSS = "rms error / logit std", "nats per token more"
 COARSE = (RMS, LOSS)
 """Units of what a model may lose by fewer bits, even where the graph is right."""
-MORE_BITS = "This model loses too much in so few bits: choose more, such as --dtype float32"
-OUR_FAULT = (
-    "This is a bug in gptkit, or the weights are not finite; please report it with the output of "
-    "gptkit doctor"
+REPORT = "please report it with the output of gptkit doctor"
+MORE_BITS = (
+    "A model may lose too much in so few bits: choose more, such as --dtype float32. If that is "
+    f"refused, too, it is a bug in gptkit; {REPORT}"
 )
+OUR_FAULT = f"This is a bug in gptkit, or the weights are not finite; {REPORT}"
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,8 @@ def _compare_stop_tokens(file: _File, batch: Case) -> Comparison:
     """A row repeats the first stop token that it draws; the run ends once all rows have."""
     unstopped = file.tokens(batch)
     wrong = []
-    early = np.unique(unstopped[:, : unstopped.shape[1] // 2 + 1])[:STOPS].tolist()
-    for stops in [*([stop] for stop in early), early[:2], unstopped[:, 0].tolist(), early]:
+    early = np.unique(unstopped[:, : unstopped.shape[1] // 2 + 1]).tolist()
+    for stops in [*([stop] for stop in early[:STOPS]), early[:2], unstopped[:, 0].tolist(), early]:
         if not np.array_equal(file.tokens(batch, stop_tokens=stops), stopped(unstopped, stops)):
             wrong.append(f"tokens {stops}")
     return Comparison.of("stop tokens", len(wrong), 0, "ignored", *wrong[:1])

@@ -72,6 +72,7 @@ class ChatEncoder:
         Raises:
             ChatError: the template refuses the messages.
         """
+        messages = self._sayable(messages)
         marks = _marks_for(messages)
         text = self._render(self._marked(messages, marks), answering=True)
         if marks.without(text) != self._render(messages, answering=True):
@@ -87,6 +88,7 @@ class ChatEncoder:
         Raises:
             ChatError: the template refuses the messages, or shows no end of an answer.
         """
+        messages = self._sayable(messages)
         marks, plain = _marks_for(messages), self._render(messages)
         marked: Sequence[Mapping[str, str]] = self._marked(messages, marks)
         text = self._render(marked)
@@ -107,6 +109,16 @@ class ChatEncoder:
     def _render(self, messages: Sequence[Mapping[str, str]], *, answering: bool = False) -> str:
         return self._template.render(messages, answering=answering, names=self._names)
 
+    def _sayable(self, messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+        """The messages without special tokens of one character, as the codec has a text."""
+        single = {ord(name): None for name in self._special if len(name) == 1}
+        if not single:
+            return messages
+        return [
+            dict(message) | {"content": message["content"].translate(single)}
+            for message in messages
+        ]
+
     def _marked(self, messages: Sequence[Mapping[str, str]], marks: Marks) -> list[dict[str, str]]:
         """The messages with marks around and within their contents, but not around their spaces."""
         around = {"assistant": (marks.open, marks.close)}
@@ -117,8 +129,6 @@ class ChatEncoder:
                 return content
             before, _, after = content.partition(body)
             left, right = around.get(role, (marks.split, marks.split))
-            if single := next((each for each in body if each in self._special), None):
-                raise ChatError(f"a content has {single!r}, a special token of this tokenizer")
             body = self._spelling.sub(rf"\1{marks.split}", body)
             return f"{before}{left}{body}{right}{after}"
 

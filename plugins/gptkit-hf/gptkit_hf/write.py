@@ -1,9 +1,9 @@
 """Write a model as a folder of transformers, and prove it from the files."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,12 @@ BYTES = 4
 ONNX_FILE, ONNX_DATA = "model.onnx", "model.onnx_data"
 LARGEST_FILE = 1_500_000_000
 """Bytes of weights in an ONNX file; protobuf messages end at 2 GiB."""
-WRITTEN = (
-    "*.json",
-    "*.safetensors",
-    "chat_template.jinja",
-    "README.md",
-    "onnx",
-    f"onnx/{ONNX_FILE}*",
+WRITTEN = re.compile(
+    r"(generation_|tokenizer_)?config\.json|tokenizer\.json|chat_template\.jinja|README\.md"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|onnx/model\.onnx(_data)?"
 )
-"""What an export has."""
+"""The files that an export may have."""
 MARK = "gptkit"
 """The key of a config.json that tells that gptkit wrote the folder."""
 
@@ -50,8 +47,9 @@ def is_export(path: Path) -> bool:
 def not_written(path: Path) -> list[str]:
     """What a folder has that no export writes, such as ".git"."""
     entries = [*path.iterdir(), *(path / "onnx").glob("*")]
-    names = [entry.relative_to(path).as_posix() for entry in entries]
-    return sorted(n for n in names if not any(fnmatchcase(n, pattern) for pattern in WRITTEN))
+    names = {entry.relative_to(path).as_posix(): entry for entry in entries}
+    known = {name for name, entry in names.items() if WRITTEN.fullmatch(name) and entry.is_file()}
+    return sorted(names.keys() - known - {"onnx"})
 
 
 def write_folder(

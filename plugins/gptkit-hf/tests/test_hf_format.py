@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,10 +163,18 @@ def test_a_place_with_other_files_is_kept(trained: Callable[..., Path], tmp_path
     (out / "mine.txt").unlink()
     export(run, out)
     export(run, out)  # its own export is replaced
-    (out / ".git").mkdir()
-    with pytest.raises(UsageError, match=r"has \.git beside an earlier export"):
-        export(run, out)
-    assert (out / ".git").is_dir()
+    for name in (".git", "notes.json", "adapter_model.safetensors", "onnx/mine.json", "data.json/"):
+        path = out / name
+        path.parent.mkdir(exist_ok=True)
+        if name in (".git", "data.json/"):
+            path.mkdir()
+        else:
+            path.write_text("mine")
+        with pytest.raises(UsageError, match=f"has {re.escape(name.strip('/'))} beside an earlier"):
+            export(run, out)
+        assert path.exists()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    export(run, out)
 
 
 def test_what_cannot_be_expressed_is_refused_by_name(

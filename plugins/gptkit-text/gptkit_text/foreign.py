@@ -21,6 +21,10 @@ from gptkit_text.tokenizer_file import (
 
 NOTED = "gptkit"
 """The table of a tokenizer_config.json that has further fields of the codec."""
+OWN_FIELDS = ("begin", "stops", "space")
+"""Those fields."""
+MOST_UNUSED = 1 << 16
+"""Ids of a model beyond its tokenizer, which are added to that one by one."""
 
 
 def foreign_codec(
@@ -50,6 +54,8 @@ def foreign_codec(
     spec, names = without_additions(file.spec), {number: n for n, number in file.ids.items()}
     if len(names) > size:
         raise ValueError(f"has {len(names):,} tokens, but the model knows {size:,}")
+    if size - len(names) > MOST_UNUSED:
+        raise ValueError(f"has {len(names):,} tokens, but the model knows {size:,}: far more")
     for what, token in (("end", end), ("begin", begin), *(("stop", stop) for stop in stops)):
         if token is not None and token not in names:
             raise ValueError(f"the {what} token {token} is none of its {len(names):,} tokens")
@@ -89,7 +95,7 @@ def tokenizer_config(codec: TokenizerCodec) -> dict[str, Any]:
         config["bos_token"] = names[codec.start_token]
     if codec.end is not None:
         config["eos_token"] = names[codec.end]
-    noted = codec.model_dump(mode="json", include={"begin", "stops", "space"})
+    noted = codec.model_dump(mode="json", include={*OWN_FIELDS})
     return config | {NOTED: noted}
 
 

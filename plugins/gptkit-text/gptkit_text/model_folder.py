@@ -1,6 +1,7 @@
 """The tokenizer of a model that transformers opens: of a folder with a config.json beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,23 @@ HINT = (
 
 
 def find_codec(folder: Path) -> TokenizerCodec | None:
-    """The codec of a folder with a model and its tokenizer; None if it is no such folder.
+    """The codec of a folder with a model and its tokenizer.
+
+    None if there is no model, if its vocabulary has not all of the tokenizer's tokens, or if none
+    of them ends a text: then the tokenizer is taken for itself.
 
     Raises:
-        DataError: a file is damaged, or the tokenizer does not fit the model.
+        DataError: a file is damaged.
     """
-    try:
-        config = _object(folder / "config.json")
-    except (OSError, ValueError):
-        return None
+    config, place = _read(folder / "config.json"), folder / "tokenizer.json"
     size = config.get("vocab_size")
-    if "model_type" not in config or type(size) is not int:
+    if "model_type" not in config or type(size) is not int or not place.is_file():
         return None
-    return read_codec(folder, config, size=size) if (folder / "tokenizer.json").is_file() else None
+    with _placed(folder):
+        if len(read_tokenizer(_text(place)).ids) > size:
+            return None
+    codec = read_codec(folder, config, size=size)
+    return None if codec.end is None else codec
 
 
 def read_codec(folder: Path, config: Mapping[str, Any], *, size: int) -> TokenizerCodec:
@@ -46,25 +51,22 @@ def read_codec(folder: Path, config: Mapping[str, Any], *, size: int) -> Tokeniz
     place = folder / "tokenizer.json"
     if not place.is_file():
         raise DataError(f"{folder}: has no tokenizer.json", hint=HINT)
-    try:
-        text = read_file(place, limit=LARGEST).decode()
+    with _placed(folder):
+        text = _text(place)
         ids = read_tokenizer(text).ids
         named = _object(folder / "tokenizer_config.json")
         stops = _stops(folder, config)
-        end = ids.get(content(named.get("eos_token")), stops[0] if stops else None)
-        begin = ids.get(content(named.get("bos_token")))
+        begin = content(named.get("bos_token")) if named.get("add_bos_token") is True else ""
+        if begin and begin not in ids:
+            raise ValueError(f"tokenizer_config.json: bos_token {begin[:80]!r} is no token")
         return foreign_codec(
             text,
             size=size,
-            end=end,
-            begin=begin if named.get("add_bos_token") is True else None,
+            end=ids.get(content(named.get("eos_token")), stops[0] if stops else None),
+            begin=ids.get(begin),
             stops=stops,
             chat_template=chat_template(folder),
         )
-    except OSError as error:
-        raise DataError(f"{place}: cannot be read: {error}") from error
-    except ValueError as error:  # pydantic's, too
-        raise DataError(f"{place}: {error}", hint="its tokenizer does not fit the model") from error
 
 
 def chat_template(folder: Path) -> str | None:
@@ -75,7 +77,7 @@ def chat_template(folder: Path) -> str | None:
         ValueError: it is not JSON, or not UTF-8.
     """
     try:
-        return read_file(folder / "chat_template.jinja", limit=LARGEST).decode()
+        return _text(folder / "chat_template.jinja")
     except FileNotFoundError:
         pass
     found = _object(folder / "tokenizer_config.json").get("chat_template")
@@ -90,6 +92,32 @@ def content(token: object) -> str:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
+
+
+@contextmanager
+def _placed(folder: Path) -> Iterator[None]:
+    """Name the folder of files that cannot be read, or do not fit each other."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or folder
+        raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # pydantic's, too
+        raise DataError(
+            f"{folder}: {error}", hint="get the model again: its files do not fit each other"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with _placed(path.parent):
+        return _object(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_file(path, limit=LARGEST).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name}: not UTF-8") from None
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from gptkit.plugin import (
 )
 from gptkit_text.bpe import train_bpe
 from gptkit_text.codec import TokenizerCodec
-from gptkit_text.foreign import NOTED
+from gptkit_text.foreign import NOTED, OWN_FIELDS
 from gptkit_text.model_folder import chat_template, content, find_codec
 from gptkit_text.tokenizer_file import END, pair_tokenizer, prepare
 
@@ -162,12 +162,12 @@ def _from_path(path: Path, *, join: bool) -> TokenizerCodec:
         DataError: it is missing, cannot be read, or is no tokenizer.
     """
     folder = path if path.is_dir() else path.parent
-    noted = None if join else _noted(folder)
-    if noted is None and not join and path in (folder, folder / "tokenizer.json"):
-        codec = find_codec(folder)
-        if codec is not None:
-            return codec
     try:
+        noted = {} if join else _noted(folder)
+        whole = path in (folder, folder / "tokenizer.json")
+        if whole and not noted and (codec := find_codec(folder)):
+            bare = {"end": None, "begin": None, "stops": ()} if join else {}
+            return TokenizerCodec(**codec.model_dump() | bare)
         text, end = prepare(_json_text(path), end=_named_end(folder))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file or folder", hint=HINT) from error
@@ -177,19 +177,20 @@ def _from_path(path: Path, *, join: bool) -> TokenizerCodec:
     except ValueError as error:
         raise DataError(f"{path}: {error}", hint=HINT) from error
     try:
-        return TokenizerCodec(tokenizer=text, end=None if join else end, **(noted or {}))
+        return TokenizerCodec(tokenizer=text, end=None if join else end, **noted)
     except ValidationError as error:
         fault = f"{path}: tokenizer_config.json: {NOTED}: {error.errors()[0]['msg']}"
         raise DataError(fault, hint=HINT) from error
 
 
-def _noted(folder: Path) -> dict[str, Any] | None:
+def _noted(folder: Path) -> dict[str, Any]:
     """What a folder that gptkit wrote tells of the codec, besides its tokenizer and end token."""
     try:
-        config = read_json(folder / "tokenizer_config.json")
-        noted = dict(config[NOTED])
+        noted = dict(read_json(folder / "tokenizer_config.json")[NOTED])
     except (OSError, KeyError, TypeError, ValueError):  # a folder of another program
-        return None
+        return {}
+    if wrong := noted.keys() - OWN_FIELDS:
+        raise ValueError(f"tokenizer_config.json: {NOTED}: unknown key {min(wrong)[:80]!r}")
     return {**noted, "chat_template": chat_template(folder)}
 
 

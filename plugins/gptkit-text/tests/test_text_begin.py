@@ -121,3 +121,55 @@ def test_a_folder_that_tells_a_wrong_token_is_refused(tmp_path: Path) -> None:
     folder = folder_of(codec_of("plain"), tmp_path, begin=5)
     with pytest.raises(DataError, match=r"tokenizer_config\.json: gptkit: .*begin, 5, should be"):
         make_codec(folder, list, key="", join=False)
+
+
+def model_folder(path: Path, **config: Any) -> Path:
+    """A folder of transformers: what gptkit's own noted fields say is in other files there."""
+    folder_of(codec_of("plain"), path)
+    named = {"bos_token": "<s>", "add_bos_token": True, "eos_token": "</s>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(named))
+    (path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    (path / "config.json").write_text(json.dumps({"model_type": "x", "vocab_size": 10} | config))
+    return path
+
+
+@pytest.mark.parametrize("name", [".", "tokenizer.json"])
+def test_the_folder_of_a_model_gives_the_codec_of_the_model(name: str, tmp_path: Path) -> None:
+    path = model_folder(tmp_path) / name
+    codec = make_codec(path, list, key="", join=False)
+    assert (codec.vocab_size, codec.end, codec.begin, codec.stops) == (10, 1, 0, (1, 2))
+    joined = make_codec(path, list, key="", join=True)
+    assert joined.token_bytes == codec.token_bytes
+    assert (joined.end, joined.start_token, joined.stop_tokens) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    "config", [{"vocab_size": 3}, {"vocab_size": None}, {"vocab_size": "10"}], ids=str
+)
+def test_the_tokenizer_of_a_model_that_it_does_not_fit_is_taken_for_itself(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    codec = make_codec(model_folder(tmp_path, **config), list, key="", join=False)
+    assert (codec.vocab_size, codec.end, codec.begin) == (8, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "fault"),
+    [
+        ("config.json", "{", r"config\.json: "),
+        ("config.json", "[]", r"config\.json: is no JSON object"),
+        ("config.json", '{"model_type": "x", "vocab_size": 999999999}', "far more"),
+        ("generation_config.json", "{", r"generation_config\.json: "),
+        ("generation_config.json", '{"eos_token_id": -1}', "eos_token_id = -1 should be a token"),
+        ("generation_config.json", '{"eos_token_id": 99}', "the stop token 99 is none"),
+        ("tokenizer_config.json", '{"bos_token": "<t>", "add_bos_token": true}', "'<t>' is no"),
+        ("tokenizer_config.json", '{"gptkit": {"end": 3}}', "gptkit: unknown key 'end'"),
+        ("chat_template.jinja", "\xff", r"chat_template\.jinja: not UTF-8"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(
+    file: str, contents: str, fault: str, tmp_path: Path
+) -> None:
+    (model_folder(tmp_path) / file).write_bytes(contents.encode("latin-1"))
+    with pytest.raises(DataError, match=fault):
+        make_codec(tmp_path, list, key="", join=False)
