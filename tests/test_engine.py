@@ -27,13 +27,19 @@ from gptkit.sampling.samples import SampleRequest
 from gptkit.sampling.torch_decoder import TorchDecoder
 from gptkit.testing import LetterCodec
 from gptkit.training import preview
-from tests.support import execute, names_of, pairwise, stir, train
+from tests.support import LLAMA3, execute, names_of, options_of, pairwise, stir, train
 
 DATA = Path(__file__).parent / "data/v0.1"
 CHOICES = pairwise(
     **{name: names_of(name) for name in ("norm", "position", "mlp")},
-    **dict.fromkeys(("embed_norm", "qk_norm", "bias", "tie_embeddings"), (False, True)),
+    **dict.fromkeys(("embed_norm", "bias", "tie_embeddings"), (False, True)),
     n_kv_head=(1, 2, 4),
+    qk_norms=({}, {"qk_norm": True}, {"qk_norm": True, "qk_norm_scale": True}),
+    head_dim=(None, 16),
+    qkv_bias=(None, True, False),
+    norm_eps=(1e-5, 0.1),
+    rope=({}, {"rope_theta": 50.0}, {"position": "rotary", "rope_scaling": LLAMA3}),
+    logit_softcap=(None, 5.0),
 )
 TELL_MODULES = """
 import atexit, sys
@@ -63,7 +69,7 @@ def session_of(model: GPT) -> WeightsSession:
 def test_onnxruntime_gives_the_logits_of_torch(shape: dict[str, Any]) -> None:
     """Prompts and tokens in turns, until the cache is full and from its beginning again."""
     for seed in (1, 2):  # the second model uses the graph that was kept of the first
-        model, rng = gpt(seed, **shape), np.random.default_rng(seed)
+        model, rng = gpt(seed, **options_of(shape)), np.random.default_rng(seed)
         found, expected = OnnxDecoder(session_of(model), 3), TorchDecoder(model, 3)
         for length in (5, 1, 12):
             ids = rng.integers(0, 11, (3, length))

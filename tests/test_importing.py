@@ -193,7 +193,17 @@ def test_a_place_that_is_taken_stays_as_it_is(folder: Path) -> None:
 def test_what_no_format_reads_is_told(cli: Command, folder: Path) -> None:
     result = cli("import", "nothing.here")
     assert result.exit_code == 2
-    assert "nothing.here: no installed format reads this" in result.stderr
+    assert "nothing.here: no such file or folder, and no installed" in result.stderr
+    result = cli("import", "text.txt")
+    assert "text.txt: no installed format reads this" in result.stderr
+    run_import(imported())
+    result = cli("import", "r")
+    assert "r: is a run of gptkit, not a model of another program" in result.stderr
+    Path("model.gguf").write_text("x")
+    result = cli("sample", "r/..", "--tokens", 1)
+    assert (result.exit_code, "gptkit import" in result.stderr) == (2, False)
+    result = cli("eval", "model.gguf")
+    assert "hint:  a model of another program becomes a run by: gptkit import" in result.stderr
     result = cli("import", "text.txt", "--format", "onnx")
     assert (result.exit_code, "text.txt: this format is only written" in result.stderr) == (2, True)
 
@@ -246,7 +256,7 @@ def test_a_contradiction_is_an_error_by_field(folder: Path) -> None:
     ]
     with pytest.raises(UsageError, match=r"--from r: the recipe has model\.init r, too"):
         gptkit.train(RECIPE | {"model": {"init": "r"}}, start="r", out="b", quiet=True)
-    with pytest.raises(UsageError, match="nowhere: no installed format reads this"):
+    with pytest.raises(UsageError, match="nowhere: no such file or folder, and no installed"):
         begun({"init": "nowhere"})
     assert not Path("b").exists()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -86,7 +87,12 @@ def find_reader(source: str) -> str:
         f"formats that are read: {', '.join(read)}" if read else "install a plugin that reads it"
     )
     unusable = f"; {', '.join(broken)} cannot be used: gptkit plugins check" if broken else ""
-    raise UsageError(f"{source}: no installed format reads this", hint=known + unusable)
+    fault = "no installed format reads this"
+    if not Path(source).exists():
+        fault = f"no such file or folder, and {fault}"
+    elif (Path(source) / "recipe.toml").is_file():
+        fault, known = "is a run of gptkit, not a model of another program", "it needs no import"
+    raise UsageError(f"{source}: {fault}", hint=known + unusable)
 
 
 def where_it_opens(config: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,8 @@ from gptkit.staging import staged
 
 IMPORT = Need("this import", "import it on a computer with more memory")
 SENTENCE = "Once upon a time, in 1977, there was a naïve model: it said 'Hello, world!' twice."
+LEARNING_RATE = 1e-4
+"""With which the recipe of an import trains it further: what is learned bears less than noise."""
 MOST_TOKENS = 32
 """Of the text with which an import is tested."""
 
@@ -172,7 +174,8 @@ def _name(source: str) -> str:
 def _recipe(run: RunFolder, source: str, imported: ImportedModel, config: GPTConfig) -> Recipe:
     """The complete recipe with which the model can be trained further."""
     model = config.model_dump(mode="json", exclude={"vocab_size", "block_size"}, exclude_none=True)
-    table = {"dataset": dict(imported.dataset(run.path)), "model": model}
+    train = {"optimizer": {"use": "adamw", "learning_rate": LEARNING_RATE}}
+    table = {"dataset": dict(imported.dataset(run.path)), "model": model, "train": train}
     return build.build(build.read(table)).recipe
 
 

@@ -50,6 +50,8 @@ class Origin:
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
     """What environment.json says of them."""
+    tokens: str = ""
+    """How a recipe gets the tokens of another program's model; "" for those of a run."""
     expected: Callable[[], Expected] | None = None
     """Says what another program's model computes, with which the loaded one is compared."""
 
@@ -64,8 +66,13 @@ class Origin:
         Raises:
             UsageError: names what differs.
         """
-        faults = list(self._codec_faults(codec) or self._shape_faults(config))
-        if faults:
+        if faults := list(self._codec_faults(codec)):
+            raise UsageError(
+                "\n".join(f"{self.place}: {fault}" for fault in faults),
+                hint="its tokens are not those of the data set: "
+                f"{self.tokens or 'take those of the run, which its recipe.toml names'}",
+            )
+        if faults := list(self._shape_faults(config)):
             raise UsageError(
                 "\n".join(f"{self.place}: {fault}" for fault in faults),
                 hint="make the recipe's like the run's, or train without "
@@ -221,6 +228,7 @@ def find_init(model: ModelTable) -> Origin | None:
         codec=codec_record.record_codec(imported.codec),
         tensors=CheckedWeights(model.init, imported, config),
         record={"imported": {"source": model.init, **imported.about}},
+        tokens=f"gptkit import {quote(model.init)} makes a run whose recipe.toml names them",
         expected=partial(Expected.of, imported, config),
     )
 

@@ -152,6 +152,16 @@ class RunFolder:
             return False
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether an installed format reads what is there."""
+    from gptkit.recipe import formats  # with torch
+
+    try:
+        return bool(formats.find_reader(str(path)))
+    except UsageError:
+        return False
+
+
 def open_run(path: Path | None) -> RunFolder:
     """An existing run folder; without a path the newest one under `runs/`.
 
@@ -170,6 +180,8 @@ def open_run(path: Path | None) -> RunFolder:
         fault, hint = "no such run folder", "gptkit runs list shows the run folders"
         if path.exists():
             fault = "not a run folder (no recipe.toml)"
+            if _is_foreign(path):
+                hint = f"a model of another program becomes a run by: gptkit import {quote(path)}"
             inside = (p for p in path.parents if (p / "recipe.toml").is_file())
             if (around := next(inside, None)) and (around / "checkpoints").is_dir():
                 fault, hint = "is inside a run folder", f"give the run folder: {quote(around)}"

@@ -158,10 +158,14 @@ class GPTGraph:
 
     def _head_scales(self, name: str) -> ir.Value:
         """The learned scales of each query's and key's norm, (nh + nkv, 1, hs)."""
-        config, tensors = self.config, self.source.tensors
+        g, config = self.weights.scope, self.config  # computed beside the weights, once
         heads = {"q_norm": config.n_head, "k_norm": config.kv_heads}
-        scales = [np.tile(tensors[f"{name}.{n}.weight"], (count, 1)) for n, count in heads.items()]
-        return self.weights.constant(f"{name}.qk_norm.weight", np.concatenate(scales)[:, None])
+        with g.named(f"{name}.qk_norm"):
+            scales = [
+                g.Expand(self.weights[f"{name}.{norm}.weight"], [count, 1, config.head_size])
+                for norm, count in heads.items()
+            ]
+            return g.Concat(*scales, axis=0)
 
     def _mlp(self, i: int, x: ir.Value) -> ir.Value:
         """(N, C) to (N, C)."""

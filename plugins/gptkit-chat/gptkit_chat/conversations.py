@@ -74,7 +74,7 @@ def read(files: Sequence[TextFile], advance: Advance) -> Iterator[Conversation]:
         DataError: a file cannot be read, or a row is no conversation; names the file and the row.
     """
     for file in files:
-        decoder = Decoder(file.path, "strict")
+        decoder = Decoder(file.path, "strict", otherwise="")
         with reading(file.path), opened(file.path, file.compression, advance) as stream:
             for number, row in ROWS[file.kind](stream, decoder):
                 place = f"{file.path}: row {number:,}"

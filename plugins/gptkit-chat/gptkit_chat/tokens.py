@@ -54,8 +54,8 @@ def chat_codec(
     except ChatError as error:
         raise DataError(
             f"template = {template!r}: {error}",
-            hint="name the template's special tokens in [dataset]: special_tokens = [...]; or set "
-            'template = "chatml"',
+            hint="the template should put a special token after each answer, named in [dataset] as "
+            'special_tokens = [...] if the tokenizer lacks it; or set template = "chatml"',
         ) from error
     end = max(i for i, learned in enumerate(tried.learned) if learned)
     fields["stops"] = tuple(dict.fromkeys((tried.ids[end], *codec.stop_tokens)))

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptkit.plugin import TrainedModel, compare_logits, note
+from gptkit.plugin import RunError, TrainedModel, UsageError, compare_logits, note
 from gptkit_gguf import keys, proof, rope
-from gptkit_gguf.header import Header
+from gptkit_gguf.header import Header, read_header
 from gptkit_gguf.names import layout
 from gptkit_gguf.reading import file_logits
 from gptkit_gguf.spelling import spell
@@ -21,6 +21,19 @@ from gptkit_text.codec import TokenizerCodec
 
 QUANTISATION = 2
 """The version of the layout of quantised blocks."""
+
+
+WRITTEN_BY = "gptkit, data set "
+"""With this begins what a file says of itself."""
+
+
+def is_ours(path: Path) -> bool:
+    """Whether gptkit wrote a file, so that it may replace it."""
+    try:
+        found = read_header(path).fields.get("general.description")
+    except (UsageError, RunError):
+        return False
+    return isinstance(found, str) and found.startswith(WRITTEN_BY)
 
 
 def write_model(model: TrainedModel, path: Path, dtype: Dtype) -> None:
@@ -85,7 +98,7 @@ def _about(model: TrainedModel, path: Path) -> dict[str, Any]:
     return {
         "general.type": "model",
         "general.name": path.stem,
-        "general.description": f"gptkit, data set {model.dataset}, step {model.step}",
+        "general.description": f"{WRITTEN_BY}{model.dataset}, step {model.step}",
         "general.quantization_version": QUANTISATION,
         **{f"general.{key}": value for key, value in known.items() if isinstance(value, str)},
     }

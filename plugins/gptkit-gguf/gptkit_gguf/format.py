@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptkit.plugin import Format, ImportedModel, TrainedModel
+from gptkit.plugin import Format, ImportedModel, TrainedModel, UsageError
 from gptkit_gguf import keys
-from gptkit_gguf.exporting import write_model
+from gptkit_gguf.exporting import is_ours, write_model
 from gptkit_gguf.reading import read_model
 from gptkit_gguf.writer import Dtype
 from gptkit_hf.families import to_config
@@ -20,6 +20,14 @@ class Gguf(Format):
 
     dtype: Dtype = "f32"
     """Type of the matrices: f32, f16 (half the size) or q8_0 (a quarter); vectors stay f32."""
+
+    def check(self, path: Path) -> None:
+        """Refuse a place where something else is than a file that this format wrote."""
+        super().check(path)
+        if path.exists() and not is_ours(path):
+            raise UsageError(
+                f"{path}: exists, and gptkit did not write it", hint="choose another place: --out"
+            )
 
     def write(self, model: TrainedModel, path: Path) -> None:
         """Write a file and compare it with the model."""

@@ -185,3 +185,19 @@ def test_a_file_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_text("hello")
     with pytest.raises(UsageError, match="is no GGUF file"):
         Gguf().read(str(tmp_path / "a.gguf"))
+
+
+def test_only_its_own_files_are_replaced(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours.gguf", tmp_path / "recipe.toml"
+    recipe = RECIPE.format(use="char-text", dataset="", model="").replace("steps = 40", "steps = 1")
+    other.write_text(recipe, encoding="utf-8")
+    run = gptkit.train(other, out=tmp_path / "run", quiet=True)
+    for _ in range(2):
+        run.export(ours, to="gguf")
+    theirs = tmp_path / "theirs.gguf"
+    theirs.write_bytes(ours.read_bytes().replace(b"gptkit, data set", b"another, data se"))
+    for path in (other, theirs):
+        before = path.read_bytes()
+        with pytest.raises(UsageError, match="exists, and gptkit did not write it"):
+            run.export(path, to="gguf")
+        assert path.read_bytes() == before

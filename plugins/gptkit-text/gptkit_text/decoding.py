@@ -11,7 +11,8 @@ from gptkit.plugin import DataError
 from gptkit_text.files import CHUNK
 
 Errors = Literal["strict", "replace"]
-OR_REPLACE = 'save the text as UTF-8, or set errors = "replace" in [dataset]'
+UTF_8 = "save the text as UTF-8"
+OR_REPLACE = ', or set errors = "replace" in [dataset]'
 SAVE = "save the text as UTF-8; it seems to be UTF-16, or no text at all"
 REPLACEMENT = "\ufffd"
 HALF = re.compile("[\ud800-\udfff]")
@@ -28,6 +29,8 @@ class Decoder:
     path: Path
     errors: Errors
     """Whether bytes that are not UTF-8, zero bytes and lone surrogates are an error or U+FFFD."""
+    otherwise: str = OR_REPLACE
+    """What else a user can do, as the end of a hint."""
 
     def chunks(self, stream: BinaryIO) -> Iterator[str]:
         """The text of a stream in chunks, without a byte order mark.
@@ -74,7 +77,7 @@ class Decoder:
             return self._without_zeros(value.decode(errors=self.errors), row)
         except UnicodeDecodeError as error:
             fault = f"row {row:,}: not UTF-8: {_byte(value, error.start)} of the text"
-            raise DataError(f"{self.path}: {fault}", hint=OR_REPLACE) from error
+            raise DataError(f"{self.path}: {fault}", hint=UTF_8 + self.otherwise) from error
 
     def whole(self, text: str, row: int) -> str:
         r"""A text of JSON without the escapes "\u0000" and of half a character, such as "\ud83d".
@@ -90,7 +93,7 @@ class Decoder:
             half = f"\\u{ord(text[error.start]):04x}"
             raise DataError(
                 f"{self.path}: row {row:,}: has half a character, the surrogate {half}",
-                hint=OR_REPLACE,
+                hint=UTF_8 + self.otherwise,
             ) from error
         return self._without_zeros(text, row)
 
@@ -100,7 +103,7 @@ class Decoder:
         number = text.index("\0") + 1
         raise DataError(
             f"{self.path}: row {row:,}: has a zero byte at character {number:,} of the text",
-            hint='take it out, or set errors = "replace" in [dataset]',
+            hint=f"take it out{self.otherwise}",
         )
 
     def _decoded(self, data: bytes, offset: int, *, final: bool) -> tuple[str, int]:
@@ -111,7 +114,7 @@ class Decoder:
             wide = not offset and data.startswith(WIDE_MARKS)
             raise DataError(
                 f"{self.path}: not UTF-8: {_byte(data, error.start, offset)}",
-                hint=SAVE if wide else OR_REPLACE,
+                hint=SAVE if wide else UTF_8 + self.otherwise,
             ) from error
         if "\0" not in text:
             return text, used
@@ -119,7 +122,7 @@ class Decoder:
             return text.replace("\0", REPLACEMENT), used
         raise DataError(
             f"{self.path}: not a text: {_byte(data, data.index(0), offset)}",
-            hint=SAVE if data.count(0) * MANY_ZEROS > len(data) else OR_REPLACE,
+            hint=SAVE if data.count(0) * MANY_ZEROS > len(data) else UTF_8 + self.otherwise,
         )
 
 

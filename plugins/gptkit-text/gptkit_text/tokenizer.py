@@ -162,6 +162,11 @@ def _from_path(path: Path, *, join: bool) -> TokenizerCodec:
         DataError: it is missing, cannot be read, or is no tokenizer.
     """
     folder = path if path.is_dir() else path.parent
+    if path.suffix.lower() == ".gguf":
+        raise DataError(
+            f"{path}: is no tokenizer, but a model",
+            hint=f'gptkit import {path} --out RUN, then tokenizer = "RUN"',
+        )
     try:
         noted = {} if join else _noted(folder)
         whole = path in (folder, folder / "tokenizer.json")

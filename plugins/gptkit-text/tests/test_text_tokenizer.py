@@ -390,3 +390,10 @@ def test_a_text_of_ids_is_learned_from_a_bounded_number_of_them(
     assert list(few_words(same)) == same
     clauses = [chr(0x4E00 + i) * 100 for i in range(99)]  # text without spaces
     assert list(few_words(clauses)) == clauses[:5]
+
+
+def test_a_model_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(DataError, match=r"a\.gguf: is no tokenizer, but a model") as caught:
+        make_codec(tmp_path / "a.gguf", list, key="", join=False)
+    assert 'tokenizer = "RUN"' in str(caught.value.hint)
