@@ -21,6 +21,7 @@ from gptkit.onnx.proof.compare import (
     Case,
     compare_weights,
     ort_errors_as_export_errors,
+    prompts_for,
     raise_if_failed,
 )
 from gptkit.onnx.proof.prove import prove_generate, torch_tokens
@@ -138,10 +139,11 @@ def _prove(
 ) -> list[Comparison]:
     model, dtype = build.gpt(trained), source.precision.name
     starts = np.array(trained.codec.starts, dtype=np.int64)
+    prompts = prompts_for(model, data)
     return [
-        *prove_generate(folder / GENERATE_FILE, model, starts, dtype),
+        *prove_generate(folder / GENERATE_FILE, model, starts, dtype, prompts),
         compare_weights(folder / STEP_FILE, model, dtype),
-        *prove_step(folder / STEP_FILE, model, text, dtype),
+        *prove_step(folder / STEP_FILE, model, text, dtype, prompts),
         compare_weights(folder / DECODE_FILE, model, dtype),
         *prove_decode(folder, model, dtype),
         *([prove_loss(folder / STEP_FILE, model, data, dtype)] if data else []),

@@ -11,7 +11,12 @@ from gptkit.errors import GptkitError, UsageError
 from gptkit.onnx.export import build, page
 from gptkit.onnx.export.bundle import foreign_files, is_bundle, write_bundle
 from gptkit.onnx.graphs.source import ExportSource
-from gptkit.onnx.proof.compare import TOLERANCES, ort_errors_as_export_errors, raise_if_failed
+from gptkit.onnx.proof.compare import (
+    TOLERANCES,
+    ort_errors_as_export_errors,
+    prompts_for,
+    raise_if_failed,
+)
 from gptkit.onnx.proof.prove import prove_generate
 from gptkit.onnx.proof.prove_bundle import prove_loss
 from gptkit.onnx.proof.seal import append_proof
@@ -126,7 +131,7 @@ def _write_file(
     ir.save(build.build_model(trained, source, "generate"), target)
     starts = np.array(trained.codec.starts, dtype=np.int64)
     with ort_errors_as_export_errors(target.name):
-        comparisons = list(prove_generate(target, model, starts, dtype))
+        comparisons = list(prove_generate(target, model, starts, dtype, prompts_for(model, data)))
         if data is not None:
             step = target.with_name("step.onnx")
             ir.save(build.build_model(trained, source, "step"), step)

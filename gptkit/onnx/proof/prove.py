@@ -19,6 +19,7 @@ from gptkit.onnx.proof.compare import (
     TOLERANCES,
     Case,
     MaxError,
+    Prompts,
     compare_weights,
     reference,
     wrong_tokens,
@@ -40,7 +41,9 @@ NO_LOGITS = "no_logits"
 """The second input of the copy: float32 (0, batch, vocab_size), which its Loop appends to."""
 
 
-def prove_generate(path: Path, model: GPT, starts: Ints, dtype: str) -> Iterator[Comparison]:
+def prove_generate(
+    path: Path, model: GPT, starts: Ints, dtype: str, prompts: Prompts
+) -> Iterator[Comparison]:
     """Compare a graph `generate` with a checkpoint.
 
     Args:
@@ -48,15 +51,16 @@ def prove_generate(path: Path, model: GPT, starts: Ints, dtype: str) -> Iterator
         model: the checkpoint's, on the CPU in float32, in evaluation mode.
         starts: int64 (N, T), what samples without a prompt start with.
         dtype: of the export.
+        prompts: draws those of some cases.
 
     Yields:
         What was compared, whether it passed or not.
     """
     yield compare_weights(path, model, dtype)
     file = _File(path, model.config.vocab_size)
-    cases = list(_cases(model, starts))
+    cases = list(_cases(model, starts, prompts))
     yield from _compare_samples(file, model, cases, dtype)
-    yield _compare_prefill(file, model, dtype)
+    yield _compare_prefill(file, model, dtype, prompts)
     yield _compare_batch(file, cases[-1], dtype)
     yield _compare_stop_tokens(file, cases[-1])
 
@@ -117,8 +121,8 @@ def _loop(graph: ir.Graph) -> ir.Node:
     return next(node for node in graph if node.op_type == "Loop")
 
 
-def _cases(model: GPT, starts: Ints) -> Iterator[Case]:
-    """Random and sampled prompts, around the end of the context, greedy and sampled; a batch.
+def _cases(model: GPT, starts: Ints, prompts: Prompts) -> Iterator[Case]:
+    """Drawn and sampled prompts, around the end of the context, greedy and sampled; a batch.
 
     Of a long context, around the end of its first part.
     """
@@ -129,12 +133,12 @@ def _cases(model: GPT, starts: Ints) -> Iterator[Case]:
     yield first
     text = np.concatenate([first.prompts, torch_tokens(model, first)], axis=1)
     yield Case("greedy", text[:, : max(1, S // 3)], 16, SamplingOptions(temperature=0))
-    at_the_end = random.integers(0, V, (2, max(1, S - 2)))
+    at_the_end = prompts(random, 2, max(1, S - 2))
     yield Case("end of the context", at_the_end, 6, SamplingOptions(top_k=5, seed=2))
-    longer = random.integers(0, V, (1, S + 3))
+    longer = prompts(random, 1, S + 3)
     yield Case("longer than the context", longer, 3, SamplingOptions(top_p=0.9, seed=3))
     batch = np.concatenate([text[:, : max(1, S // 4)]] * 3)
-    batch[1:] = random.integers(0, V, batch[1:].shape)
+    batch[1:] = prompts(random, 2, batch.shape[1])
     sampling = SamplingOptions(temperature=0.8, top_k=max(1, V // 2), top_p=0.95, seed=4)
     yield Case("batch", batch, 16, sampling)
 
@@ -170,14 +174,14 @@ def _count_wrong(name: str, wrong: list[str]) -> Comparison:
     return Comparison.of(name, len(wrong), 0, "wrong tokens", *wrong[:1])
 
 
-def _compare_prefill(file: _File, model: GPT, dtype: str) -> Comparison:
+def _compare_prefill(file: _File, model: GPT, dtype: str, prompts: Prompts) -> Comparison:
     """The logits after prompts of many lengths, each fed at once."""
-    S, V = min(model.config.block_size, LONGEST), model.config.vocab_size
+    S = min(model.config.block_size, LONGEST)
     error, random = MaxError("logits after prompts", TOLERANCES[dtype]), np.random.default_rng(1)
     lengths = sorted({round(n) for n in np.linspace(1, S, min(S, 12))})
     logits, expected = [], []
     for length in lengths:
-        case = Case("", random.integers(0, V, (1, length)), 1, SamplingOptions())
+        case = Case("", prompts(random, 1, length), 1, SamplingOptions())
         tokens, own_logits = file.tokens_and_logits(case)
         logits.append(own_logits)
         expected.append(reference(model, case.prompts, tokens))

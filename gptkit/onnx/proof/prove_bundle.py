@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptkit.data.order import walk
 from gptkit.model.gpt import GPT
-from gptkit.onnx.proof.compare import LONGEST, LOSS, TOLERANCES, MaxError, wrong_tokens
+from gptkit.onnx.proof.compare import LONGEST, LOSS, TOLERANCES, MaxError, Prompts, wrong_tokens
 from gptkit.onnx.runtime.decode_session import DecodeSession
 from gptkit.onnx.runtime.metadata import Comparison
 from gptkit.onnx.runtime.providers import open_session
@@ -54,7 +54,9 @@ def prove_loss(path: Path, model: GPT, data: Data, dtype: str) -> Comparison:
     return Comparison.of("validation loss", increase, limit, LOSS, where)
 
 
-def prove_step(path: Path, model: GPT, text: Ints, dtype: str) -> Iterator[Comparison]:
+def prove_step(
+    path: Path, model: GPT, text: Ints, dtype: str, prompts: Prompts
+) -> Iterator[Comparison]:
     """Compare a graph `step` with a checkpoint at every position.
 
     Args:
@@ -62,10 +64,11 @@ def prove_step(path: Path, model: GPT, text: Ints, dtype: str) -> Iterator[Compa
         model: the checkpoint's, on the CPU in float32, in evaluation mode.
         text: int64 (1, T), sampled from the model.
         dtype: of the export.
+        prompts: draws other texts.
     """
     session, config, tolerance = open_session(path, "cpu"), model.config, TOLERANCES[dtype]
     S = min(config.block_size, LONGEST)
-    random = np.random.default_rng(2).integers(0, config.vocab_size, (2, S))
+    random = prompts(np.random.default_rng(2), 2, S)
     with torch.no_grad():
         of_random, of_text = (model.logits(torch.from_numpy(ids)).numpy() for ids in (random, text))
     at_once = MaxError("step: logits at once", tolerance)
