@@ -1,5 +1,6 @@
 """What tests of several files do: run a program, train a small model."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,44 @@ def downloaded(name: str, fill: Callable[[Path], object]) -> Path:
             fill(stage)
             stage.rename(target)
     return target
+
+
+def node_program(script: Path, folder: Path, *wanted: str) -> Callable[..., Any]:
+    """A program in Node with packages of npm, which are installed once per user.
+
+    Args:
+        script: of the program, which prints JSON.
+        folder: a new one, in which it runs.
+        wanted: arguments of `npm install`: packages with their versions, of which the first names
+            the place where all are kept, and options.
+
+    Returns:
+        Runs the program with arguments, and gives what it printed.
+    """
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    options = ["--ignore-scripts", "--no-audit", "--no-fund"]
+
+    def fill(place: Path) -> None:
+        command = ["npm", "install", *options, *wanted]
+        subprocess.run(command, cwd=place, check=True, capture_output=True, timeout=280)
+
+    try:
+        installed = downloaded(wanted[0].strip("@").replace("/", "-").replace("@", "-"), fill)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"{wanted[0]} cannot be installed: {error}")
+    (folder / "node_modules").symlink_to(installed / "node_modules")
+    shutil.copy(script, folder)
+
+    def call(*arguments: str) -> Any:
+        command = ["node", script.name, *arguments]
+        done = subprocess.run(
+            command, cwd=folder, check=False, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return call
 
 
 def smollm2() -> Path:

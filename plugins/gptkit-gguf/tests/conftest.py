@@ -3,8 +3,6 @@
 import json
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from gptkit_gguf.names import layout
 from gptkit_gguf.spelling import Spelling, spell
 from gptkit_gguf.writer import write_file
 from gptkit_text.codec import TokenizerCodec
-from tests.support import downloaded
+from tests.support import node_program
 
 VERSION = "3.21.1"
 BINARIES = {("Linux", "x86_64"): "linux-x64", ("Linux", "aarch64"): "linux-arm64"}
@@ -40,30 +38,15 @@ Llama = Callable[..., dict[str, Any]]
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     """Asks llama.cpp about a file: its tokens of `texts`, `count` greedy ones that follow `ids`."""
     binary = BINARIES.get((platform.system(), platform.machine()))
-    if shutil.which("npm") is None or binary is None:
-        pytest.skip("npm is not installed, or has no llama.cpp for this machine")
-    packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}"]
-    options = ["--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]
-
-    def fill(folder: Path) -> None:
-        command = ["npm", "install", *options, *packages]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=280)
-
-    try:
-        modules = downloaded(f"node-llama-cpp-{VERSION}", fill) / "node_modules"
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"node-llama-cpp cannot be installed: {error}")
+    if binary is None:
+        pytest.skip("npm has no llama.cpp for this machine")
+    packages = (f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}")
+    script = Path(__file__).with_name("llama.mjs")
     folder = tmp_path_factory.mktemp("node")
-    (folder / "node_modules").symlink_to(modules)
-    shutil.copy(Path(__file__).parent / "llama.mjs", folder)
+    program = node_program(script, folder, *packages, "--omit=optional")  # not for GPUs
 
     def ask(file: Path, **request: Any) -> dict[str, Any]:
-        command = ["node", "llama.mjs", json.dumps([{"file": str(file), **request}])]
-        done = subprocess.run(
-            command, cwd=folder, check=False, capture_output=True, text=True, timeout=280
-        )
-        assert done.returncode == 0, done.stderr
-        (found,) = json.loads(done.stdout)
+        (found,) = program(json.dumps([{"file": str(file), **request}]))
         assert "error" not in found, found
         return dict(found)
 

@@ -1,8 +1,6 @@
 """transformers.js in Node opens what `gptkit export --to hf` writes, and draws the same tokens."""
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 
 import gptkit
-from tests.support import downloaded
+from tests.support import node_program
 
 VERSION = "4.3.2"
 LLAMA = {"norm": "rmsnorm", "position": "rotary", "mlp": "swiglu", "bias": False, "n_kv_head": 1}
@@ -27,37 +25,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Asks transformers.js about a folder."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
-
-    def fill(folder: Path) -> None:
-        command = [*install, f"@huggingface/transformers@{VERSION}"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=280)
-
-    try:
-        modules = downloaded(f"transformers.js-{VERSION}", fill) / "node_modules"
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"transformers.js cannot be installed: {error}")
+    script = Path(__file__).with_name("transformers.mjs")
     folder = tmp_path_factory.mktemp("node")
-    (folder / "node_modules").symlink_to(modules)
-    shutil.copy(Path(__file__).parent / "transformers.mjs", folder)
-
-    def ask(*arguments: object) -> dict[str, Any]:
-        command = ["node", "transformers.mjs", *map(str, arguments)]
-        done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
-
-    return ask
+    return node_program(script, folder, f"@huggingface/transformers@{VERSION}")
 
 
 @pytest.mark.parametrize("architecture", MODELS)
 def test_transformers_js_opens_what_gptkit_trains(
     architecture: str,
-    node: Callable[..., dict[str, Any]],
+    node: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -74,7 +52,7 @@ def test_transformers_js_opens_what_gptkit_trains(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == [architecture]
 
-    found = node(tmp_path / "out", "Shall I compare", COUNT)
+    found = node(str(tmp_path / "out"), "Shall I compare", str(COUNT))
     loaded = gptkit.load(run.path)
     assert found["ids"] == loaded.codec.encode("Shall I compare")
     assert len(found["drawn"]) == len(found["ids"]) + COUNT
